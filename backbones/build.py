@@ -3,11 +3,16 @@
 import difflib
 import math
 import sys
-import timm
-import torch
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg, get_pretrained_cfg
+from torch import Tensor, nn
+
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.backbones.execution.batch_norms import fold_batch_norms
 from sfm.backbones.hub import download_hub_weights
@@ -19,10 +24,6 @@ from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.text import sanitize_line, summarize_error
-from timm.models import PretrainedCfg, get_pretrained_cfg
-from torch import Tensor, nn
-from typing import Any
-
 
 # Common names of the backbone inside a larger model.
 _USUAL_PREFIX_PARTS = frozenset({"", "module", "model", "backbone", "encoder"})
@@ -98,7 +99,14 @@ class Backbone:
         return feature.to(images.dtype)
 
 
-def load_backbone(spec: str, *, image_size: int | None = None, device: str = "auto", fold_norms: bool = True, progress: ProgressCallback = no_progress) -> Backbone:
+def load_backbone(
+    spec: str,
+    *,
+    image_size: int | None = None,
+    device: str = "auto",
+    fold_norms: bool = True,
+    progress: ProgressCallback = no_progress,
+) -> Backbone:
     """Build a backbone, load its weights, and identify it.
 
     The digest of the weights is taken at the resolution they were stored in; only then are position
@@ -138,7 +146,9 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
     if choice:
         progress(Progress(f"weights of {strip_weights_folder(spec)} from {choice}", 1, 1, "sets"))
     try:
-        digest = digest_weights(select_feature_tensors(model.state_dict(), _list_classifier_module_names(parsed, model)))
+        digest = digest_weights(
+            select_feature_tensors(model.state_dict(), _list_classifier_module_names(parsed, model))
+        )
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
     size = preprocessing.input_size
@@ -148,9 +158,19 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
     folded: nn.Module = fold_batch_norms(trunk, example).requires_grad_(False) if fold_norms else trunk
     convolutional = sum(isinstance(module, nn.Conv2d) for module in folded.modules()) > 1
     layout = torch.channels_last if convolutional else torch.contiguous_format
-    card = BackboneCard(spec=strip_weights_folder(spec), model=parsed.model, rule=parsed.feature_rule, weights=digest, preprocessing=preprocessing, features=features)
+    card = BackboneCard(
+        spec=strip_weights_folder(spec),
+        model=parsed.model,
+        rule=parsed.feature_rule,
+        weights=digest,
+        preprocessing=preprocessing,
+        features=features,
+    )
     folded = folded.to(device=place).to(memory_format=layout)
-    mean, std = (_expand_channel_values(values, size, place, layout) for values in (preprocessing.mean, preprocessing.std))
+    mean, std = (
+        _expand_channel_values(values, size, place, layout)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
     return Backbone(card, folded, place, mean, std, layout)
 
 
@@ -169,7 +189,9 @@ def _select_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _expand_channel_values(channel_values: Sequence[float], image_size: int, device: torch.device, memory_format: torch.memory_format) -> Tensor:
+def _expand_channel_values(
+    channel_values: Sequence[float], image_size: int, device: torch.device, memory_format: torch.memory_format
+) -> Tensor:
     """Expand one value per channel to every pixel: arithmetic is faster on tensors of equal layout."""
     pixels = torch.tensor(channel_values, device=device).view(1, 3, 1, 1).expand(1, 3, image_size, image_size)
     return pixels.contiguous(memory_format=memory_format)
@@ -197,7 +219,9 @@ def _require_known_model(spec: ParsedSpec) -> None:
         raise InputError(f"unknown backbone 'timm/{spec.model}' (timm {timm.__version__}){guess}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{spec.model}.*")]
     if spec.weights_tag is not None and spec.weights_tag not in tags:
-        raise InputError(f"timm has no weights '{spec.weights_tag}' for {spec.model}: it has {', '.join(tags) or 'none'}")
+        raise InputError(
+            f"timm has no weights '{spec.weights_tag}' for {spec.model}: it has {', '.join(tags) or 'none'}"
+        )
 
 
 def _resolve_preprocessing(spec: ParsedSpec, image_size: int | None) -> Preprocessing:
@@ -223,7 +247,9 @@ def _create_pretrained_model(spec: ParsedSpec) -> Any:
         overlay = {} if path is None else {"file": str(path)}
         return timm.create_model(spec.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, InputError) as error:
-        raise InputError(f"cannot get the weights of '{spec.text}' ({summarize_error(error)}): try again, {advice}") from error
+        raise InputError(
+            f"cannot get the weights of '{spec.text}' ({summarize_error(error)}): try again, {advice}"
+        ) from error
 
 
 def _list_classifier_module_names(spec: ParsedSpec, model: Any) -> list[str]:
@@ -236,22 +262,40 @@ def _rename_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path)
     """Give timm names to tensors that match the model's by order and shape."""
     expected = model.state_dict()
     if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in expected.values()]:
-        raise InputError(f"{path} does not hold the tensors that timm {timm.__version__} expects, in its order")
+        raise InputError(
+            f"{path} does not hold the tensors that timm {timm.__version__} expects, in its order"
+        )
     return dict(zip(expected, tensors.values(), strict=True))
 
 
-def _load_weights_with_prefix_note(model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str], path: Path, model_name: str) -> str:
+def _load_weights_with_prefix_note(
+    model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str], path: Path, model_name: str
+) -> str:
     """Load weights into a model, ignoring its classifier; return the prefix if several would fit."""
     choice = ""
     fitted, faults = _translate_and_list_mismatches(model, tensors, unused_modules)
     if faults:
-        tensors_by_prefix = group_tensors_by_prefix(tensors, select_feature_tensors(model.state_dict(), unused_modules))
-        fitting_prefixes = [prefix for prefix, prefixed in tensors_by_prefix.items() if not _translate_and_list_mismatches(model, prefixed, unused_modules)[1]]
-        prefix, choice = _choose_prefix_with_note(fitting_prefixes, path, model_name) if fitting_prefixes else (next(iter(tensors_by_prefix), ""), "")
-        fitted, faults = _translate_and_list_mismatches(model, tensors_by_prefix.get(prefix, tensors), unused_modules)
+        tensors_by_prefix = group_tensors_by_prefix(
+            tensors, select_feature_tensors(model.state_dict(), unused_modules)
+        )
+        fitting_prefixes = [
+            prefix
+            for prefix, prefixed in tensors_by_prefix.items()
+            if not _translate_and_list_mismatches(model, prefixed, unused_modules)[1]
+        ]
+        prefix, choice = (
+            _choose_prefix_with_note(fitting_prefixes, path, model_name)
+            if fitting_prefixes
+            else (next(iter(tensors_by_prefix), ""), "")
+        )
+        fitted, faults = _translate_and_list_mismatches(
+            model, tensors_by_prefix.get(prefix, tensors), unused_modules
+        )
     if faults:
         raise InputError(f"{path} does not fit {model_name}: {_join_first_mismatches(faults)}")
-    model.load_state_dict({n: t for n, t in fitted.items() if not is_in_modules(n, unused_modules)}, strict=False)
+    model.load_state_dict(
+        {n: t for n, t in fitted.items() if not is_in_modules(n, unused_modules)}, strict=False
+    )
     return choice
 
 
@@ -259,15 +303,23 @@ def _choose_prefix_with_note(fitting_prefixes: list[str], path: Path, model_name
     """Return the usual one of the prefixes that fit, and a description if there are several."""
     if len(fitting_prefixes) == 1:
         return fitting_prefixes[0], ""
-    places = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in fitting_prefixes}
-    usual = [prefix for prefix in fitting_prefixes if _USUAL_PREFIX_PARTS.issuperset(prefix.removesuffix(".").split("."))]
+    descriptions = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in fitting_prefixes}
+    usual = [
+        prefix
+        for prefix in fitting_prefixes
+        if _USUAL_PREFIX_PARTS.issuperset(prefix.removesuffix(".").split("."))
+    ]
     if len(usual) != 1:
-        raise InputError(f"{path} holds {model_name} under {' and '.join(descriptions.values())}: save only the right ones")
+        raise InputError(
+            f"{path} holds {model_name} under {' and '.join(descriptions.values())}: save only the right ones"
+        )
     chosen = descriptions.pop(usual[0])
     return usual[0], f"{chosen}, not {' or '.join(descriptions.values())}"
 
 
-def _translate_and_list_mismatches(model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+def _translate_and_list_mismatches(
+    model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]
+) -> tuple[dict[str, Tensor], list[str]]:
     """Translate tensors to the model's names; return them with the remaining mismatches."""
     _resize_model_to_position_grid(model, tensors.get("pos_embed"))
     faults = _describe_tensor_mismatches(model, tensors, unused_modules)
@@ -285,7 +337,12 @@ def _translate_and_list_mismatches(model: Any, tensors: dict[str, Tensor], unuse
 def _resize_model_to_position_grid(model: Any, stored_pos_embed: Tensor | None) -> None:
     """Resize a vision transformer's input to the grid of a stored position embedding."""
     own = getattr(model, "pos_embed", None)
-    if stored_pos_embed is None or own is None or stored_pos_embed.ndim != 3 or not hasattr(model, "set_input_size"):
+    if (
+        stored_pos_embed is None
+        or own is None
+        or stored_pos_embed.ndim != 3
+        or not hasattr(model, "set_input_size")
+    ):
         return
     # The widths must be equal, or a model of any size would be made to fit.
     if stored_pos_embed.shape == own.shape or stored_pos_embed.shape[::2] != own.shape[::2]:
@@ -296,13 +353,23 @@ def _resize_model_to_position_grid(model: Any, stored_pos_embed: Tensor | None) 
         model.set_input_size(img_size=side * model.patch_embed.patch_size[0])
 
 
-def _describe_tensor_mismatches(model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]) -> list[str]:
+def _describe_tensor_mismatches(
+    model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]
+) -> list[str]:
     """Describe the tensors that are missing, unknown or of another shape, without the unused modules."""
     expected = model.state_dict()
-    used_tensors = {name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused_modules)}
-    missing = [f"no {name}" for name in select_feature_tensors(expected, unused_modules) if name not in used_tensors]
+    used_tensors = {
+        name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused_modules)
+    }
+    missing = [
+        f"no {name}" for name in select_feature_tensors(expected, unused_modules) if name not in used_tensors
+    ]
     unknown = [f"unknown {name}" for name in used_tensors if name not in expected]
-    misshapen = [f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}" for name, tensor in used_tensors.items() if name in expected and tensor.shape != expected[name].shape]
+    misshapen = [
+        f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+        for name, tensor in used_tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
     return missing + unknown + misshapen
 
 
@@ -320,7 +387,11 @@ def _set_size_and_count_features(trunk: FeatureModel, example_images: Tensor, sp
         with torch.no_grad():
             feature = trunk(example_images)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"backbone '{spec}' cannot take images of {size} px: {summarize_error(error)}") from error
+        raise InputError(
+            f"backbone '{spec}' cannot take images of {size} px: {summarize_error(error)}"
+        ) from error
     if feature.ndim != 2:
-        raise InputError(f"backbone '{spec}' gives features of shape {tuple(feature.shape[1:])}, not a vector")
+        raise InputError(
+            f"backbone '{spec}' gives features of shape {tuple(feature.shape[1:])}, not a vector"
+        )
     return int(feature.shape[1])

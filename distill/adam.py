@@ -1,11 +1,11 @@
 """Adam for a slice of the images at a time. Updates are elementwise, so slices may come in any order."""
 
-import torch
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 from torch.optim.adam import adam
-
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -32,7 +32,13 @@ def init_adam(levels: Sequence[Tensor]) -> AdamState:
     return AdamState([torch.zeros_like(x) for x in levels], [torch.zeros_like(x) for x in levels], 0)
 
 
-def adam_step(levels: Sequence[Tensor], state: AdamState, learning_rate: float, image_slice: slice, gradients: Sequence[Tensor]) -> None:
+def adam_step(
+    levels: Sequence[Tensor],
+    state: AdamState,
+    learning_rate: float,
+    image_slice: slice,
+    gradients: Sequence[Tensor],
+) -> None:
     """Update some images; the caller raises `state.step_count` once all images are updated.
 
     Parameters

@@ -1,14 +1,15 @@
 """Differentiable augmentation: random resized crop, flip and noise, reproducible from seed and step."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from dataclasses import dataclass
+from torch import Tensor
+
 from sfm.backbones.crops import Crops, draw_crops
 from sfm.distill.resample import apply_crops_per_image
 from sfm.random_streams import make_rng
-from torch import Tensor
-
 
 AUGMENTATION_STREAM = 102
 """Key of the random streams of augmentations."""
@@ -37,7 +38,13 @@ class AugmentationParameters:
     def select_views(self, view_slice: slice) -> "AugmentationParameters":
         """Return the parameters of some of the views."""
         c = self.crops
-        crops = Crops(c.top[view_slice], c.left[view_slice], c.height[view_slice], c.width[view_slice], c.flip[view_slice])
+        crops = Crops(
+            c.top[view_slice],
+            c.left[view_slice],
+            c.height[view_slice],
+            c.width[view_slice],
+            c.flip[view_slice],
+        )
         return AugmentationParameters(crops, self.is_noisy[view_slice], self.noise_seeds[view_slice])
 
 
@@ -58,7 +65,11 @@ def draw_augmentation(seed: int, step: int, view_count: int, image_pixels: int) 
     AugmentationParameters
     """
     rng = make_rng(seed, AUGMENTATION_STREAM, step)
-    return AugmentationParameters(crops=draw_crops(rng, view_count, image_pixels), is_noisy=rng.uniform(size=view_count) < NOISE_SHARE, noise_seeds=rng.integers(2**63 - 1, size=view_count))
+    return AugmentationParameters(
+        crops=draw_crops(rng, view_count, image_pixels),
+        is_noisy=rng.uniform(size=view_count) < NOISE_SHARE,
+        noise_seeds=rng.integers(2**63 - 1, size=view_count),
+    )
 
 
 def augment(images: Tensor, parameters: AugmentationParameters, output_pixels: int) -> Tensor:

@@ -1,9 +1,11 @@
 """Select some of a store's classes, by a file or a list that names them."""
 
 import difflib
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
-from pathlib import Path
+
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.stats_store.cards import DatasetCard

@@ -1,17 +1,18 @@
 """Distilled images as 8-bit files, which evaluation reads."""
 
-import numpy as np
-import numpy.typing as npt
 import re
-import torch
 import unicodedata
-from PIL import Image
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from sfm.distill.pyramid import decode_pyramid
-from sfm.stats_store.digests import compute_chunked_array_digest
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
 from torch import Tensor
 
+from sfm.distill.pyramid import decode_pyramid
+from sfm.stats_store.digests import compute_chunked_array_digest
 
 DECODE_BATCH = 64
 
@@ -34,7 +35,9 @@ def decode_pixels(levels: Sequence[Tensor], canvas_pixels: int) -> Iterator[npt.
 def compute_images_digest(levels: Sequence[Tensor], canvas_pixels: int) -> str:
     """Return the digest of the images' pixels, to detect later edits."""
     blocks = (image[None] for image in decode_pixels(levels, canvas_pixels))
-    return compute_chunked_array_digest(blocks, np.dtype(np.uint8), (len(levels[0]), canvas_pixels, canvas_pixels, 3))
+    return compute_chunked_array_digest(
+        blocks, np.dtype(np.uint8), (len(levels[0]), canvas_pixels, canvas_pixels, 3)
+    )
 
 
 def make_slug(name: str) -> str:
@@ -53,7 +56,9 @@ def make_class_folder_names(class_ids: Sequence[str], class_names: Sequence[str]
     return [f"{index:0{width}d}_{word}".rstrip("_") for index, word in enumerate(words)]
 
 
-def write_images(folder: Path, images: Iterator[npt.NDArray[np.uint8]], class_folder_names: Sequence[str], ipc: int) -> None:
+def write_images(
+    folder: Path, images: Iterator[npt.NDArray[np.uint8]], class_folder_names: Sequence[str], ipc: int
+) -> None:
     """Write images as ``folder/<class>/<i>.png``, 8-bit RGB.
 
     Parameters

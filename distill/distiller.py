@@ -1,32 +1,58 @@
 """The Distiller: a training loop over synthetic images that can be saved and resumed to the same bits."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from torch import Tensor
+
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.execution.determinism import deterministic_algorithms, deterministic_if_supported, tf32_disabled
+from sfm.backbones.execution.determinism import (
+    deterministic_algorithms,
+    deterministic_if_supported,
+    tf32_disabled,
+)
 from sfm.backbones.execution.preparation import PreparedModel, count_cuda_graph_bytes, optimize_backbone
 from sfm.backbones.spec import parse_spec
-from sfm.distill.activation_memory import choose_kept_graph_count, choose_micro_batch_size, measure_activation_bytes_per_view, measure_free_memory_bytes
+from sfm.distill.activation_memory import (
+    choose_kept_graph_count,
+    choose_micro_batch_size,
+    measure_activation_bytes_per_view,
+    measure_free_memory_bytes,
+)
 from sfm.distill.class_indices import find_class_indices
 from sfm.distill.config import DistillConfig
 from sfm.distill.distilled_images import decode_pixels
 from sfm.distill.execution_choice import choose_execution, keep_saved_execution, should_compile
 from sfm.distill.mixed_precision import convert_precision
 from sfm.distill.objective import make_objective, read_centres
-from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
-from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, choose_growth_interval, compute_growth_interval
-from sfm.distill.state_dict import describe_invalid_values, gather_levels, gather_state, is_per_image, list_expected_state_tensors, make_state
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.resolved_config import (
+    ExecutionChoice,
+    ResolvedDistillConfig,
+    choose_growth_interval,
+)
+from sfm.distill.state_dict import (
+    describe_invalid_values,
+    gather_levels,
+    gather_state,
+    is_per_image,
+    list_expected_state_tensors,
+    make_state,
+)
 from sfm.distill.train_step import StepOutput, init_distill_state, train_step
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.entry_history import list_candidate_summaries
-from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries_by_model, open_entry_of_backbone
+from sfm.stats_store.entry_selection import (
+    NotExtractedError,
+    filter_summaries_by_model,
+    open_entry_of_backbone,
+)
 from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.store import Entry, open_store
-from torch import Tensor
 
 
 class Distiller:
@@ -73,9 +99,20 @@ class Distiller:
     >>> images = distiller.decode_images()  # doctest: +SKIP
     """
 
-    def __init__(self, config: DistillConfig, entry: Entry, backbone: Backbone, group: ProcessGroup = SINGLE_PROCESS, resume_from: ResolvedDistillConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: DistillConfig,
+        entry: Entry,
+        backbone: Backbone,
+        group: ProcessGroup = SINGLE_PROCESS,
+        resume_from: ResolvedDistillConfig | None = None,
+    ) -> None:
         if backbone.card.hash != entry.summary.backbone_hash:
-            raise InputError(f"the entry of {entry.dataset.name} was extracted with another backbone than this " f"{backbone.card.spec}: load {entry.summary.backbone} at {entry.summary.image_size} px, " "with the same weights")
+            raise InputError(
+                f"the entry of {entry.dataset.name} was extracted with another backbone than this "
+                f"{backbone.card.spec}: load {entry.summary.backbone} at {entry.summary.image_size} px, "
+                "with the same weights"
+            )
         self.group, self.entry = group, entry
         self.backbone = convert_precision(backbone, config.precision)
         indices = find_class_indices(config.classes, entry.dataset)
@@ -88,7 +125,9 @@ class Distiller:
         else:
             self._optimized = optimize_backbone(self.backbone, 1, "input-grad")
         measured = self._optimized[0] if self._optimized else self.backbone
-        self.config = resolve_distill_config(config, entry.summary.entry_digest, class_ids, measured, group, resume_from)
+        self.config = resolve_distill_config(
+            config, entry.summary.entry_digest, class_ids, measured, group, resume_from
+        )
         self.objective = make_objective(self.config, centres, self.backbone.device)
         self.prepared: PreparedModel | None = None
         self.state = init_distill_state(self.config, self.backbone.device, group)
@@ -123,7 +162,9 @@ class Distiller:
                 views = self.config.micro_batch * self.config.views
                 self.backbone, self.prepared = optimize_backbone(self.backbone, views, choice.mode)
         self._optimized = None
-        execution = ExecutionChoice(mode=self.prepared.mode, reason=self.prepared.fallback_reason or choice.reason)
+        execution = ExecutionChoice(
+            mode=self.prepared.mode, reason=self.prepared.fallback_reason or choice.reason
+        )
         self.config = self.config.model_copy(update={"execution": execution, "repeatable": repeatable})
         if self.backbone.device.type == "cuda":
             # Do not count compilation and graph capture in peak memory.
@@ -226,7 +267,9 @@ class Distiller:
             yield
 
 
-def open_entry_and_backbone(config: DistillConfig, progress: ProgressCallback = no_progress) -> tuple[Entry, Backbone]:
+def open_entry_and_backbone(
+    config: DistillConfig, progress: ProgressCallback = no_progress
+) -> tuple[Entry, Backbone]:
     """Open the store's entry and the backbone that a config names.
 
     Raises
@@ -238,16 +281,31 @@ def open_entry_and_backbone(config: DistillConfig, progress: ProgressCallback = 
     model = parse_spec(config.backbone).model
     summaries = list_candidate_summaries(store, config.dataset)
     try:
-        candidates = filter_summaries_by_model(summaries, dataset=config.dataset, model=model, image_size=config.image_size)
+        candidates = filter_summaries_by_model(
+            summaries, dataset=config.dataset, model=model, image_size=config.image_size
+        )
     except NotExtractedError as error:
         line = format_extract_command(store, error.others, config.backbone, config.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
     image_size = candidates[0].image_size
-    backbone = load_backbone(config.backbone, image_size=image_size, device=config.device, fold_norms=config.execution != "eager", progress=progress)
+    backbone = load_backbone(
+        config.backbone,
+        image_size=image_size,
+        device=config.device,
+        fold_norms=config.execution != "eager",
+        progress=progress,
+    )
     return open_entry_of_backbone(store, candidates, backbone.card), backbone
 
 
-def resolve_distill_config(config: DistillConfig, entry_digest: str, class_ids: list[str], backbone: Backbone, group: ProcessGroup = SINGLE_PROCESS, resume_from: ResolvedDistillConfig | None = None) -> ResolvedDistillConfig:
+def resolve_distill_config(
+    config: DistillConfig,
+    entry_digest: str,
+    class_ids: list[str],
+    backbone: Backbone,
+    group: ProcessGroup = SINGLE_PROCESS,
+    resume_from: ResolvedDistillConfig | None = None,
+) -> ResolvedDistillConfig:
     """Resolve the unset options of a config by the free memory, the device and the number of steps.
 
     Parameters
@@ -270,7 +328,9 @@ def resolve_distill_config(config: DistillConfig, entry_digest: str, class_ids: 
     """
     classes, image_size = len(class_ids), backbone.card.preprocessing.input_size
     if group.size > classes:
-        raise InputError(f"{classes} classes cannot be shared among {group.size} processes: use fewer --devices")
+        raise InputError(
+            f"{classes} classes cannot be shared among {group.size} processes: use fewer --devices"
+        )
     images = group.count_rows(classes, config.ipc)[0]
     micro_batch, graphs = config.micro_batch, config.graphs
     if resume_from:
@@ -279,7 +339,9 @@ def resolve_distill_config(config: DistillConfig, entry_digest: str, class_ids: 
     if micro_batch is None or graphs is None:
         view_bytes = measure_activation_bytes_per_view(backbone)
         # Processes on one CPU see the same free memory.
-        free = measure_free_memory_bytes(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
+        free = measure_free_memory_bytes(backbone.device) // (
+            1 if backbone.device.type == "cuda" else group.size
+        )
         memory = (images, config.views, view_bytes, free, backbone.device.type)
         # The process with the least free memory decides for all.
         micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch_size(*memory))
@@ -311,5 +373,9 @@ def resolve_distill_config(config: DistillConfig, entry_digest: str, class_ids: 
         device = backbone.device
         execution = choose_execution(resolved, config.execution, config.compile, device, group)
         return resolved.model_copy(update={"execution": execution})
-    update = {"execution": keep_saved_execution(resume_from, config.execution), "repeatable": resume_from.repeatable, "threads_before": resume_from.with_threads(resolved.threads).threads_before}
+    update = {
+        "execution": keep_saved_execution(resume_from, config.execution),
+        "repeatable": resume_from.repeatable,
+        "threads_before": resume_from.with_threads(resolved.threads).threads_before,
+    }
     return resolved.model_copy(update=update)

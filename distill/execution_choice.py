@@ -1,14 +1,15 @@
 """Choose the execution mode of a run: from its options, its size, the device and the processes."""
 
+from typing import Literal
+
 import torch
+
 from sfm.backbones.execution.compilation import can_compile_for
 from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.execution.preparation import PreparedModel
-from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
-from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, UNKNOWN_EXECUTION_REASON
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.resolved_config import UNKNOWN_EXECUTION_REASON, ExecutionChoice, ResolvedDistillConfig
 from sfm.errors import InputError
-from typing import Literal
-
 
 CompileOption = Literal["auto", "yes", "no"]
 
@@ -16,7 +17,9 @@ MIN_VIEWS_TO_COMPILE = 100_000
 """Total number of views from which on compiling pays off on a GPU."""
 
 
-def should_compile(compile_option: CompileOption, view_count: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> bool:
+def should_compile(
+    compile_option: CompileOption, view_count: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
+) -> bool:
     """Return whether to compile; compiled models are also recorded, which takes a GPU and one process.
 
     Parameters
@@ -35,12 +38,22 @@ def should_compile(compile_option: CompileOption, view_count: int, device: torch
     if compile_option == "yes" and (device.type != "cuda" or group.size > 1):
         raise InputError("--compile yes is for a run in one process on a GPU: leave it out")
     if compile_option == "yes" and not can_compile_for(device):
-        raise InputError("--compile yes needs Triton for this GPU, and a C compiler: install them, or leave it out")
+        raise InputError(
+            "--compile yes needs Triton for this GPU, and a C compiler: install them, or leave it out"
+        )
     can = group.size == 1 and can_compile_for(device)
-    return can and (compile_option == "yes" or (compile_option == "auto" and view_count >= MIN_VIEWS_TO_COMPILE))
+    return can and (
+        compile_option == "yes" or (compile_option == "auto" and view_count >= MIN_VIEWS_TO_COMPILE)
+    )
 
 
-def choose_execution(config: ResolvedDistillConfig, option: ExecutionOption, compile_option: CompileOption, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> ExecutionChoice:
+def choose_execution(
+    config: ResolvedDistillConfig,
+    option: ExecutionOption,
+    compile_option: CompileOption,
+    device: torch.device,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> ExecutionChoice:
     """Choose the execution mode of a new run.
 
     Process groups do not use CUDA graphs: their communication cannot be recorded. Nor is a run
@@ -66,7 +79,9 @@ def choose_execution(config: ResolvedDistillConfig, option: ExecutionOption, com
     if not one_graph:
         return ExecutionChoice(mode="input-grad", reason="several graphs are kept")
     if worth:
-        return ExecutionChoice(mode="compiled", reason="asked for" if compile_option == "yes" else "a long run on a GPU")
+        return ExecutionChoice(
+            mode="compiled", reason="asked for" if compile_option == "yes" else "a long run on a GPU"
+        )
     return ExecutionChoice(mode="cuda-graph", reason="on a GPU")
 
 
@@ -79,7 +94,10 @@ def keep_saved_execution(saved: ResolvedDistillConfig, option: ExecutionOption) 
         If the option is "eager" and the saved run was not.
     """
     if option == "eager" and saved.execution.mode != "eager":
-        raise InputError(f"cannot resume the run: --execution was auto (mode {saved.execution.mode}) and is eager now; " "repeat its own options, or choose another --out")
+        raise InputError(
+            f"cannot resume the run: --execution was auto (mode {saved.execution.mode}) and is eager now; "
+            "repeat its own options, or choose another --out"
+        )
     return saved.execution
 
 

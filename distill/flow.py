@@ -74,10 +74,14 @@ def sfm_loss(features: Tensor, target_flow: Tensor) -> Tensor:
     -------
     Tensor, shape ()
     """
-    return 1 - F.cosine_similarity(compute_flow(*compute_image_and_class_centres(features)).flatten(), target_flow.flatten(), dim=0)
+    return 1 - F.cosine_similarity(
+        compute_flow(*compute_image_and_class_centres(features)).flatten(), target_flow.flatten(), dim=0
+    )
 
 
-def decoupled_loss(features: Tensor, own_centres: Tensor, class_means: Tensor, own_centres_weight: float) -> Tensor:
+def decoupled_loss(
+    features: Tensor, own_centres: Tensor, class_means: Tensor, own_centres_weight: float
+) -> Tensor:
     """Return ``alpha * MSE(own centres) + (1 - alpha) * MSE(other-class centres)``.
 
     Parameters
@@ -96,4 +100,6 @@ def decoupled_loss(features: Tensor, own_centres: Tensor, class_means: Tensor, o
     Tensor, shape ()
     """
     synthetic_own, synthetic_means = compute_image_and_class_centres(features)
-    return own_centres_weight * F.mse_loss(synthetic_own, own_centres) + (1 - own_centres_weight) * F.mse_loss(compute_other_class_means(synthetic_means), compute_other_class_means(class_means))
+    return own_centres_weight * F.mse_loss(synthetic_own, own_centres) + (
+        1 - own_centres_weight
+    ) * F.mse_loss(compute_other_class_means(synthetic_means), compute_other_class_means(class_means))

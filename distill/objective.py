@@ -1,10 +1,12 @@
 """The loss of a run, and the statistics it needs of a store's entry: class means and sub-class centres."""
 
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from dataclasses import dataclass
-from functools import partial
+
 from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import Objective
@@ -29,7 +31,9 @@ class ClassCentres:
     own_centres: npt.NDArray[np.float64]
 
 
-def read_centres(entry: Entry, images_per_class: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True) -> ClassCentres:
+def read_centres(
+    entry: Entry, images_per_class: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True
+) -> ClassCentres:
     """Read the target centres of `images_per_class` images per class.
 
     A class with fewer samples than centres has centres without a sample; the class mean replaces them.
@@ -52,14 +56,23 @@ def read_centres(entry: Entry, images_per_class: int, class_indices: npt.NDArray
         If an array is damaged or has impossible values.
     """
     if len(class_indices) < 2:
-        raise InputError(f"{entry.dataset.name} has {len(class_indices)} class: a flow needs at least two classes")
+        raise InputError(
+            f"{entry.dataset.name} has {len(class_indices)} class: a flow needs at least two classes"
+        )
     means = entry.read_array("train/mean").astype(np.float64)[class_indices]
     if images_per_class == 1 or not use_sub_classes:
         return ClassCentres(means, means[:, None].repeat(images_per_class, axis=1))
     name = f"train/centre_{images_per_class}"
     if name not in entry:
-        counts = sorted(k for n in entry.list_array_names() if strip_sub_class_suffix(n) == "train/centre" and (k := parse_sub_class_count(n)))
-        raise InputError(f"no {images_per_class} sub-class centres in the entry of {entry.dataset.name}: choose --ipc " f"from {', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {images_per_class}")
+        counts = sorted(
+            k
+            for n in entry.list_array_names()
+            if strip_sub_class_suffix(n) == "train/centre" and (k := parse_sub_class_count(n))
+        )
+        raise InputError(
+            f"no {images_per_class} sub-class centres in the entry of {entry.dataset.name}: choose --ipc "
+            f"from {', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {images_per_class}"
+        )
     has_samples = entry.read_array(f"train/centre_count_{images_per_class}")[class_indices] > 0
     centres = entry.read_array(name).astype(np.float64)[class_indices]
     return ClassCentres(means, np.where(has_samples[:, :, None], centres, means[:, None]))
@@ -70,4 +83,9 @@ def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device:
     own, means = torch.from_numpy(centres.own_centres), torch.from_numpy(centres.class_means)
     if config.objective == "sfm":
         return partial(sfm_loss, target_flow=compute_flow(own, means).float().to(device))
-    return partial(decoupled_loss, own_centres=own.float().to(device), class_means=means.float().to(device), own_centres_weight=config.alpha)
+    return partial(
+        decoupled_loss,
+        own_centres=own.float().to(device),
+        class_means=means.float().to(device),
+        own_centres_weight=config.alpha,
+    )

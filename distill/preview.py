@@ -2,19 +2,20 @@
 
 import os
 import re
-from PIL import Image, ImageDraw, ImageFont
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
 from sfm.atomic import make_folder
 from sfm.config_fields import MAX_CANVAS_PIXELS
 from sfm.distill.distilled_images import decode_pixels
-from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.run_files import translate_run_errors, write_run_file
 from sfm.image_files import read_png
 from sfm.text import sanitize_line
-from torch import Tensor
-
 
 SHEET_CLASSES, MAX_TILE_PIXELS = 10, 64
 """Number of classes in a growth sheet, and maximum side of an image in it, in pixels."""
@@ -26,7 +27,9 @@ MAX_CAPTION_CHARACTERS = 200
 """Maximum length of a caption before it is cut to the width of its tile."""
 
 
-def gather_growth_sheet_levels(levels: Sequence[Tensor], class_count: int, images_per_class: int, group: ProcessGroup = SINGLE_PROCESS) -> list[Tensor]:
+def gather_growth_sheet_levels(
+    levels: Sequence[Tensor], class_count: int, images_per_class: int, group: ProcessGroup = SINGLE_PROCESS
+) -> list[Tensor]:
     """Return the pyramids of a growth sheet, in the first process: the first image of the first ten classes.
 
     Parameters
@@ -74,7 +77,9 @@ def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas
     write_run_file(folder / f"step_{step:08d}.png", data.getvalue())
 
 
-def draw_preview(images_folder: Path, class_folder_names: Sequence[str], class_labels: Sequence[str], title: str) -> bytes:
+def draw_preview(
+    images_folder: Path, class_folder_names: Sequence[str], class_labels: Sequence[str], title: str
+) -> bytes:
     """Draw a labelled sheet of written images.
 
     With one image per class it is a grid with labels below; with more, a row per class of its first 10 images
@@ -94,7 +99,10 @@ def draw_preview(images_folder: Path, class_folder_names: Sequence[str], class_l
     bytes
         A PNG file.
     """
-    shown = [sorted((images_folder / name).glob("*.png"))[:MAX_PREVIEW_IMAGES] for name in class_folder_names[:MAX_PREVIEW_CLASSES]]
+    shown = [
+        sorted((images_folder / name).glob("*.png"))[:MAX_PREVIEW_IMAGES]
+        for name in class_folder_names[:MAX_PREVIEW_CLASSES]
+    ]
     tile, gap, margin, text = 128, 12, 24, 15
     font, heading = ImageFont.load_default(text), ImageFont.load_default(20)
     top = margin + 20 + margin
@@ -109,7 +117,9 @@ def draw_preview(images_folder: Path, class_folder_names: Sequence[str], class_l
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, margin), _shorten_to_width(title, heading, width - 2 * margin), "#111111", heading)
-    for index, (paths, label) in enumerate(zip(shown, strip_common_caption_prefix(class_labels), strict=False)):
+    for index, (paths, label) in enumerate(
+        zip(shown, strip_common_caption_prefix(class_labels), strict=False)
+    ):
         for place, path in enumerate(paths):
             row, column = (index, place) if many else divmod(index, columns)
             x, y = left + column * (tile + gap), top + row * (tile + below + gap)
@@ -126,7 +136,9 @@ def draw_preview(images_folder: Path, class_folder_names: Sequence[str], class_l
     return data.getvalue()
 
 
-def _shorten_to_width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_width_pixels: int) -> str:
+def _shorten_to_width(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_width_pixels: int
+) -> str:
     text = sanitize_line(text, MAX_CAPTION_CHARACTERS)
     if font.getlength(text) <= max_width_pixels:
         return text

@@ -2,10 +2,13 @@
 
 import platform
 import resource
-import torch
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Any
+
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+
 from sfm.backbones.spec import make_spec_absolute
 from sfm.config_fields import MAX_IMAGES_PER_CLASS
 from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat
@@ -16,8 +19,6 @@ from sfm.errors import InputError
 from sfm.stats_store.location import make_url_absolute
 from sfm.stats_store.store import Entry
 from sfm.untrusted_files import parse_json, read_bounded_file
-from typing import Annotated, Any
-
 
 DISTILLATION_PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
 
@@ -58,20 +59,34 @@ def make_run_record(config: DistillConfig, distiller: Distiller, images_digest: 
         "precision": resolved.precision,
         "execution": resolved.execution.model_dump(mode="json"),
         # As version 0.1.0 wrote it.
-        "kernels": {"compiled": mode == "compiled", "captured": mode in ("compiled", "cuda-graph"), "repeatable": resolved.repeatable, "obstacle": distiller.prepared.fallback_reason if distiller.prepared else None},
+        "kernels": {
+            "compiled": mode == "compiled",
+            "captured": mode in ("compiled", "cuda-graph"),
+            "repeatable": resolved.repeatable,
+            "obstacle": distiller.prepared.fallback_reason if distiller.prepared else None,
+        },
         "devices": resolved.devices,
         "images": images_digest,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in DISTILLATION_PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in DISTILLATION_PACKAGES},
         "device": describe_device(distiller.backbone.device),
     }
 
 
-def make_portable_config(config: DistillConfig, resolved: ResolvedDistillConfig, store_url: str) -> dict[str, Any]:
+def make_portable_config(
+    config: DistillConfig, resolved: ResolvedDistillConfig, store_url: str
+) -> dict[str, Any]:
     """Return the config of a run for ``--config`` in another folder: whole paths and the classes themselves.
 
     The threads are those that the run ended with: another number would give other last bits.
     """
-    return config.model_dump(mode="json") | {"store": make_url_absolute(store_url), "backbone": make_spec_absolute(config.backbone), "classes": None if config.classes is None else resolved.classes, "out": str(config.out.absolute()), "threads": resolved.threads}
+    return config.model_dump(mode="json") | {
+        "store": make_url_absolute(store_url),
+        "backbone": make_spec_absolute(config.backbone),
+        "classes": None if config.classes is None else resolved.classes,
+        "out": str(config.out.absolute()),
+        "threads": resolved.threads,
+    }
 
 
 class FinishedRecord(BaseModel):
@@ -100,7 +115,9 @@ def read_run_record(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is not what `sfm distill` writes: delete it to have the run finished again") from error
+        raise InputError(
+            f"{path} is not what `sfm distill` writes: delete it to have the run finished again"
+        ) from error
     return record
 
 
@@ -109,7 +126,9 @@ def list_reproducibility_notes(config: ResolvedDistillConfig) -> list[str]:
     if not config.threads_before:
         return []
     numbers = ", then ".join(str(count) for count in [*config.threads_before, config.threads])
-    return [f"computed with {numbers} threads: the last bits may differ from a run with one number throughout"]
+    return [
+        f"computed with {numbers} threads: the last bits may differ from a run with one number throughout"
+    ]
 
 
 def count_train_samples(entry: Entry, class_ids: list[str]) -> int:

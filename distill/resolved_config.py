@@ -1,13 +1,14 @@
 """The resolved configuration of a run: a value for everything that the user left open."""
 
 import math
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sfm.backbones.execution.modes import ExecutionMode
-from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES
-from sfm.constrained_types import InputPixels, MAX_FEATURES, Name
-from sfm.distill.pyramid import compute_canvas_size, list_level_resolutions
 from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sfm.backbones.execution.modes import ExecutionMode
+from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES
+from sfm.constrained_types import MAX_FEATURES, InputPixels, Name
+from sfm.distill.pyramid import compute_canvas_size, list_level_resolutions
 
 UNKNOWN_EXECUTION_REASON = "as the run began"
 """Reason of the execution mode in runs of version 0.1.0, which did not record one."""

@@ -7,19 +7,46 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
 from sfm.atomic import require_no_link
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.wait_policy import CoreWaitMonitor
 from sfm.distill.config import DistillConfig
-from sfm.distill.distilled_images import compute_images_digest, decode_pixels, make_class_folder_names, write_images
+from sfm.distill.distilled_images import (
+    compute_images_digest,
+    decode_pixels,
+    make_class_folder_names,
+    write_images,
+)
 from sfm.distill.distiller import Distiller, open_entry_and_backbone
 from sfm.distill.execution_choice import require_execution_mode
 from sfm.distill.preview import draw_preview, gather_growth_sheet_levels, write_growth_sheet
 from sfm.distill.process_group import DistributedEnv, ProcessGroup, init_process_group, read_distributed_env
-from sfm.distill.record import list_reproducibility_notes, make_run_record, read_peak_memory_bytes, read_run_record
-from sfm.distill.run_checkpoints import RunCheckpoint, delete_old_checkpoints, find_newest_checkpoint, read_state_dict, require_same_config, save_checkpoint
-from sfm.distill.run_files import log_errors_as_warnings, translate_run_errors, write_run_file, write_run_folder
-from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt, catch_stop_signals
+from sfm.distill.record import (
+    list_reproducibility_notes,
+    make_run_record,
+    read_peak_memory_bytes,
+    read_run_record,
+)
+from sfm.distill.run_checkpoints import (
+    RunCheckpoint,
+    delete_old_checkpoints,
+    find_newest_checkpoint,
+    read_state_dict,
+    require_same_config,
+    save_checkpoint,
+)
+from sfm.distill.run_files import (
+    log_errors_as_warnings,
+    translate_run_errors,
+    write_run_file,
+    write_run_folder,
+)
+from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt
+from sfm.distill.stop_signals import catch_stop_signals
 from sfm.distill.training_history import append_history_row, open_history, sync_history
 from sfm.distill.worker_processes import spawn_workers
 from sfm.errors import InputError
@@ -27,8 +54,6 @@ from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.locking import lock_folder
 from sfm.paths import is_clutter
 from sfm.text import escape_non_utf8_values
-from torch import Tensor
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -82,7 +107,9 @@ def distill(config: DistillConfig, progress: ProgressCallback = no_progress) -> 
     return distill_in_process(config, env, progress)
 
 
-def distill_in_process(config: DistillConfig, env: DistributedEnv | None, progress: ProgressCallback) -> DistillResult:
+def distill_in_process(
+    config: DistillConfig, env: DistributedEnv | None, progress: ProgressCallback
+) -> DistillResult:
     """Distil in this process: all classes, or those of its rank.
 
     Every process returns the result; the first one writes it and reports progress.
@@ -92,7 +119,10 @@ def distill_in_process(config: DistillConfig, env: DistributedEnv | None, progre
     InputError, DistillInterrupt
         See :func:`distill`. If a process is lost, the others raise :class:`LostProcessError`.
     """
-    with init_process_group(env, config.device) as group, lock_folder(config.out) if group.is_rank0 else nullcontext():
+    with (
+        init_process_group(env, config.device) as group,
+        lock_folder(config.out) if group.is_rank0 else nullcontext(),
+    ):
         return distill_in_group(group, config, progress if group.is_rank0 else no_progress)
 
 
@@ -123,7 +153,9 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     return DistillResult(config.out, group.broadcast_object(record))
 
 
-def start_or_resume_run(config: DistillConfig, distiller: Distiller, saved: tuple[Path, RunCheckpoint] | None) -> RunCheckpoint:
+def start_or_resume_run(
+    config: DistillConfig, distiller: Distiller, saved: tuple[Path, RunCheckpoint] | None
+) -> RunCheckpoint:
     """Prepare the distiller and load the saved state into it, or save its first one.
 
     Returns
@@ -157,7 +189,9 @@ def start_or_resume_run(config: DistillConfig, distiller: Distiller, saved: tupl
     return checkpoint.model_copy(update={"seconds": seconds})
 
 
-def run_steps(config: DistillConfig, distiller: Distiller, checkpoint: RunCheckpoint, progress: ProgressCallback) -> RunCheckpoint:
+def run_steps(
+    config: DistillConfig, distiller: Distiller, checkpoint: RunCheckpoint, progress: ProgressCallback
+) -> RunCheckpoint:
     """Do the remaining steps; write history, growth sheets and checkpoints.
 
     Returns
@@ -185,7 +219,9 @@ def run_steps(config: DistillConfig, distiller: Distiller, checkpoint: RunCheckp
             progress(Progress("distil", output.step, total, "steps", figures, core_watch.advise_once()))
             is_last = output.step == total
             if is_last or resolved.count_levels_at(output.step) > len(distiller.state.levels):
-                levels = gather_growth_sheet_levels(distiller.state.levels, len(resolved.classes), resolved.ipc, group)
+                levels = gather_growth_sheet_levels(
+                    distiller.state.levels, len(resolved.classes), resolved.ipc, group
+                )
                 if group.is_rank0:
                     write_growth_sheet(config.out / "growth", output.step, levels, resolved.canvas_pixels)
             stop = group.all_reduce_max(stop_requested())
@@ -215,7 +251,10 @@ def write_results(out: Path, distiller: Distiller, levels: Sequence[Tensor], rec
     folders = make_class_folder_names(resolved.classes, names)
     with write_run_folder(out / "images") as partial_folder:
         write_images(partial_folder, decode_pixels(levels, resolved.canvas_pixels), folders, resolved.ipc)
-    classes = [{"index": index, "class_id": class_id, "name": name} for index, (class_id, name) in enumerate(zip(resolved.classes, names, strict=True))]
+    classes = [
+        {"index": index, "class_id": class_id, "name": name}
+        for index, (class_id, name) in enumerate(zip(resolved.classes, names, strict=True))
+    ]
     write_run_file(out / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False).encode())
     write_run_file(out / "run.json", json.dumps(record, indent=1).encode())
     delete_old_checkpoints(out / "checkpoint", 1)

@@ -2,25 +2,37 @@
 
 import hashlib
 import stat
-import torch
 from pathlib import Path
+from typing import Annotated
+
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
+from torch import Tensor
+
 from sfm.atomic import require_no_link
 from sfm.config_fields import MAX_ITERATIONS
 from sfm.constrained_types import FiniteFloat, NonNegativeFloat
 from sfm.deletion import delete_below
-from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.run_files import translate_run_errors, write_run_folder
-from sfm.distill.state_dict import LAST_FEATURES, describe_invalid_values, is_per_image, list_expected_state_tensors
+from sfm.distill.state_dict import (
+    LAST_FEATURES,
+    describe_invalid_values,
+    is_per_image,
+    list_expected_state_tensors,
+)
 from sfm.errors import DamageError, InputError
-from sfm.tensor_files import MAX_SAFETENSORS_HEADER_BYTES, TensorFileError, open_safetensors, read_tensor_specs, require_tensor_specs
+from sfm.tensor_files import (
+    MAX_SAFETENSORS_HEADER_BYTES,
+    TensorFileError,
+    open_safetensors,
+    read_tensor_specs,
+    require_tensor_specs,
+)
 from sfm.text import sanitize_line
 from sfm.untrusted_files import read_bounded_file
-from torch import Tensor
-from typing import Annotated
-
 
 CHECKPOINTS_TO_KEEP = 2
 
@@ -127,7 +139,9 @@ def find_newest_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
     return None
 
 
-def read_state_dict(path: Path, checkpoint: RunCheckpoint, feature_count: int, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Tensor]:
+def read_state_dict(
+    path: Path, checkpoint: RunCheckpoint, feature_count: int, group: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, Tensor]:
     """Read the state that :func:`find_newest_checkpoint` found: of all images, or those of this process.
 
     Raises
@@ -146,12 +160,18 @@ def read_state_dict(path: Path, checkpoint: RunCheckpoint, feature_count: int, g
             if LAST_FEATURES in expected and dtype in ("BF16", "F16"):
                 expected[LAST_FEATURES] = dtype, expected[LAST_FEATURES][1]
             require_tensor_specs(opened, expected, file)
-            tensors = {name: (opened.get_slice(name)[rows] if is_per_image(name) else opened.get_tensor(name)) for name in expected}
+            tensors = {
+                name: (opened.get_slice(name)[rows] if is_per_image(name) else opened.get_tensor(name))
+                for name in expected
+            }
         problem = describe_invalid_values(tensors, checkpoint.step)
         if problem:
             raise TensorFileError(f"{file} holds {problem}")
     except (FileNotFoundError, TensorFileError) as error:
-        raise DamageError(f"{error}: delete {path} to resume from the checkpoint before it, or start the run again in " "another directory") from error
+        raise DamageError(
+            f"{error}: delete {path} to resume from the checkpoint before it, or start the run again in "
+            "another directory"
+        ) from error
     return {"step": torch.tensor(checkpoint.step), **tensors}
 
 
@@ -163,9 +183,17 @@ def require_same_config(saved: ResolvedDistillConfig, config: ResolvedDistillCon
     InputError
         Lists the differences.
     """
-    changes = [f"{name} was {_shorten_value(getattr(saved, name))} " f"and is {_shorten_value(getattr(config, name))} now" for name in type(config).model_fields if name not in CHANGEABLE_FIELDS and getattr(saved, name) != getattr(config, name)]
+    changes = [
+        f"{name} was {_shorten_value(getattr(saved, name))} "
+        f"and is {_shorten_value(getattr(config, name))} now"
+        for name in type(config).model_fields
+        if name not in CHANGEABLE_FIELDS and getattr(saved, name) != getattr(config, name)
+    ]
     if changes:
-        raise InputError(f"cannot resume the run in {out}: {'; '.join(changes)}; " "repeat its own options, or choose another --out")
+        raise InputError(
+            f"cannot resume the run in {out}: {'; '.join(changes)}; "
+            "repeat its own options, or choose another --out"
+        )
 
 
 def _list_checkpoints(folder: Path) -> list[Path]:

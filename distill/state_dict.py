@@ -1,27 +1,32 @@
 """The state of a run as named tensors: for ``state_dict``, checkpoints and resuming."""
 
-import torch
 from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
 from sfm.distill.adam import AdamState
-from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState
 from sfm.tensor_files import TensorSpecs
-from torch import Tensor
-
 
 LAST_FEATURES, ADAM_STEPS = "seen", "age"
 """Names of tensors that are not of images, as checkpoints have them since version 0.1.0."""
 
 
-def gather_levels(state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS) -> list[Tensor]:
+def gather_levels(
+    state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS
+) -> list[Tensor]:
     """Return the pyramids of a state, of shapes (C * K, 3, r, r) in the first process."""
     counts = group.count_rows(len(config.classes), config.ipc)
     return [group.gather_to_rank0(level.detach(), counts) for level in state.levels]
 
 
-def gather_state(state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Tensor]:
+def gather_state(
+    state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, Tensor]:
     """Return the tensors of a state by name: those of all images in the first process."""
     counts = group.count_rows(len(config.classes), config.ipc)
     tensors = {f"{index}/level": level for index, level in enumerate(gather_levels(state, config, group))}
@@ -37,14 +42,24 @@ def make_state(step: int, tensors: Mapping[str, Tensor], device: torch.device) -
     tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
     count = sum(name.endswith("/level") for name in tensors)
     levels = [tensors[f"{index}/level"].requires_grad_() for index in range(count)]
-    first, second = ([tensors[f"{index}/adam/{name}"] for index in range(count)] for name in ("first", "second"))
-    return DistillState(step, levels, AdamState(first, second, int(tensors[ADAM_STEPS])), tensors.get(LAST_FEATURES))
+    first, second = (
+        [tensors[f"{index}/adam/{name}"] for index in range(count)] for name in ("first", "second")
+    )
+    return DistillState(
+        step, levels, AdamState(first, second, int(tensors[ADAM_STEPS])), tensors.get(LAST_FEATURES)
+    )
 
 
-def list_expected_state_tensors(config: ResolvedDistillConfig, step: int, feature_count: int, group: ProcessGroup = SINGLE_PROCESS) -> TensorSpecs:
+def list_expected_state_tensors(
+    config: ResolvedDistillConfig, step: int, feature_count: int, group: ProcessGroup = SINGLE_PROCESS
+) -> TensorSpecs:
     """Return types and shapes of the tensors of :func:`gather_state` after a number of steps."""
     count = config.count_levels_at(max(step - 1, 0))
-    shapes = {f"{index}/{name}": (config.image_count, 3, side, side) for index, side in enumerate(list_level_resolutions(config.canvas_pixels)[:count]) for name in ("level", "adam/first", "adam/second")}
+    shapes = {
+        f"{index}/{name}": (config.image_count, 3, side, side)
+        for index, side in enumerate(list_level_resolutions(config.canvas_pixels)[:count])
+        for name in ("level", "adam/first", "adam/second")
+    }
     types: TensorSpecs = {name: ("F32", shape) for name, shape in shapes.items()}
     types[ADAM_STEPS] = ("I64", ())
     is_split = config.micro_batch < group.count_rows(len(config.classes), config.ipc)[0]

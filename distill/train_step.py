@@ -19,19 +19,20 @@ gradient is never in memory.
 """
 
 import math
-import torch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
 from sfm.backbones.build import Backbone
 from sfm.distill.adam import AdamState, adam_step, init_adam
 from sfm.distill.augment import AugmentationParameters, augment, draw_augmentation
-from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.pyramid import append_level, decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import InputError
-from torch import Tensor
-from typing import Literal
-
 
 GradientMethod = Literal["exact", "one-pass"]
 
@@ -161,20 +162,33 @@ class MicroBatching:
     kept_graph_count: int
 
 
-def init_distill_state(config: ResolvedDistillConfig, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> DistillState:
+def init_distill_state(
+    config: ResolvedDistillConfig, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
+) -> DistillState:
     """Return the state before the first step: one level of N(0, 1)."""
     levels = add_pyramid_level([], config, device, group)
     return DistillState(0, levels, init_adam(levels))
 
 
-def add_pyramid_level(levels: list[Tensor], config: ResolvedDistillConfig, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> list[Tensor]:
+def add_pyramid_level(
+    levels: list[Tensor],
+    config: ResolvedDistillConfig,
+    device: torch.device,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> list[Tensor]:
     """Return the levels with the next finer one added."""
     resolution = list_level_resolutions(config.canvas_pixels)[len(levels)]
     rows = group.own_rows(len(config.classes), config.ipc)
     return append_level(levels, resolution, config.image_count, config.seed, device, rows)
 
 
-def train_step(state: DistillState, config: ResolvedDistillConfig, backbone: Backbone, objective: Objective, group: ProcessGroup = SINGLE_PROCESS) -> StepOutput:
+def train_step(
+    state: DistillState,
+    config: ResolvedDistillConfig,
+    backbone: Backbone,
+    objective: Objective,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> StepOutput:
     """Do one step in place: add a pyramid level if due, then update all images.
 
     Raises
@@ -198,9 +212,14 @@ def train_step(state: DistillState, config: ResolvedDistillConfig, backbone: Bac
         adam_step(state.levels, state.adam, learning_rate, images, gradients)
 
     try:
-        loss, features = compute_gradients(batch, backbone, objective, batching, state.last_features, update_images)
+        loss, features = compute_gradients(
+            batch, backbone, objective, batching, state.last_features, update_images
+        )
     except NonFiniteLossError as error:
-        raise InputError(f"the loss is {error.loss} in step {state.step + 1}: " f"lower the learning rate ({config.learning_rate:g})") from error
+        raise InputError(
+            f"the loss is {error.loss} in step {state.step + 1}: "
+            f"lower the learning rate ({config.learning_rate:g})"
+        ) from error
     state.adam.step_count += 1
     if config.gradient == "one-pass" and config.micro_batch < group.count_rows(classes, ipc)[0]:
         state.last_features = features
@@ -208,7 +227,9 @@ def train_step(state: DistillState, config: ResolvedDistillConfig, backbone: Bac
     return StepOutput(state.step, loss, learning_rate, state.levels[-1].shape[-1])
 
 
-def compute_features(batch: ImageBatch, backbone: Backbone, levels: Sequence[Tensor], image_slice: slice) -> Tensor:
+def compute_features(
+    batch: ImageBatch, backbone: Backbone, levels: Sequence[Tensor], image_slice: slice
+) -> Tensor:
     """Decode and augment some images, and compute the features of their views.
 
     Parameters
@@ -229,7 +250,14 @@ def compute_features(batch: ImageBatch, backbone: Backbone, levels: Sequence[Ten
     return backbone.features(views)
 
 
-def compute_gradients(batch: ImageBatch, backbone: Backbone, objective: Objective, batching: MicroBatching, last_features: Tensor | None, on_gradient: GradientCallback) -> tuple[float, Tensor]:
+def compute_gradients(
+    batch: ImageBatch,
+    backbone: Backbone,
+    objective: Objective,
+    batching: MicroBatching,
+    last_features: Tensor | None,
+    on_gradient: GradientCallback,
+) -> tuple[float, Tensor]:
     """Compute the loss, and pass each micro-batch's gradient to `on_gradient`.
 
     Parameters
@@ -255,18 +283,32 @@ def compute_gradients(batch: ImageBatch, backbone: Backbone, objective: Objectiv
     NonFiniteLossError
         With an exact gradient, before `on_gradient` is called.
     """
-    if batching.gradient_method == "one-pass" and last_features is not None and batching.micro_batch_size < batch.image_count:
-        return compute_stale_gradients(batch, backbone, objective, batching.micro_batch_size, last_features, on_gradient)
+    if (
+        batching.gradient_method == "one-pass"
+        and last_features is not None
+        and batching.micro_batch_size < batch.image_count
+    ):
+        return compute_stale_gradients(
+            batch, backbone, objective, batching.micro_batch_size, last_features, on_gradient
+        )
     return compute_exact_gradients(batch, backbone, objective, batching, on_gradient)
 
 
-def compute_exact_gradients(batch: ImageBatch, backbone: Backbone, objective: Objective, batching: MicroBatching, on_gradient: GradientCallback) -> tuple[float, Tensor]:
+def compute_exact_gradients(
+    batch: ImageBatch,
+    backbone: Backbone,
+    objective: Objective,
+    batching: MicroBatching,
+    on_gradient: GradientCallback,
+) -> tuple[float, Tensor]:
     """Pass the gradient of the whole batch to `on_gradient`; see :func:`compute_gradients`."""
     graphs: list[tuple[list[Tensor], Tensor]] = []
     own_features = []
     micro_batches = list(split_images(batch.image_count, batching.micro_batch_size))
     for images in micro_batches:
-        keep_graph = images is micro_batches[-1] or batch.image_count - images.start <= batching.kept_graph_count
+        keep_graph = (
+            images is micro_batches[-1] or batch.image_count - images.start <= batching.kept_graph_count
+        )
         with torch.set_grad_enabled(keep_graph):
             levels = detach_levels(batch, images)
             features = compute_features(batch, backbone, levels, images)
@@ -285,11 +327,20 @@ def compute_exact_gradients(batch: ImageBatch, backbone: Backbone, objective: Ob
         else:
             levels = detach_levels(batch, images)
             features = compute_features(batch, backbone, levels, images)
-        on_gradient(images, compute_level_gradients(features, levels, grad_features[batch.get_view_slice(images)]))
+        on_gradient(
+            images, compute_level_gradients(features, levels, grad_features[batch.get_view_slice(images)])
+        )
     return loss_value, all_features.detach()
 
 
-def compute_stale_gradients(batch: ImageBatch, backbone: Backbone, objective: Objective, micro_batch_size: int, last_features: Tensor, on_gradient: GradientCallback) -> tuple[float, Tensor]:
+def compute_stale_gradients(
+    batch: ImageBatch,
+    backbone: Backbone,
+    objective: Objective,
+    micro_batch_size: int,
+    last_features: Tensor,
+    on_gradient: GradientCallback,
+) -> tuple[float, Tensor]:
     """Pass gradients to `on_gradient` that use the last known features of all other images.
 
     Raises
@@ -326,7 +377,9 @@ def require_finite_loss(loss: Tensor) -> float:
     return value
 
 
-def compute_level_gradients(output: Tensor, levels: Sequence[Tensor], grad_output: Tensor | None = None) -> list[Tensor]:
+def compute_level_gradients(
+    output: Tensor, levels: Sequence[Tensor], grad_output: Tensor | None = None
+) -> list[Tensor]:
     """Return the gradient with respect to each level, contiguous as the levels are.
 
     torch's fused Adam reads gradients in the order of memory.
@@ -336,7 +389,10 @@ def compute_level_gradients(output: Tensor, levels: Sequence[Tensor], grad_outpu
 
 def split_images(image_count: int, micro_batch_size: int) -> Iterator[slice]:
     """Split images into micro-batches."""
-    return (slice(start, min(start + micro_batch_size, image_count)) for start in range(0, image_count, micro_batch_size))
+    return (
+        slice(start, min(start + micro_batch_size, image_count))
+        for start in range(0, image_count, micro_batch_size)
+    )
 
 
 def detach_levels(batch: ImageBatch, image_slice: slice) -> list[Tensor]:

@@ -3,12 +3,12 @@
 import csv
 import os
 from pathlib import Path
+from typing import TextIO
+
 from sfm.distill.run_files import translate_run_errors, write_run_file
 from sfm.distill.train_step import StepOutput
 from sfm.errors import InputError
 from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
-from typing import TextIO
-
 
 COLUMNS = ("step", "loss", "learning_rate", "resolution", "seconds")
 
@@ -52,7 +52,13 @@ def append_history_row(history: TextIO, output: StepOutput, elapsed_seconds: flo
     InputError
         If it cannot be written.
     """
-    row = (output.step, f"{output.loss:.7g}", f"{output.learning_rate:.6g}", output.resolution, f"{elapsed_seconds:.3f}")
+    row = (
+        output.step,
+        f"{output.loss:.7g}",
+        f"{output.learning_rate:.6g}",
+        output.resolution,
+        f"{elapsed_seconds:.3f}",
+    )
     with translate_run_errors(Path(history.name)):
         csv.writer(history, lineterminator="\n").writerow(row)
         history.flush()

@@ -6,18 +6,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-import torch
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
 from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.distill.process_group import DistributedEnv, LostProcessError
 from sfm.distill.stop_signals import DistillInterrupt, catch_stop_signals
 from sfm.errors import DamageError, InputError
 from sfm.events import Progress, ProgressCallback, no_progress
-from typing import Any, TypeVar
-
 
 WorkerResult = TypeVar("WorkerResult")
 
@@ -27,7 +28,9 @@ POLL_SECONDS = 0.2
 """Interval at which a request to stop is passed on to the processes."""
 
 
-def spawn_workers(function: WorkerFunction[WorkerResult], process_count: int, progress: ProgressCallback) -> WorkerResult:
+def spawn_workers(
+    function: WorkerFunction[WorkerResult], process_count: int, progress: ProgressCallback
+) -> WorkerResult:
     """Run a function in several new processes, which share the threads of this one.
 
     They have sessions of their own, so that Ctrl-C reaches this process only: it asks the first to stop, and
@@ -71,11 +74,20 @@ def _start_worker() -> tuple[Connection, subprocess.Popen[bytes]]:
     parent_end, child_end = Pipe()
     path = os.pathsep.join(folder or "." for folder in sys.path)
     with child_end:
-        process = subprocess.Popen([sys.executable, "-P", "-m", "sfm.distill.worker_processes", str(child_end.fileno())], env=os.environ | {"PYTHONPATH": path}, pass_fds=[child_end.fileno()], start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "sfm.distill.worker_processes", str(child_end.fileno())],
+            env=os.environ | {"PYTHONPATH": path},
+            pass_fds=[child_end.fileno()],
+            start_new_session=True,
+        )
     return parent_end, process
 
 
-def _wait_for_results(processes: dict[Connection, "subprocess.Popen[bytes]"], progress: ProgressCallback, stop_requested: Callable[[], bool]) -> Any:
+def _wait_for_results(
+    processes: dict[Connection, "subprocess.Popen[bytes]"],
+    progress: ProgressCallback,
+    stop_requested: Callable[[], bool],
+) -> Any:
     """Pass on progress and a request to stop until all processes have sent their results."""
     connections = list(processes)
     results: dict[Connection, Any] = {}
@@ -93,11 +105,18 @@ def _wait_for_results(processes: dict[Connection, "subprocess.Popen[bytes]"], pr
                 code = processes[connection].wait()
                 if stop_sent and code == -signal.SIGTERM:
                     raise KeyboardInterrupt from None
-                end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-                raise InputError(f"process {connections.index(connection)} of {len(connections)} {end}, and the others " "cannot continue without it: repeat the command with --resume") from None
+                end = (
+                    f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+                )
+                raise InputError(
+                    f"process {connections.index(connection)} of {len(connections)} {end}, and the others "
+                    "cannot continue without it: repeat the command with --resume"
+                ) from None
             if isinstance(message, Progress):
                 progress(message)
-            elif isinstance(message, Exception) and not isinstance(message, LostProcessError | DistillInterrupt):
+            elif isinstance(message, Exception) and not isinstance(
+                message, LostProcessError | DistillInterrupt
+            ):
                 raise message
             else:
                 # A process that only lost another one waits here for the error of that one.

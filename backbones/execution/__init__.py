@@ -5,9 +5,10 @@ torch: the command line reads :mod:`~sfm.backbones.execution.wait_policy` and
 :mod:`~sfm.backbones.execution.allocator` before torch.
 """
 
-from sfm.backbones.execution.modes import ExecutionMode as ExecutionMode, ExecutionOption as ExecutionOption
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sfm.backbones.execution.modes import ExecutionMode as ExecutionMode
+from sfm.backbones.execution.modes import ExecutionOption as ExecutionOption
 
 if TYPE_CHECKING:
     from sfm.backbones.execution.preparation import PreparedModel as PreparedModel

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 
-def models_agree(model: nn.Module, other_model: nn.Module, example_images: Tensor, *, is_bfloat16: bool = False) -> bool:
+def models_agree(
+    model: nn.Module, other_model: nn.Module, example_images: Tensor, *, is_bfloat16: bool = False
+) -> bool:
     """Return whether two models give the same output, and the same gradient of it, up to rounding.
 
     Parameters

@@ -8,7 +8,6 @@ import ctypes
 import platform
 from collections.abc import Mapping
 
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's ``mallopt(3)``."""
 

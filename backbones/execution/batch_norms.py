@@ -4,13 +4,14 @@ Measured with lite0 (``python benchmarks/execution.py``).
 """
 
 import copy
-import torch
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
+
+import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from typing import Any
 
 
 def fold_batch_norms(model: nn.Module, example_images: Tensor) -> nn.Module:
@@ -35,12 +36,16 @@ def fold_batch_norms(model: nn.Module, example_images: Tensor) -> nn.Module:
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
-    pairs = find_consecutive_module_names(model, example_images, lambda module: isinstance(module, nn.Conv2d), _is_norm)
+    pairs = find_consecutive_module_names(
+        model, example_images, lambda module: isinstance(module, nn.Conv2d), _is_norm
+    )
     folded = copy.deepcopy(model)
     for conv_name, norm_name in pairs:
         conv: Any = folded.get_submodule(conv_name)
         norm: Any = folded.get_submodule(norm_name)
-        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
         remaining = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
         folded.set_submodule(norm_name, remaining.eval())
     with torch.no_grad():
@@ -52,7 +57,12 @@ def fold_batch_norms(model: nn.Module, example_images: Tensor) -> nn.Module:
     return folded if same else model
 
 
-def find_consecutive_module_names(model: nn.Module, example_images: Tensor, is_first: Callable[[nn.Module], bool], is_second: Callable[[nn.Module], bool]) -> list[tuple[str, str]]:
+def find_consecutive_module_names(
+    model: nn.Module,
+    example_images: Tensor,
+    is_first: Callable[[nn.Module], bool],
+    is_second: Callable[[nn.Module], bool],
+) -> list[tuple[str, str]]:
     """Return names of pairs of modules, each called once, where the second takes the output of the first.
 
     Parameters
@@ -72,9 +82,13 @@ def find_consecutive_module_names(model: nn.Module, example_images: Tensor, is_f
     hooks = []
     for name, module in model.named_modules():
         if is_first(module):
-            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: outputs.append((name, out))))
+            hooks.append(
+                module.register_forward_hook(lambda _m, _i, out, name=name: outputs.append((name, out)))
+            )
         elif is_second(module):
-            hooks.append(module.register_forward_pre_hook(lambda _m, args, name=name: inputs.append((name, args[0]))))
+            hooks.append(
+                module.register_forward_pre_hook(lambda _m, args, name=name: inputs.append((name, args[0])))
+            )
     try:
         with torch.no_grad():
             model(example_images)

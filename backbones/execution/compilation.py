@@ -6,13 +6,14 @@ Elementwise operations become a few fused kernels. Both times are with CUDA grap
 import copy
 import os
 import shutil
-import torch
 from collections.abc import Iterator
-from sfm.backbones.execution.agreement import models_agree
-from torch import Tensor, nn
-from torch.utils._triton import has_triton
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.utils._triton import has_triton
+
+from sfm.backbones.execution.agreement import models_agree
 
 MIN_REPEATED_SHARE = 0.75
 """Minimum share of the weights in repeated blocks to compile only these blocks."""

@@ -5,9 +5,11 @@ hundred.
 """
 
 from collections import Counter
-from sfm.backbones.execution.input_grad_layers import InputGradConvs
-from torch import Tensor, nn
 from typing import Any
+
+from torch import Tensor, nn
+
+from sfm.backbones.execution.input_grad_layers import InputGradConvs
 
 
 def fuse_conv_chains_in_place(model: nn.Module, example_images: Tensor) -> nn.Module:
@@ -41,7 +43,9 @@ def fuse_conv_chains_in_place(model: nn.Module, example_images: Tensor) -> nn.Mo
         hook.remove()
     uses = Counter(parent for node in _collect_autograd_nodes(features) for parent, _ in node.next_functions)
     producer = {nodes[0]: name for name, nodes in outputs.items() if len(nodes) == 1 and uses[nodes[0]] == 1}
-    before = {name: producer[nodes[0]] for name, nodes in inputs.items() if len(nodes) == 1 and nodes[0] in producer}
+    before = {
+        name: producer[nodes[0]] for name, nodes in inputs.items() if len(nodes) == 1 and nodes[0] in producer
+    }
     head: dict[str, str] = {}
     for name in outputs:
         if name in before:

@@ -4,10 +4,11 @@ Forward and backward of a transformer are a thousand small kernels. A CPU takes 
 GPU to run them, unless batches are very large.
 """
 
-import torch
 import warnings
-from torch import Tensor, nn
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 
 class CudaGraphModel(nn.Module):

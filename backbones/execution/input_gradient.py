@@ -4,16 +4,17 @@ import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+
 from sfm.backbones.execution.agreement import models_agree
 from sfm.backbones.execution.batch_norms import find_consecutive_module_names
 from sfm.backbones.execution.conv_chains import fuse_conv_chains_in_place
 from sfm.backbones.execution.conv_kernels import ClipBounds
 from sfm.backbones.execution.input_grad_layers import InputGradClip, InputGradConvs, NaNPropagating
 from sfm.text import summarize_error
-from timm.layers.conv2d_same import Conv2dSame
-from torch import Tensor, nn
-from typing import Any
-
 
 MIN_CONVOLUTIONS = 2
 """Minimum number of convolutions to replace; transformers have one."""
@@ -55,14 +56,20 @@ def make_input_grad_model(model: nn.Module, example_images: Tensor) -> InputGrad
     """
     if sum(map(is_plain_conv, model.modules())) < MIN_CONVOLUTIONS:
         return InputGradAttempt(model)
-    activations = dict(find_consecutive_module_names(model, example_images, is_plain_conv, lambda module: get_clip_bounds(module) is not None))
+    activations = dict(
+        find_consecutive_module_names(
+            model, example_images, is_plain_conv, lambda module: get_clip_bounds(module) is not None
+        )
+    )
     problem = ""
     for fuse in (True, False):
         # A model may access its convolutions or their outputs in ways that the autograd graph does not show.
         # Then the copy fails or computes something else.
         try:
             changed = replace_convolutions(model, activations)
-            candidate = NaNPropagating(fuse_conv_chains_in_place(changed, example_images) if fuse else changed)
+            candidate = NaNPropagating(
+                fuse_conv_chains_in_place(changed, example_images) if fuse else changed
+            )
             if models_agree(model, candidate, example_images):
                 return InputGradAttempt(candidate)
             problem = "convolutions without weight gradients change features or gradients"
@@ -107,7 +114,12 @@ def drop_packed_weights(model: nn.Module) -> None:
 
 def is_plain_conv(module: Any) -> bool:
     """Return whether a module is a frozen 2d convolution, padded with zeros."""
-    return type(module) in (nn.Conv2d, Conv2dSame) and module.padding_mode == "zeros" and not isinstance(module.padding, str) and not module.weight.requires_grad
+    return (
+        type(module) in (nn.Conv2d, Conv2dSame)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and not module.weight.requires_grad
+    )
 
 
 def get_clip_bounds(module: Any) -> ClipBounds | None:

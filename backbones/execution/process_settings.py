@@ -5,9 +5,9 @@ whole program.
 """
 
 import os
+
 from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.backbones.execution.wait_policy import set_openmp_wait_policy
-
 
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 

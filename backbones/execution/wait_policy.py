@@ -7,11 +7,11 @@ once, when torch is loaded, so the command line sets it before.
 """
 
 import os
-import psutil
 import sys
 import time
 from pathlib import Path
 
+import psutil
 
 WAIT_POLICY_VARIABLE = "OMP_WAIT_POLICY"
 WAIT_POLICY_VARIABLES = (WAIT_POLICY_VARIABLE, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -87,10 +87,16 @@ class CoreWaitMonitor:
 def advise_on_threads(thread_count: int, waiting_share: float, is_passive_policy: bool) -> str:
     """Return advice for a run that waits for a core in a share of its time; an empty string for none."""
     if thread_count > 1 and is_passive_policy and waiting_share < LOW_WAIT_SHARE:
-        return "this machine was busy when the run began and is not now: Ctrl-C and --resume is faster, with " "the same images"
+        return (
+            "this machine was busy when the run began and is not now: Ctrl-C and --resume is faster, with "
+            "the same images"
+        )
     if thread_count == 1 or waiting_share < HIGH_WAIT_SHARE or is_passive_policy:
         return ""
-    return f"other processes want this machine's cores: {waiting_share:.0%} of the time goes into waiting for " f"one; try --threads 1, or Ctrl-C and --resume, which gives the same images"
+    return (
+        f"other processes want this machine's cores: {waiting_share:.0%} of the time goes into waiting for "
+        f"one; try --threads 1, or Ctrl-C and --resume, which gives the same images"
+    )
 
 
 def read_core_wait_seconds() -> float | None:

@@ -1,16 +1,19 @@
 """Runs of LGM and of SFM that write their images at regular steps, and resume."""
 
 import json
-import numpy as np
-import numpy.typing as npt
 import time
 from collections.abc import Callable
-from comparison.training_steps import LGM_VIEWS
 from dataclasses import dataclass
 from functools import partial
-from measurement import log_progress
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from comparison.training_steps import LGM_VIEWS
+from measurement import log_progress
 from peers import lgm
+
 from sfm.api import DistillConfig, ExtractConfig
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone
@@ -19,7 +22,7 @@ from sfm.distill import run_checkpoints as checkpoints
 from sfm.distill.distilled_images import decode_pixels, make_class_folder_names, write_images
 from sfm.distill.distiller import resolve_distill_config
 from sfm.distill.objective import make_objective, read_centres
-from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval, compute_growth_interval
+from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval
 from sfm.distill.run_checkpoints import RunCheckpoint
 from sfm.distill.run_files import write_run_folder
 from sfm.distill.state_dict import gather_state, make_state
@@ -29,8 +32,6 @@ from sfm.pipeline.entry_rows import draw_held_out_rows
 from sfm.pipeline.selection import UNUSED_LABEL, select_listed_samples
 from sfm.pipeline.sources import Source, open_source
 from sfm.stats_store.store import Entry
-from typing import Literal
-
 
 TUNING_FRACTION = 0.2
 
@@ -127,7 +128,9 @@ def select_training_rows(config: ExtractConfig, source: Source, role: Role) -> n
     return np.flatnonzero(used)
 
 
-def decode_training_images(config: ExtractConfig, backbone: Backbone, canvas: int, role: Role) -> lgm.RealImages:
+def decode_training_images(
+    config: ExtractConfig, backbone: Backbone, canvas: int, role: Role
+) -> lgm.RealImages:
     """Decode the training images that the entry of a role was computed from."""
     source = open_source(config.source)
     rows = select_training_rows(config, source, role)
@@ -135,7 +138,15 @@ def decode_training_images(config: ExtractConfig, backbone: Backbone, canvas: in
     return lgm.decode_real_images(source, rows, backbone, canvas)
 
 
-def run_with_snapshots(context: AccuracyContext, name: str, role: Role, run_config: ResolvedDistillConfig, every: int, step: Callable[[DistillState], float], setup_seconds: float = 0.0) -> list[Path]:
+def run_with_snapshots(
+    context: AccuracyContext,
+    name: str,
+    role: Role,
+    run_config: ResolvedDistillConfig,
+    every: int,
+    step: Callable[[DistillState], float],
+    setup_seconds: float = 0.0,
+) -> list[Path]:
     """Run all steps of a config, and write a snapshot of the images every so many steps and after the last.
 
     A run that an earlier call began is resumed. Its time includes `setup_seconds`.
@@ -152,10 +163,17 @@ def run_with_snapshots(context: AccuracyContext, name: str, role: Role, run_conf
     """
     folder = context.work / name
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {end: folder / f"step_{end:06d}" for end in (*range(every, run_config.steps, every), run_config.steps)}
+    paths = {
+        end: folder / f"step_{end:06d}" for end in (*range(every, run_config.steps, every), run_config.steps)
+    }
     entry = context.entries[role]
-    run_config = run_config.model_copy(update={"dataset": entry.summary.entry_digest, "classes": entry.dataset.class_ids})
-    state, seconds = resume_run(context, folder, run_config, paths) or (init_distill_state(run_config, context.backbone.device), setup_seconds)
+    run_config = run_config.model_copy(
+        update={"dataset": entry.summary.entry_digest, "classes": entry.dataset.class_ids}
+    )
+    state, seconds = resume_run(context, folder, run_config, paths) or (
+        init_distill_state(run_config, context.backbone.device),
+        setup_seconds,
+    )
     for end in (end for end in paths if end > state.step):
         while state.step < end:
             start = time.perf_counter()
@@ -168,7 +186,9 @@ def run_with_snapshots(context: AccuracyContext, name: str, role: Role, run_conf
     return list(paths.values())
 
 
-def resume_run(context: AccuracyContext, folder: Path, run_config: ResolvedDistillConfig, paths: dict[int, Path]) -> tuple[DistillState, float] | None:
+def resume_run(
+    context: AccuracyContext, folder: Path, run_config: ResolvedDistillConfig, paths: dict[int, Path]
+) -> tuple[DistillState, float] | None:
     """Load the state and the seconds of a run from its checkpoint; None if there is none."""
     saved = checkpoints.find_newest_checkpoint(folder / "checkpoint")
     if not saved:
@@ -181,17 +201,30 @@ def resume_run(context: AccuracyContext, folder: Path, run_config: ResolvedDisti
     checkpoints.require_same_config(saved_config, run_config, folder)
     missing = [end for end, path in paths.items() if end <= step and not path.exists()]
     if missing:
-        raise InputError(f"{folder} has no snapshot of step {missing[0]}: use the interval of the run that wrote it, " f"or another --work")
+        raise InputError(
+            f"{folder} has no snapshot of step {missing[0]}: use the interval of the run that wrote it, "
+            f"or another --work"
+        )
     tensors = checkpoints.read_state_dict(*saved, context.backbone.card.features)
     del tensors["step"]
     return make_state(step, tensors, context.backbone.device), seconds
 
 
-def write_snapshot(out: Path, context: AccuracyContext, role: Role, run_config: ResolvedDistillConfig, state: DistillState, seconds: float) -> None:
+def write_snapshot(
+    out: Path,
+    context: AccuracyContext,
+    role: Role,
+    run_config: ResolvedDistillConfig,
+    state: DistillState,
+    seconds: float,
+) -> None:
     """Write the images of a step as a run directory that `sfm evaluate` can read."""
     entry = context.entries[role]
     ids, names = entry.dataset.class_ids, entry.dataset.class_names
-    classes = [{"index": index, "class_id": class_id, "name": name} for index, (class_id, name) in enumerate(zip(ids, names, strict=True))]
+    classes = [
+        {"index": index, "class_id": class_id, "name": name}
+        for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
+    ]
     record = {
         "command": "distill",
         "config": {"backbone": context.spec},
@@ -208,7 +241,12 @@ def write_snapshot(out: Path, context: AccuracyContext, role: Role, run_config: 
     }
     with write_run_folder(out) as folder:
         (folder / "images").mkdir()
-        write_images(folder / "images", decode_pixels(state.levels, run_config.canvas_pixels), make_class_folder_names(ids, names), run_config.ipc)
+        write_images(
+            folder / "images",
+            decode_pixels(state.levels, run_config.canvas_pixels),
+            make_class_folder_names(ids, names),
+            run_config.ipc,
+        )
         (folder / "classes.json").write_text(json.dumps(classes))
         (folder / "run.json").write_text(json.dumps(record, indent=1))
 
@@ -229,10 +267,14 @@ def make_distill_config(context: AccuracyContext, seed: int, steps: int | None) 
 def make_run_config(context: AccuracyContext, config: DistillConfig) -> ResolvedDistillConfig:
     """Return the resolved config that `sfm distill` makes of a config."""
     entry = context.entries["full"]
-    return resolve_distill_config(config, entry.summary.entry_digest, entry.dataset.class_ids, context.frozen_backbone)
+    return resolve_distill_config(
+        config, entry.summary.entry_digest, entry.dataset.class_ids, context.frozen_backbone
+    )
 
 
-def run_lgm(context: AccuracyContext, config: AccuracyConfig, real: lgm.RealImages, role: Role, rate: float, seed: int) -> list[Path]:
+def run_lgm(
+    context: AccuracyContext, config: AccuracyConfig, real: lgm.RealImages, role: Role, rate: float, seed: int
+) -> list[Path]:
     """Run LGM and return its snapshots; the pyramid grows in the first half of a run of `grow_lgm` steps."""
     run_config = make_run_config(context, make_distill_config(context, seed, None))
     run_config = run_config.model_copy(
@@ -262,10 +304,14 @@ def run_sfm(context: AccuracyContext, config: AccuracyConfig, seed: int) -> list
     objective = make_objective(run_config, centres, device)
     with tf32_disabled(), deterministic_algorithms(device):
         start = time.perf_counter()
-        quick, _ = optimize_backbone(context.backbone, run_config.micro_batch * run_config.views, run_config.execution.mode)
+        quick, _ = optimize_backbone(
+            context.backbone, run_config.micro_batch * run_config.views, run_config.execution.mode
+        )
         setup_seconds = time.perf_counter() - start
 
         def step(state: DistillState) -> float:
             return train_step(state, run_config, quick, objective).loss
 
-        return run_with_snapshots(context, f"ours-seed-{seed}", "full", run_config, config.every, step, setup_seconds)
+        return run_with_snapshots(
+            context, f"ours-seed-{seed}", "full", run_config, config.every, step, setup_seconds
+        )

@@ -1,12 +1,16 @@
 """Training steps that are compared: ours, LGM's, published SFM's, and the backbone alone."""
 
-import numpy as np
-import torch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 from peers import lgm, published
+from torch import Tensor
+
 from sfm.api import DistillConfig
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
@@ -21,9 +25,6 @@ from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
 from sfm.pipeline.sources import open_source
-from torch import Tensor
-from typing import Any
-
 
 LGM_VIEWS = 10
 BUILTIN = "builtin:fashion-mnist-6k"
@@ -67,7 +68,12 @@ class StepCase:
 
     def labels(self) -> dict[str, Any]:
         """Return the keys that identify the case in a row of the results."""
-        return {"backbone": self.backbone, "precision": self.precision, "image_size": self.image_size, "classes": self.classes}
+        return {
+            "backbone": self.backbone,
+            "precision": self.precision,
+            "image_size": self.image_size,
+            "classes": self.classes,
+        }
 
     def load(self, device: str) -> Backbone:
         """Load the backbone in the precision of the case."""
@@ -103,7 +109,9 @@ def make_bare_step(backbone: Backbone, images: int, forward_only: int = 0) -> Ca
     size, device = backbone.card.preprocessing.input_size, backbone.device
 
     def draw_noise(count: int) -> Tensor:
-        return torch.randn(count, 3, size, size, device=device).contiguous(memory_format=backbone.memory_format)
+        return torch.randn(count, 3, size, size, device=device).contiguous(
+            memory_format=backbone.memory_format
+        )
 
     batch, forward_batch = draw_noise(images).requires_grad_(), draw_noise(forward_only)
     weights = torch.randn(images, backbone.card.features, device=device)
@@ -124,16 +132,26 @@ def make_step_run_config(name: str, run_config: ResolvedDistillConfig) -> Resolv
     twice, in micro-batches of half of the images at most, and keeps the graph of one.
     """
     if name == SFM_STEPS[1]:
-        return run_config.model_copy(update={"micro_batch": run_config.image_count, "graphs": run_config.image_count})
+        return run_config.model_copy(
+            update={"micro_batch": run_config.image_count, "graphs": run_config.image_count}
+        )
     if name == SFM_STEPS[2]:
-        return run_config.model_copy(update={"micro_batch": min(run_config.micro_batch, max(1, run_config.image_count // 2)), "graphs": 0})
+        return run_config.model_copy(
+            update={
+                "micro_batch": min(run_config.micro_batch, max(1, run_config.image_count // 2)),
+                "graphs": 0,
+            }
+        )
     return run_config
 
 
 def drop_duplicate_steps(names: Sequence[str], run_config: ResolvedDistillConfig) -> list[str]:
     """Return the names without those of :data:`SFM_STEPS` whose config an earlier one has."""
     run_configs = {name: make_step_run_config(name, run_config) for name in SFM_STEPS}
-    first = {name: next(other for other in SFM_STEPS if run_configs[other] == run_configs[name]) for name in SFM_STEPS}
+    first = {
+        name: next(other for other in SFM_STEPS if run_configs[other] == run_configs[name])
+        for name in SFM_STEPS
+    }
     return [name for name in names if first.get(name, name) == name]
 
 
@@ -181,7 +199,9 @@ def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[]
     if name == BARE:
         return make_bare_step(backbone, run_config.image_count)
     if name == BARE_LGM:
-        return make_bare_step(backbone, LGM_VIEWS * run_config.image_count, LGM_VIEWS * run_config.image_count)
+        return make_bare_step(
+            backbone, LGM_VIEWS * run_config.image_count, LGM_VIEWS * run_config.image_count
+        )
     if name == LGM:
         run_config = run_config.model_copy(update={"views": LGM_VIEWS})
         real = load_real_batches(backbone, run_config)
@@ -194,13 +214,17 @@ def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[]
         level.grad = torch.zeros_like(level)
     state.optimizer.step()
     state.optimizer.zero_grad()
-    return partial(published.run_published_step, state, run_config, trainable, draw_class_means(case, backbone))
+    return partial(
+        published.run_published_step, state, run_config, trainable, draw_class_means(case, backbone)
+    )
 
 
 def load_trainable_backbone(case: StepCase, backbone: Backbone) -> Backbone:
     """Return the backbone as the published code has it; for bf16, under autocast."""
     trainable = published.make_trainable_backbone(case.spec, backbone)
-    return trainable if case.precision == "float32" else replace(trainable, model=AutocastModel(trainable.model))
+    return (
+        trainable if case.precision == "float32" else replace(trainable, model=AutocastModel(trainable.model))
+    )
 
 
 def load_real_batches(backbone: Backbone, run_config: ResolvedDistillConfig) -> lgm.RealImages:
@@ -222,8 +246,14 @@ def estimate_graph_bytes(name: str, case: StepCase, backbone: Backbone) -> int:
         run_config = make_step_run_config(name, run_config)
         return max(run_config.micro_batch, run_config.graphs) * measure_activation_bytes_per_view(optimized)
     if name == PUBLISHED:
-        return run_config.image_count * measure_activation_bytes_per_view(load_trainable_backbone(case, backbone))
-    return (1 if name == BARE else LGM_VIEWS) * run_config.image_count * measure_activation_bytes_per_view(backbone)
+        return run_config.image_count * measure_activation_bytes_per_view(
+            load_trainable_backbone(case, backbone)
+        )
+    return (
+        (1 if name == BARE else LGM_VIEWS)
+        * run_config.image_count
+        * measure_activation_bytes_per_view(backbone)
+    )
 
 
 def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbone) -> dict[str, int]:

@@ -10,12 +10,15 @@ and the gradient of the head in closed form where the authors' code differentiat
 through one graph, as there, and the graph is autograd's.
 """
 
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from torch import Tensor
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.image_tensors import pixels_to_tensor
 from sfm.backbones.preprocessing import resize_and_crop_image
@@ -26,8 +29,6 @@ from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState, add_pyramid_level, compute_level_gradients
 from sfm.pipeline.sources import Source
 from sfm.random_streams import make_rng
-from torch import Tensor
-
 
 HEAD_STREAM, BATCH_STREAM = 201, 202
 """Identifiers of random streams that no other module uses."""
@@ -63,7 +64,9 @@ class RealImages:
         return pixels_to_tensor(self.pixels[rows]).contiguous()
 
 
-def decode_real_images(source: Source, rows: npt.NDArray[np.int64], backbone: Backbone, canvas: int) -> RealImages:
+def decode_real_images(
+    source: Source, rows: npt.NDArray[np.int64], backbone: Backbone, canvas: int
+) -> RealImages:
     """Decode training images at the size of the synthetic ones.
 
     Parameters
@@ -151,11 +154,15 @@ def lgm_loss(features: Tensor, labels: Tensor, real: Tensor, weight: Tensor) -> 
 
 def draw_head(run_config: ResolvedDistillConfig, features: int, step: int, device: torch.device) -> Tensor:
     """Draw the weights of a step's head from N(0, .01^2), shape (C, D)."""
-    drawn = make_rng(run_config.seed, HEAD_STREAM, step).standard_normal((len(run_config.classes), features), dtype=np.float32)
+    drawn = make_rng(run_config.seed, HEAD_STREAM, step).standard_normal(
+        (len(run_config.classes), features), dtype=np.float32
+    )
     return torch.from_numpy(HEAD_STD * drawn).to(device)
 
 
-def run_lgm_step(state: DistillState, run_config: ResolvedDistillConfig, backbone: Backbone, real: RealImages) -> float:
+def run_lgm_step(
+    state: DistillState, run_config: ResolvedDistillConfig, backbone: Backbone, real: RealImages
+) -> float:
     """Run one training step and update `state`.
 
     The real batch has as many images as the synthetic ones have views, C * K * A, each seen through one.
@@ -184,11 +191,19 @@ def run_lgm_step(state: DistillState, run_config: ResolvedDistillConfig, backbon
     rows = select_batch_rows(run_config.seed, state.step, len(real.labels), count)
     with torch.no_grad():
         pixels = real.batch(rows, device)
-        real_features = backbone.features(augment(pixels, views.select_views(slice(count, 2 * count)), run_config.image_size))
+        real_features = backbone.features(
+            augment(pixels, views.select_views(slice(count, 2 * count)), run_config.image_size)
+        )
         target = compute_head_gradient(real_features, torch.from_numpy(real.labels[rows]).to(device), weight)
 
-    synthetic = augment(decode_pyramid(state.levels, run_config.canvas_pixels), views.select_views(slice(0, count)), run_config.image_size)
-    labels = torch.arange(len(run_config.classes), device=device).repeat_interleave(run_config.ipc * run_config.views)
+    synthetic = augment(
+        decode_pyramid(state.levels, run_config.canvas_pixels),
+        views.select_views(slice(0, count)),
+        run_config.image_size,
+    )
+    labels = torch.arange(len(run_config.classes), device=device).repeat_interleave(
+        run_config.ipc * run_config.views
+    )
     loss = lgm_loss(backbone.features(synthetic), labels, target, weight)
     gradients = compute_level_gradients(loss, state.levels)
     adam_step(state.levels, state.adam, run_config.learning_rate, slice(None), gradients)

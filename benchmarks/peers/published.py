@@ -11,20 +11,22 @@ With several images per class the mean of the *others* is taken over all other i
 their class, where the real flow has the mean over C - 1 classes. This is kept too.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from torch import Tensor
+
 from sfm.backbones.build import Backbone, FeatureModel, _load_model_with_weights_note
 from sfm.backbones.spec import PROJECTED, parse_spec
-from sfm.distill.augment import AugmentationParameters, NOISE_MEAN, NOISE_STD, draw_augmentation
+from sfm.distill.augment import NOISE_MEAN, NOISE_STD, AugmentationParameters, draw_augmentation
 from sfm.distill.flow import compute_flow
 from sfm.distill.pyramid import make_colour_matrix
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import add_pyramid_level
-from torch import Tensor
 
 
 def make_trainable_backbone(spec: str, backbone: Backbone) -> Backbone:
@@ -60,12 +62,20 @@ def decode_at_full_size(levels: Sequence[Tensor], canvas: int) -> Tensor:
     -------
     Tensor, shape (N, 3, canvas, canvas)
     """
-    full_size = torch.stack([F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in levels])
+    full_size = torch.stack(
+        [F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in levels]
+    )
     mixed = torch.einsum("oc,nchw->nohw", make_colour_matrix().to(full_size), full_size.sum(0))
     return torch.sigmoid(2 * mixed)
 
 
-def compute_grid_coordinates(start: npt.NDArray[np.float64], length: npt.NDArray[np.float64], size: int, out: int, mirror: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float64]:
+def compute_grid_coordinates(
+    start: npt.NDArray[np.float64],
+    length: npt.NDArray[np.float64],
+    size: int,
+    out: int,
+    mirror: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.float64]:
     """Return the coordinates of view pixels along an axis, from -1 to 1, shape (views, out)."""
     grid = 2 * (start[:, None] + length[:, None] * ((np.arange(out) + 0.5) / out)) / size - 1
     return grid if mirror is None else np.where(mirror[:, None], grid[:, ::-1], grid)
@@ -133,7 +143,9 @@ def make_adam(levels: list[Tensor], run_config: ResolvedDistillConfig) -> torch.
     return torch.optim.Adam(levels, lr=run_config.learning_rate)
 
 
-def run_published_step(state: PublishedState, run_config: ResolvedDistillConfig, backbone: Backbone, means: Tensor) -> float:
+def run_published_step(
+    state: PublishedState, run_config: ResolvedDistillConfig, backbone: Backbone, means: Tensor
+) -> float:
     """Run one training step and update `state`.
 
     Parameters
@@ -154,9 +166,17 @@ def run_published_step(state: PublishedState, run_config: ResolvedDistillConfig,
     if run_config.count_levels_at(state.step) > len(state.levels):
         state.levels = add_pyramid_level(state.levels, run_config, backbone.device)
         state.optimizer = make_adam(state.levels, run_config)
-    views = draw_augmentation(run_config.seed, state.step, run_config.image_count * run_config.views, run_config.canvas_pixels)
-    features = backbone.features(augment_with_grid_sample(decode_at_full_size(state.levels, run_config.canvas_pixels), views, run_config.image_size))
-    loss = published_loss(features.view(len(run_config.classes), run_config.ipc, run_config.views, -1).mean(2), means)
+    views = draw_augmentation(
+        run_config.seed, state.step, run_config.image_count * run_config.views, run_config.canvas_pixels
+    )
+    features = backbone.features(
+        augment_with_grid_sample(
+            decode_at_full_size(state.levels, run_config.canvas_pixels), views, run_config.image_size
+        )
+    )
+    loss = published_loss(
+        features.view(len(run_config.classes), run_config.ipc, run_config.views, -1).mean(2), means
+    )
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()

@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
+
 import pytest
 import torch
-from pathlib import Path
 from safetensors.torch import load_file
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone, preparation
 from sfm.distill import distiller, execution_choice
@@ -14,10 +16,29 @@ from sfm.distill.run import distill
 from sfm.errors import InputError
 from sfm.events import Progress
 
-
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CONFIG = ResolvedDistillConfig(
-    dataset="", classes=["a", "b", "c", "d"], backbone="", image_size=32, objective="sfm", alpha=1.0, ipc=1, centres="sub-class", views=1, steps=10, learning_rate=0.02, final_rate=1.0, grow_every=2, seed=0, micro_batch=2, gradient="exact", graphs=0, device="cpu", precision="float32", devices=1, threads=1
+    dataset="",
+    classes=["a", "b", "c", "d"],
+    backbone="",
+    image_size=32,
+    objective="sfm",
+    alpha=1.0,
+    ipc=1,
+    centres="sub-class",
+    views=1,
+    steps=10,
+    learning_rate=0.02,
+    final_rate=1.0,
+    grow_every=2,
+    seed=0,
+    micro_batch=2,
+    gradient="exact",
+    graphs=0,
+    device="cpu",
+    precision="float32",
+    devices=1,
+    threads=1,
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -62,14 +83,19 @@ def fail(*_: object) -> None:
     raise RuntimeError("no such kernel\nand a long story")
 
 
-def test_a_mode_that_fails_falls_back_to_the_next_one_and_says_why(lite0: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mode_that_fails_falls_back_to_the_next_one_and_says_why(
+    lite0: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(preparation, "compile_model_if_equivalent", fail)
     monkeypatch.setattr(preparation, "CudaGraphModel", lambda model, example: model)
     prepared = optimize_backbone(lite0, 2, "compiled")[1]
     assert prepared.mode == "cuda-graph"
     assert prepared.fallback_reason == "the backbone cannot be compiled: no such kernel"
     monkeypatch.setattr(preparation, "compile_model_if_equivalent", lambda *_: None)
-    assert optimize_backbone(lite0, 2, "compiled")[1].fallback_reason == "the compiled backbone computes other features"
+    assert (
+        optimize_backbone(lite0, 2, "compiled")[1].fallback_reason
+        == "the compiled backbone computes other features"
+    )
     monkeypatch.setattr(preparation, "CudaGraphModel", fail)
     prepared = optimize_backbone(lite0, 2, "cuda-graph")[1]
     assert prepared.mode == "input-grad"
@@ -102,7 +128,9 @@ def test_an_eager_run_gives_the_same_images_up_to_rounding(config: DistillConfig
             assert torch.cosine_similarity(tensor.flatten(), fast[name].flatten(), dim=0) > 0.99, name
 
 
-def test_an_eager_run_runs_the_model_as_pytorch_does(config: DistillConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_eager_run_runs_the_model_as_pytorch_does(
+    config: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparation, "make_input_grad_model", fail)
     monkeypatch.setattr(preparation, "compile_model_if_equivalent", fail)
     monkeypatch.setattr("sfm.backbones.build.fold_batch_norms", fail)
@@ -127,9 +155,13 @@ def test_a_run_that_was_not_eager_is_not_resumed_eagerly(config: DistillConfig) 
         distill(begun.model_copy(update={"resume": True, "execution": "eager"}))
 
 
-def test_a_run_that_was_recorded_is_not_resumed_where_it_cannot_be(config: DistillConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_recorded_is_not_resumed_where_it_cannot_be(
+    config: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun = config.model_copy(update={"steps": 12, "checkpoint_every": 2})
-    monkeypatch.setattr(distiller, "choose_execution", lambda *_: ExecutionChoice(mode="cuda-graph", reason="on a GPU"))
+    monkeypatch.setattr(
+        distiller, "choose_execution", lambda *_: ExecutionChoice(mode="cuda-graph", reason="on a GPU")
+    )
     monkeypatch.setattr(preparation, "CudaGraphModel", lambda model, example: model)
     with pytest.raises(PulledPlugError):
         distill(begun, pull_the_plug)
@@ -148,8 +180,12 @@ def pull_the_plug(event: Progress) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("options", [{}, {"compile": "yes"}, {"precision": "bf16"}, {"graphs": 4}, {"gradient": "one-pass"}])
-def test_a_run_on_a_gpu_that_is_resumed_ends_with_the_same_bits(config: DistillConfig, tmp_path: Path, options: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"compile": "yes"}, {"precision": "bf16"}, {"graphs": 4}, {"gradient": "one-pass"}]
+)
+def test_a_run_on_a_gpu_that_is_resumed_ends_with_the_same_bits(
+    config: DistillConfig, tmp_path: Path, options: dict[str, object]
+) -> None:
     def asked(name: str, **more: object) -> DistillConfig:
         cut = {"device": "cuda", "micro_batch": 3, "steps": 12, "checkpoint_every": 4}
         return config.model_copy(update=cut | options | {"out": tmp_path / name} | more)
