@@ -20,7 +20,9 @@ LOG_FACTOR_RANGE = 16.0
 """Natural logarithm of the largest factor over the smallest."""
 
 
-def fit_class_means(rows: Iterable[tuple[Tensor, Tensor]], classes: int, features: int) -> LogisticFit:
+def fit_nearest_mean_classifier(
+    rows: Iterable[tuple[Tensor, Tensor]], classes: int, features: int
+) -> LogisticFit:
     """Return "the class whose mean is nearest" as a linear classifier of standardised features.
 
     ``|x - m|^2 = |x|^2 - 2 (x.m - |m|^2 / 2)``, so the nearest mean has the largest ``x.m - |m|^2 / 2``.
@@ -46,7 +48,7 @@ def scale_logits(fit: LogisticFit, factor: float) -> LogisticFit:
     return LogisticFit(fit.weight * factor, fit.bias * factor, fit.iterations, fit.converged)
 
 
-def compute_losses(
+def compute_sample_losses(
     fit: LogisticFit, scaling: FeatureScaling, samples: StagedFeatures
 ) -> npt.NDArray[np.float64]:
     """Return the cross-entropy of a classifier of standardised features on every raw sample."""
@@ -54,7 +56,7 @@ def compute_losses(
     return compute_cross_entropies(samples, weight.float().numpy(), bias.float().numpy())
 
 
-def calibrate_logits(
+def choose_logit_factor(
     fits: Sequence[LogisticFit], validation_sets: Sequence[StagedFeatures], scaling: FeatureScaling
 ) -> float:
     """Return the factor of all fits' logits with the lowest cross-entropy, each fit on its own samples."""
@@ -62,7 +64,7 @@ def calibrate_logits(
     def compute_loss(log_factor: float) -> float:
         factor = float(np.exp(log_factor))
         losses = [
-            compute_losses(scale_logits(fit, factor), scaling, samples)
+            compute_sample_losses(scale_logits(fit, factor), scaling, samples)
             for fit, samples in zip(fits, validation_sets, strict=True)
         ]
         return float(np.concatenate(losses).mean())

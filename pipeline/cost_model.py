@@ -11,7 +11,7 @@ import torch
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import linear_classifier
 from sfm.pipeline.block_moments import compute_moments
-from sfm.pipeline.logistic import compute_loss_and_gradient, deterministic_threads
+from sfm.pipeline.logistic import compute_loss_and_gradient, deterministic_thread_pool
 from sfm.pipeline.sub_class_centres import MAX_ROWS_PER_CLASS
 from sfm.stats_store.digests import BLOCK_ROWS
 
@@ -27,7 +27,7 @@ of moments, of assigning samples to centres, and, per centre, of placing centres
 
 
 @dataclass(frozen=True)
-class StatisticsCost:
+class StatisticsOperations:
     """Expected cost of one entry's statistics, in arithmetic operations.
 
     Attributes
@@ -53,7 +53,7 @@ class StatisticsCost:
         return self.classifier + self.centres
 
 
-def count_pass_operations(rows: int, features: int, classes: int) -> float:
+def count_classifier_pass_operations(rows: int, features: int, classes: int) -> float:
     """Return the operations of a pass of the classifier over a number of rows."""
     return float(rows) * features * (4 * classes + PASS_COST)
 
@@ -63,14 +63,14 @@ def count_moments_operations(rows: int, features: int) -> float:
     return float(rows) * features * (2 * features + MOMENTS_COST)
 
 
-def count_centres_operations(rows: int, features: int, k: int) -> float:
+def count_centre_placing_operations(rows: int, features: int, k: int) -> float:
     """Return the operations of placing K centres on a number of rows, on one core."""
     return float(rows) * features * k * PLACE_COST
 
 
-def estimate_statistics_cost(
+def estimate_statistics_operations(
     classes: int, features: int, samples: int, images_per_sample: int, sub_class_counts: Sequence[int]
-) -> StatisticsCost:
+) -> StatisticsOperations:
     """Estimate the cost of an entry's statistics.
 
     Parameters
@@ -96,11 +96,11 @@ def estimate_statistics_cost(
     )
     passes = SELECTION_PASSES * scalings * folds
     clustered = min(samples, classes * MAX_ROWS_PER_CLASS)
-    return StatisticsCost(
+    return StatisticsOperations(
         moments=count_moments_operations(samples, features) + scalings * EIGEN_COST * float(features) ** 3,
-        selection=passes * count_pass_operations(min(rows, max_rows), features, classes),
-        fitting=FITTING_PASSES * count_pass_operations(rows, features, classes),
-        centres=sum(count_centres_operations(clustered, features, k) for k in sub_class_counts)
+        selection=passes * count_classifier_pass_operations(min(rows, max_rows), features, classes),
+        fitting=FITTING_PASSES * count_classifier_pass_operations(rows, features, classes),
+        centres=sum(count_centre_placing_operations(clustered, features, k) for k in sub_class_counts)
         + samples * float(features) * sum(8 * k + ASSIGN_COST for k in sub_class_counts),
     )
 
@@ -116,12 +116,12 @@ def measure_operations_per_second(classes: int, features: int, device: torch.dev
     for attempt in range(3):
         began = time.perf_counter()
         compute_moments(rows, labels, classes)
-        with deterministic_threads(device) as threads:
+        with deterministic_thread_pool(device) as threads:
             compute_loss_and_gradient([block] * 8, 8 * len(rows), weight, bias, device, threads)
         if attempt:  # The first attempt takes longer.
             seconds += time.perf_counter() - began
             operations += count_moments_operations(len(rows), features)
-            operations += count_pass_operations(8 * len(rows), features, classes)
+            operations += count_classifier_pass_operations(8 * len(rows), features, classes)
     return operations / seconds
 
 
@@ -133,12 +133,12 @@ class StatisticsProgress:
     ----------
     progress : callable
     stage : str
-    cost : StatisticsCost
+    cost : StatisticsOperations
     """
 
     progress: ProgressCallback
     stage: str
-    cost: StatisticsCost
+    cost: StatisticsOperations
     _done: float = 0.0
     _reported_percent: int = -1
 
@@ -168,7 +168,7 @@ class StatisticsProgress:
 FeatureBlock = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
 
-def report_block_progress(
+def iterate_with_moments_progress(
     blocks: Iterable[FeatureBlock], meter: StatisticsProgress, features: int, phase_end: float
 ) -> Iterator[FeatureBlock]:
     """Yield blocks, and report the moments of each as done when the next is asked for."""

@@ -17,7 +17,7 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.errors import InputError
 from sfm.pipeline.batch_features import PassOptions
-from sfm.pipeline.feature_pass import PassProgress, stage_tasks
+from sfm.pipeline.feature_pass import PassIncrement, stage_tasks
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
 from sfm.pipeline.sources import Source, open_source
@@ -70,7 +70,7 @@ def dask_setup(_: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def check_worker(config: WorkerConfig, probe_name: str) -> str:
+def check_worker_and_get_device(config: WorkerConfig, probe_name: str) -> str:
     """Check that this worker can take part, and return the kind of its device.
 
     Parameters
@@ -140,7 +140,7 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
     return source, backbones, OPEN_RUNTIME.enter_context(runtime)
 
 
-def stage_task(config: WorkerConfig, task: PartitionTask) -> PassProgress:
+def stage_task(config: WorkerConfig, task: PartitionTask) -> PassIncrement:
     """Stage one task on this worker, and return its progress report."""
     with TASK_LOCK:
         source, backbones, runtime = open_worker(config)
@@ -155,4 +155,4 @@ def stage_task(config: WorkerConfig, task: PartitionTask) -> PassProgress:
             # A decoding process is lost: the next task starts a new runtime.
             release_worker()
             raise
-    return PassProgress(images, skipped, 1, dict(seconds))
+    return PassIncrement(images, skipped, 1, dict(seconds))

@@ -184,7 +184,7 @@ def decode_batch(
     )
 
 
-def merge_marks(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
+def merge_marked_samples(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
     """Merge the marked samples of several chunks of a batch, or batches of a task."""
     merged: dict[str, dict[int, str]] = {}
     for marked in marked_samples:

@@ -36,7 +36,7 @@ from sfm.pipeline.decoding import (
     SampleBatch,
     count_pixel_bytes,
     decode_batch,
-    merge_marks,
+    merge_marked_samples,
     split_into_pixel_arrays,
 )
 from sfm.pipeline.sources.sample import Sample, SampleFile
@@ -126,7 +126,7 @@ def decoding_process_pool(
             number, buffer = free_buffers.get()
             futures: list[Future[DecodedBatch]] = []
             try:
-                samples, end = write_samples(batch, options, buffer)
+                samples, end = write_samples_to_buffer(batch, options, buffer)
                 chunks = [
                     BatchChunk(number, end, options, len(samples), *piece)
                     for piece in split_into_chunks(samples, min_chunks)
@@ -135,7 +135,7 @@ def decoding_process_pool(
                     futures.append(threads.submit(decode_chunk, chunk))
                 decoded = [future.result() for future in futures]
                 pixels = split_into_pixel_arrays(buffer.bytes, options, len(samples))
-                yield merge_chunks(decoded, [chunk.first for chunk in chunks], pixels)
+                yield merge_decoded_chunks(decoded, [chunk.first for chunk in chunks], pixels)
             finally:
                 # The processes write to the buffer until the last of them is done, also where one failed.
                 wait(futures)
@@ -198,7 +198,7 @@ ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
 """Has a process decode a chunk; the pixels are in the shared buffer."""
 
 
-def write_samples(
+def write_samples_to_buffer(
     batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer
 ) -> tuple[list[SampleLocation], int]:
     """Write the samples of a batch that are in memory to a shared buffer, behind the pixels.
@@ -238,7 +238,9 @@ def split_into_chunks(
     return [(first, samples[first:last]) for first, last in pairwise(bounds)]
 
 
-def merge_chunks(chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: PixelArrays) -> DecodedBatch:
+def merge_decoded_chunks(
+    chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: PixelArrays
+) -> DecodedBatch:
     """Return the batch that consists of decoded chunks.
 
     Parameters
@@ -268,7 +270,7 @@ def merge_chunks(chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: 
         skipped=skipped,
         seconds=sum(chunk.seconds for chunk in chunks),
         pixels=pixels,
-        marked=merge_marks(chunk.marked for chunk in chunks),
+        marked=merge_marked_samples(chunk.marked for chunk in chunks),
     )
 
 
@@ -289,7 +291,7 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
         arguments = f"{other_end.fileno()}, {list(descriptors)}"
         program = (
             f"import sys; sys.path[:] = {path!r}; "
-            f"from {__name__} import serve_chunks; serve_chunks({arguments})"
+            f"from {__name__} import serve_decoding_requests; serve_decoding_requests({arguments})"
         )
         # In a session of its own: Ctrl-C is for the parent process, which ends this one.
         process = subprocess.Popen(
@@ -322,7 +324,7 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
         yield decode_chunk
 
 
-def serve_chunks(connection_descriptor: int, buffer_descriptors: Sequence[int]) -> None:
+def serve_decoding_requests(connection_descriptor: int, buffer_descriptors: Sequence[int]) -> None:
     """Decode chunks for the parent process until it closes the connection.
 
     Parameters

@@ -15,12 +15,12 @@ from sfm.backbones.execution.cpu_threads import limit_threads
 from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
-from sfm.pipeline.cost_model import estimate_statistics_cost, measure_operations_per_second
+from sfm.pipeline.cost_model import estimate_statistics_operations, measure_operations_per_second
 from sfm.pipeline.decoding import SampleBatch
 from sfm.pipeline.entry_rows import list_roles
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.file_counts import count_files, make_file_counts
-from sfm.pipeline.hold_out import count_held_out, open_dataset
+from sfm.pipeline.file_counts import count_files, make_bounded_file_counts
+from sfm.pipeline.hold_out import count_held_out, open_extraction_source
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.runtime import (
     BATCH_IMAGES,
@@ -141,7 +141,7 @@ def estimate_extraction(
     IncompleteExtractionError
         If a decoding process is lost.
     """
-    source = open_dataset(config)
+    source = open_extraction_source(config)
     selection = select_listed_samples(config, source)
     backbones = [
         load_backbone(
@@ -158,7 +158,7 @@ def estimate_extraction(
     total = sum(samples.values())
     files = count_files_before_pass(source, selection, total)
     if config.hold_out is not None:
-        samples = count_after_hold_out(selection, samples, config.hold_out)
+        samples = count_samples_after_hold_out(selection, samples, config.hold_out)
     progress(Progress("probe", 0, 1, "parts"))
     probe = probe_images(source, tasks, backbones, config, total)
     progress(Progress("probe", 1, 1, "parts", {"images/s": probe.images_per_second}))
@@ -211,7 +211,9 @@ def estimate_statistics_seconds(
             rate = measure_operations_per_second(classes, features, backbone.device)
         for role in list_roles(config):
             rows = round(samples * (1 - (config.tune_fraction or 0.0))) if role == "tuning" else samples
-            cost = estimate_statistics_cost(classes, features, rows, 1 + config.views, config.sub_classes)
+            cost = estimate_statistics_operations(
+                classes, features, rows, 1 + config.views, config.sub_classes
+            )
             seconds += cost.total / rate
     return seconds
 
@@ -237,7 +239,7 @@ def count_samples_by_split(
     return counts, len(classes)
 
 
-def count_after_hold_out(
+def count_samples_after_hold_out(
     selection: SampleSelection | None, samples: dict[str, int], fraction: float
 ) -> dict[str, int]:
     """Return the number of samples by split once a share of the training split is held out."""
@@ -259,7 +261,7 @@ def count_files_before_pass(source: Source, selection: SampleSelection | None, s
         for split in source.splits.values():
             for kind, count in split.shards[0].unused.items() if split.shards else ():
                 unused[kind] += count * len(split.shards)
-        return make_file_counts(samples, unused)
+        return make_bounded_file_counts(samples, unused)
     none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
     return count_files(source.class_ids or [], source.labels, selection, none, source.inventory.unused)
 

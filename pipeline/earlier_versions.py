@@ -45,15 +45,15 @@ def describe_earlier_entries(
     unknown = [p.summary for p, card in zip(published, cards, strict=True) if card.composited is None]
     if unknown:
         notes.append(
-            f"{format_pins(unknown)} is of an earlier version, which dropped transparency: if images may be "
-            f"transparent, read them again with --rehash, and if that publishes a new entry, remove the "
+            f"{format_entry_pins(unknown)} is of an earlier version, which dropped transparency: if images may "
+            f"be transparent, read them again with --rehash, and if that publishes a new entry, remove the "
             f"earlier one: {format_removal_commands(store, unknown)}"
         )
     composited = [p.summary for p, card in zip(published, cards, strict=True) if card.composited]
     superseded = find_superseded_entries(store, composited) if composited else []
     if superseded:
         notes.append(
-            f"{format_pins(superseded)} is of the same images and of an earlier version, which dropped "
+            f"{format_entry_pins(superseded)} is of the same images and of an earlier version, which dropped "
             f"transparency; remove it, or pin the entry to use: {format_removal_commands(store, superseded)}"
         )
     return notes
@@ -71,7 +71,7 @@ def find_superseded_entries(store: Store, composited: Collection[Summary]) -> li
     return [s for s in same_images if store.open_entry(s).extraction.composited is None]
 
 
-def format_pins(summaries: Sequence[Summary]) -> str:
+def format_entry_pins(summaries: Sequence[Summary]) -> str:
     """Return entries as ``NAME@DIGEST``, on one line."""
     return ", ".join(f"{s.dataset}@{s.entry_digest[:12]}" for s in summaries)
 
@@ -79,5 +79,5 @@ def format_pins(summaries: Sequence[Summary]) -> str:
 def format_removal_commands(store: Store, summaries: Sequence[Summary]) -> str:
     """Return the commands that remove entries."""
     return "; ".join(
-        f"sfm store rm {shlex.quote(store.url)} {shlex.quote(format_pins([s]))}" for s in summaries
+        f"sfm store rm {shlex.quote(store.url)} {shlex.quote(format_entry_pins([s]))}" for s in summaries
     )

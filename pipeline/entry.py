@@ -17,16 +17,16 @@ from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.cost_model import (
     StatisticsProgress,
-    count_centres_operations,
-    count_pass_operations,
-    estimate_statistics_cost,
-    report_block_progress,
+    count_centre_placing_operations,
+    count_classifier_pass_operations,
+    estimate_statistics_operations,
+    iterate_with_moments_progress,
 )
-from sfm.pipeline.entry_rows import EntryRows, make_entry_options, read_digests
+from sfm.pipeline.entry_rows import EntryRows, make_entry_options, read_row_digests
 from sfm.pipeline.exemplars import choose_exemplars, read_exemplar_images
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import PassSummary
-from sfm.pipeline.linear_classifier import LinearClassifier, measure_accuracies, train_classifier
+from sfm.pipeline.linear_classifier import LinearClassifier, measure_top1_and_top5, train_classifier
 from sfm.pipeline.pass_result import PassResult
 from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.sources import Source
@@ -102,10 +102,10 @@ def publish_entry(
     """Compute the statistics of one entry, write them as a run, and commit it; after an error, discard it."""
     train = entry_rows.open_train(context.staging, backbone.card.hash)
     test = entry_rows.open_test(context.staging, backbone.card.hash)
-    statistics = compute_statistics(context, backbone, entry_rows, train, test, progress)
+    statistics = compute_entry_statistics(context, backbone, entry_rows, train, test, progress)
     draft = Draft(context.store)
     try:
-        write_statistics(draft, statistics)
+        write_statistics_arrays(draft, statistics)
         if not context.config.no_held_out:
             write_features(draft, "test", test, statistics.classifier)
         if context.config.keep_train_features:
@@ -127,7 +127,7 @@ def publish_entry(
         raise
 
 
-def compute_statistics(
+def compute_entry_statistics(
     context: EntryContext,
     backbone: Backbone,
     entry_rows: EntryRows,
@@ -145,22 +145,22 @@ def compute_statistics(
     )
     views = [entry_rows.open_train(context.staging, name) for name in array_names[1:]]
     stage = f"{'tuning ' if entry_rows.role == 'tuning' else ''}statistics of {backbone.card.spec}"
-    cost = estimate_statistics_cost(classes, features, len(labels), len(array_names), sub_class_counts)
+    cost = estimate_statistics_operations(classes, features, len(labels), len(array_names), sub_class_counts)
     meter = StatisticsProgress(progress, stage, cost)
     meter.report()
 
     def on_rows(rows: int) -> None:
-        meter.advance(count_pass_operations(rows, features, classes), cost.classifier)
+        meter.advance(count_classifier_pass_operations(rows, features, classes), cost.classifier)
 
     def on_centres(rows: int, k: int) -> None:
-        meter.advance(count_centres_operations(rows, features, k), cost.total)
+        meter.advance(count_centre_placing_operations(rows, features, k), cost.total)
 
     moments = accumulate_moments(
-        report_block_progress(train, meter, features, cost.moments), classes, features
+        iterate_with_moments_progress(train, meter, features, cost.moments), classes, features
     )
     meter.advance_to(cost.moments)
     classifier = train_classifier(train, moments, backbone.device, views, on_rows=on_rows)
-    top1, top5 = measure_accuracies(test, classifier)
+    top1, top5 = measure_top1_and_top5(test, classifier)
     meter.advance_to(cost.classifier)
     centres = compute_sub_class_centres(
         train, labels, classes, features, sub_class_counts, config.seed, on_centres
@@ -169,7 +169,7 @@ def compute_statistics(
     return EntryStatistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
 
 
-def write_statistics(draft: Draft, statistics: EntryStatistics) -> None:
+def write_statistics_arrays(draft: Draft, statistics: EntryStatistics) -> None:
     """Write the arrays that have no sample dimension."""
     draft.write_array("train/count", statistics.moments.count)
     draft.write_array("train/mean", statistics.moments.mean)
@@ -199,7 +199,7 @@ def choose_feature_dtype(rows: StagedFeatures, classifier: LinearClassifier) -> 
     if not all(np.abs(features).max() < MAX_FLOAT16_VALUE for features, _ in rows):
         return np.dtype(np.float32)
     rounded = ((features.astype(np.float16).astype(np.float32), labels) for features, labels in rows)
-    before, after = measure_accuracies(rows, classifier)[0], measure_accuracies(rounded, classifier)[0]
+    before, after = measure_top1_and_top5(rows, classifier)[0], measure_top1_and_top5(rounded, classifier)[0]
     shift = abs((after or 0.0) - (before or 0.0))
     return np.dtype(np.float16 if shift <= MAX_FLOAT16_SHIFT else np.float32)
 
@@ -218,7 +218,7 @@ def write_exemplars(
     rows = np.flatnonzero(entry_rows.train_mask)[choice.sample]
     positions = np.concatenate([p.samples for p in entry_rows.train])[rows]
     sample = np.where(choice.sample < 0, -1, positions)
-    digests = read_digests(context.staging, entry_rows.train, rows)
+    digests = read_row_digests(context.staging, entry_rows.train, rows)
     shard_sizes = context.pass_result.shard_sizes["train"]
     images = read_exemplar_images(context.source, sample, digests, shard_sizes, backbone.card.preprocessing)
     draft.write_array("exemplar/image", images)

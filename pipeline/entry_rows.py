@@ -12,7 +12,7 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.fingerprint import FingerprintBuilder
 from sfm.pipeline.hold_out import make_hold_out_keys, mark_held_out_rows
 from sfm.pipeline.pass_result import PassResult
-from sfm.pipeline.pixel_marks import MarkCount, count_marks
+from sfm.pipeline.pixel_marks import MarkCount, count_marked_samples
 from sfm.pipeline.selection import UNUSED_LABEL
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
 from sfm.pipeline.staging import Staging
@@ -96,7 +96,7 @@ def iterate_digests(
         yield staging.read_digests(partition)
 
 
-def read_digests(
+def read_row_digests(
     staging: Staging, partitions: Sequence[StagedPartition], rows: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.uint8]:
     """Return the sample digests of some rows of partitions, of any shape (…): shape (…, 32)."""
@@ -126,7 +126,7 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
             rows = partition.labels != UNUSED_LABEL
             builder.add_samples(partition.split, class_ids, partition.labels[rows], digests[rows])
         train_bytes = int(sizes[in_use].sum())
-        marked = count_marks([(train, in_use), (test, test_in_use)])
+        marked = count_marked_samples([(train, in_use), (test, test_in_use)])
         entries = [
             EntryRows(
                 "full", train, test, in_use, test_in_use, train_bytes, builder.compute_fingerprint(), marked
@@ -138,17 +138,17 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
         )
         held_out = mark_held_out_rows(labels, keys, class_ids, config.hold_out)
         in_use = in_use & ~held_out
-        entries = [split_training_rows("full", train, in_use, held_out, class_ids, sizes, staging)]
+        entries = [make_held_out_entry_rows("full", train, in_use, held_out, class_ids, sizes, staging)]
         labels = np.where(held_out, UNUSED_LABEL, labels).astype(np.int32)
     if config.tune_fraction is not None:
-        held_out = draw_held_out_rows(labels, class_ids, config.tune_fraction, config.seed)
+        held_out = draw_held_out_mask(labels, class_ids, config.tune_fraction, config.seed)
         entries.append(
-            split_training_rows("tuning", train, in_use & ~held_out, held_out, class_ids, sizes, staging)
+            make_held_out_entry_rows("tuning", train, in_use & ~held_out, held_out, class_ids, sizes, staging)
         )
     return entries
 
 
-def split_training_rows(
+def make_held_out_entry_rows(
     role: EntryRole,
     train: list[StagedPartition],
     train_mask: npt.NDArray[np.bool_],
@@ -172,14 +172,14 @@ def split_training_rows(
         start = own.stop
         for split, rows in (("train", train_mask[own]), ("test", held_out_mask[own])):
             builder.add_samples(split, class_ids, partition.labels[rows], digests[rows])
-    marked = count_marks([(train, train_mask | held_out_mask)])
+    marked = count_marked_samples([(train, train_mask | held_out_mask)])
     train_bytes = int(sizes[train_mask].sum())
     return EntryRows(
         role, train, train, train_mask, held_out_mask, train_bytes, builder.compute_fingerprint(), marked
     )
 
 
-def draw_held_out_rows(
+def draw_held_out_mask(
     labels: npt.NDArray[np.int32], class_ids: Sequence[str], fraction: float, seed: int
 ) -> npt.NDArray[np.bool_]:
     """Mark a random fraction of every class, at least one sample and not all.

@@ -65,7 +65,7 @@ def find_existing_entries(
     return existing
 
 
-def require_same_name(config: ExtractConfig, published_entries: Iterable[PublishResult]) -> None:
+def require_same_dataset_name(config: ExtractConfig, published_entries: Iterable[PublishResult]) -> None:
     """Refuse a ``--name`` that existing entries do not have.
 
     Raises

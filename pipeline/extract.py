@@ -23,19 +23,19 @@ from sfm.pipeline.existing_entries import (
     digest_skipped_listing,
     digest_source_listing,
     find_existing_entries,
+    require_same_dataset_name,
     require_same_licence,
-    require_same_name,
 )
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import (
-    PassProgress,
+    PassIncrement,
     PassSummary,
     find_missing_backbones,
     stage_tasks,
     track_pass,
 )
-from sfm.pipeline.flow_agreement import measure_flow_cosines
-from sfm.pipeline.hold_out import open_dataset
+from sfm.pipeline.flow_agreement import compare_flows_with_float32
+from sfm.pipeline.hold_out import open_extraction_source
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.pass_result import PassResult, collect_pass_result
 from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
@@ -111,7 +111,7 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
     if config.dry_run:
         raise InputError("a dry run is asked for: call sfm.pipeline.dry_run.estimate_extraction")
     with limit_threads(config.threads):
-        source = open_dataset(config)
+        source = open_extraction_source(config)
         tasks = make_tasks(source, select_listed_samples(config, source))
         backbones = {
             spec: load_backbone(
@@ -131,10 +131,10 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
             else find_existing_entries(store, config, source, backbones.values(), listing)
         )
         existing_entries = [published for entries in existing.values() for published in entries]
-        require_same_name(config, existing_entries)
+        require_same_dataset_name(config, existing_entries)
         require_same_licence(config, store, existing_entries)
         if any(backbone.card.hash not in existing for backbone in backbones.values()):
-            return extract_missing(config, source, tasks, backbones, store, existing, progress)
+            return extract_missing_entries(config, source, tasks, backbones, store, existing, progress)
         published = [entry for b in backbones.values() for entry in existing[b.card.hash]]
         cards = [store.open_entry(entry.summary).extraction for entry in published]
         return ExtractionResult(
@@ -147,7 +147,7 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
         )
 
 
-def extract_missing(
+def extract_missing_entries(
     config: ExtractConfig,
     source: Source,
     tasks: Sequence[PartitionTask],
@@ -194,9 +194,9 @@ def extract_missing(
         }
         statistics_seconds = time.perf_counter() - began
     published = [entry for b in backbones.values() for entry in ({**existing, **new})[b.card.hash]]
-    require_same_name(config, published)
+    require_same_dataset_name(config, published)
     require_same_licence(config, store, published)
-    cards = read_extraction_cards(store, published, new, entry_rows)
+    cards = read_cards_with_mark_counts(store, published, new, entry_rows)
     # An existing entry of the same images may be of another folder, with other files beside them.
     return ExtractionResult(
         published,
@@ -235,20 +235,20 @@ def run_pass(
         for task in tasks
         if find_missing_backbones(task, backbones.values(), staging, options) is not None
     ]
-    with run_staging(config, source, pending, backbones, staging, options, progress) as (device, steps):
+    with start_staging(config, source, pending, backbones, staging, options, progress) as (device, steps):
         summary = track_pass(steps, tasks, pending, staging, progress)
     result = collect_pass_result(config, source, tasks, staging)
     cosines = {}
     # Another kind of device than the workers' would round differently.
     if config.precision != "float32" and all(b.device.type == device for b in backbones.values()):
-        cosines = measure_flow_cosines(
+        cosines = compare_flows_with_float32(
             source, tasks, list(backbones.values()), options, progress, config.threads
         )
     return device, summary, result, cosines
 
 
 @contextmanager
-def run_staging(
+def start_staging(
     config: ExtractConfig,
     source: Source,
     tasks: Sequence[PartitionTask],
@@ -256,12 +256,12 @@ def run_staging(
     staging: Staging,
     options: PassOptions,
     progress: ProgressCallback,
-) -> Iterator[tuple[str, Iterator[PassProgress]]]:
+) -> Iterator[tuple[str, Iterator[PassIncrement]]]:
     """Have tasks staged in this process, or by workers if they are asked for and there are tasks.
 
     Yields
     ------
-    str, iterator of PassProgress
+    str, iterator of PassIncrement
         Kind of device that the backbones run on, and reports that drive the work.
     """
     if tasks and (config.workers or config.scheduler):
@@ -299,7 +299,7 @@ def make_staging_key(config: ExtractConfig, source: Source, listing: str) -> str
     )[:32]
 
 
-def read_extraction_cards(
+def read_cards_with_mark_counts(
     store: Store,
     published: Sequence[PublishResult],
     new_hashes: Collection[str],

@@ -14,7 +14,7 @@ from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
-from sfm.pipeline.decoding import SampleBatch, merge_marks
+from sfm.pipeline.decoding import SampleBatch, merge_marked_samples
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, one_torch_thread
 from sfm.pipeline.sources import Source
@@ -30,7 +30,7 @@ MAX_PENDING_BATCHES = 8
 
 
 @dataclass(frozen=True)
-class PassProgress:
+class PassIncrement:
     """Work that was done since the last report of a pass.
 
     Attributes
@@ -142,7 +142,7 @@ def find_missing_backbones(
     return None if has_sizes and has_digests and not missing else missing
 
 
-class PassQueue:
+class FeatureBatchQueue:
     """Batches whose features are computed, each task's result after its batches; all finish in order.
 
     Parameters
@@ -173,16 +173,16 @@ class PassQueue:
         """Return whether the queue is too long, or holds too many encoded bytes."""
         return len(self._pending) > self.max_length or sum(self._encoded_bytes) > MAX_QUEUED_BYTES
 
-    def finish_next(self) -> PassProgress:
+    def finish_next(self) -> PassIncrement:
         """Wait for the first batch, or save the first task."""
         work = self._pending.popleft()
         if isinstance(work, Future):
             self._encoded_bytes.popleft()
             self._finished.append(batch := work.result())
-            return PassProgress(len(batch.kept) + len(batch.skipped), len(batch.skipped), 0, batch.seconds)
+            return PassIncrement(len(batch.kept) + len(batch.skipped), len(batch.skipped), 0, batch.seconds)
         work(self._finished)
         self._finished.clear()
-        return PassProgress(partitions=1)
+        return PassIncrement(partitions=1)
 
     def cancel(self) -> None:
         """Cancel the batches that no thread has begun."""
@@ -198,7 +198,7 @@ def stage_tasks(
     staging: Staging,
     options: PassOptions,
     runtime: ExtractionRuntime,
-) -> Generator[PassProgress, None, None]:
+) -> Generator[PassIncrement, None, None]:
     """Read tasks and stage what is missing of each, in this process.
 
     The result of a task is written last and makes it complete; a task that was cut short is read again.
@@ -217,7 +217,7 @@ def stage_tasks(
         If a decoding process is lost.
     """
     size, limit = BATCH_IMAGES[backbones[0].device.type], options.limit_per_class
-    queue = PassQueue(2 * runtime.threads + MAX_PENDING_BATCHES)
+    queue = FeatureBatchQueue(2 * runtime.threads + MAX_PENDING_BATCHES)
     threads = ThreadPoolExecutor(runtime.threads, thread_name_prefix="features")
     with one_torch_thread(), tf32_disabled(), threads as pool:
         try:
@@ -232,7 +232,9 @@ def stage_tasks(
                     while queue.is_full():
                         yield queue.finish_next()
                 unused = {} if task.rows is not None else dict(task.get_shard(source).unused)
-                queue.add_task(partial(save_task, staging, task, source, missing, options, labels, unused))
+                queue.add_task(
+                    partial(write_task_files, staging, task, source, missing, options, labels, unused)
+                )
                 while queue.is_full():
                     yield queue.finish_next()
             while queue:
@@ -241,7 +243,7 @@ def stage_tasks(
             queue.cancel()
 
 
-def save_task(
+def write_task_files(
     staging: Staging,
     task: PartitionTask,
     source: Source,
@@ -288,9 +290,9 @@ def make_task_result(
     unused: dict[str, int],
     batches: Sequence[BatchFeatures],
 ) -> TaskResult:
-    """Return what reading a task gave, from its labels and batches; see :func:`save_task`."""
+    """Return what reading a task gave, from its labels and batches; see :func:`write_task_files`."""
     known = task.rows is not None
-    marked = merge_marks(batch.marked for batch in batches)
+    marked = merge_marked_samples(batch.marked for batch in batches)
     spellings: dict[str, set[str]] = {label: set() for label, _ in labels}
     for label, text in set(labels):
         spellings[label].add(text)
@@ -310,7 +312,7 @@ def make_task_result(
 
 
 def track_pass(
-    steps: Iterator[PassProgress],
+    steps: Iterator[PassIncrement],
     tasks: Sequence[PartitionTask],
     pending_tasks: Sequence[PartitionTask],
     staging: Staging,
@@ -322,7 +324,7 @@ def track_pass(
 
     Parameters
     ----------
-    steps : iterator of PassProgress
+    steps : iterator of PassIncrement
         As :func:`stage_tasks` yields them.
     tasks, pending_tasks : sequence of PartitionTask
         All tasks, and those that were not complete before.

@@ -51,10 +51,10 @@ def count_files(
         unused[UNDECODABLE_IMAGES] += len(unreadable[split])
         unused[LIMITED_IMAGES] += int(np.count_nonzero(is_unused & is_used_class[split_labels]))
         unused[SMALL_CLASS_IMAGES] += int(np.count_nonzero(is_unused & ~is_used_class[split_labels]))
-    return make_file_counts(used, unused)
+    return make_bounded_file_counts(used, unused)
 
 
-def make_file_counts(used: int, unused: Mapping[str, int]) -> FileCounts:
+def make_bounded_file_counts(used: int, unused: Mapping[str, int]) -> FileCounts:
     """Return counts with a bounded number of kinds that are printable and short.
 
     Kinds derive from file names: they may hold any bytes, and there may be as many as files.

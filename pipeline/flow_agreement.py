@@ -23,7 +23,7 @@ MIN_FAITHFUL_COSINE = 0.9999
 BATCH_SAMPLES = 16
 
 
-def measure_flow_cosines(
+def compare_flows_with_float32(
     source: Source,
     tasks: Sequence[PartitionTask],
     backbones: Sequence[Backbone],

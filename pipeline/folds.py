@@ -16,14 +16,14 @@ def rank_within_class(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArra
     return rank, counts[labels]
 
 
-def mark_per_class(labels: Labels, max_per_class: int) -> Mask:
+def mark_evenly_per_class(labels: Labels, max_per_class: int) -> Mask:
     """Mark up to `max_per_class` samples of each class, evenly spaced in order."""
     rank, count = rank_within_class(labels)
     marked: Mask = (rank + 1) * max_per_class // count > rank * max_per_class // count
     return marked
 
 
-def mark_fold(labels: Labels, fold: int, folds: int) -> Mask:
+def mark_fold_samples(labels: Labels, fold: int, folds: int) -> Mask:
     """Mark one fold: every `folds`-th sample of each class, counted from its last.
 
     A class with fewer samples than there are folds has one in each of the first folds. The only sample of a
@@ -34,7 +34,7 @@ def mark_fold(labels: Labels, fold: int, folds: int) -> Mask:
     return marked
 
 
-def make_folds(labels: Labels, folds: int, min_samples: int, max_folds: int) -> list[Mask]:
+def make_validation_masks(labels: Labels, folds: int, min_samples: int, max_folds: int) -> list[Mask]:
     """Cut a training split into folds, and return as many as it takes to validate on a number of samples.
 
     Parameters
@@ -55,7 +55,7 @@ def make_folds(labels: Labels, folds: int, min_samples: int, max_folds: int) -> 
     folds = min(folds, int(np.bincount(labels).max(initial=0)))
     masks: list[Mask] = []
     while len(masks) < min(folds, max_folds) and sum(int(held_out.sum()) for held_out in masks) < min_samples:
-        held_out = mark_fold(labels, len(masks), folds)
+        held_out = mark_fold_samples(labels, len(masks), folds)
         if not held_out.any():
             break
         masks.append(held_out)

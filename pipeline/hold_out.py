@@ -14,7 +14,7 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import Source, open_source
 
 
-def open_dataset(config: ExtractConfig) -> Source:
+def open_extraction_source(config: ExtractConfig) -> Source:
     """Open the source of an extraction, with its held-out split unless ``--hold-out`` makes one.
 
     Raises

@@ -10,20 +10,25 @@ import torch
 from torch import Tensor
 
 from sfm.pipeline.block_moments import accumulate_moments
-from sfm.pipeline.class_means import calibrate_logits, compute_losses, fit_class_means, scale_logits
+from sfm.pipeline.class_means import (
+    choose_logit_factor,
+    compute_sample_losses,
+    fit_nearest_mean_classifier,
+    scale_logits,
+)
 from sfm.pipeline.feature_scaling import (
     FeatureScaling,
     compute_feature_scaling,
     convert_to_raw_features,
     standardise_rows,
 )
-from sfm.pipeline.folds import Mask, make_folds, mark_per_class
+from sfm.pipeline.folds import Mask, make_validation_masks, mark_evenly_per_class
 from sfm.pipeline.logistic import (
     GRADIENT_TOLERANCE,
     LogisticFit,
-    RowsCallback,
+    PassRowsCallback,
     fit_logistic,
-    ignore_rows,
+    ignore_pass_rows,
     make_zero_fit,
 )
 from sfm.pipeline.staged_features import StagedFeatures
@@ -175,8 +180,8 @@ def make_validation_fold(
     fitted, validating = ~held_out, held_out.copy()
     max_per_class = max(MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(feature_sets)))
     if len(feature_sets) * len(labels) > MAX_SELECTION_ROWS:
-        fitted[fitted] = mark_per_class(labels[fitted], max_per_class)
-        validating[validating] = mark_per_class(labels[validating], max_per_class)
+        fitted[fitted] = mark_evenly_per_class(labels[fitted], max_per_class)
+        validating[validating] = mark_evenly_per_class(labels[validating], max_per_class)
     samples = len(feature_sets) * int(fitted.sum())
     rows = standardise_rows(
         [features.select_rows(fitted) for features in feature_sets], samples, scaling, device
@@ -214,7 +219,7 @@ def search_penalty_path(
     priors: Sequence[LogisticFit],
     candidate: PenaltyCandidate,
     device: torch.device,
-    on_rows: RowsCallback,
+    on_rows: PassRowsCallback,
 ) -> PenaltyScore:
     """Try penalties from strong to weak, until the cross-entropy on all folds together rises.
 
@@ -233,7 +238,8 @@ def search_penalty_path(
             for fold, start, prior in zip(folds, fits, priors, strict=True)
         ]
         losses = [
-            compute_losses(fit, scaling, fold.validation) for fit, fold in zip(fits, folds, strict=True)
+            compute_sample_losses(fit, scaling, fold.validation)
+            for fit, fold in zip(fits, folds, strict=True)
         ]
         score = PenaltyScore(l2, np.concatenate(losses), fits[0])
         if scores and not score.losses.mean() < scores[-1].losses.mean():
@@ -248,7 +254,7 @@ def choose_penalty(
     feature_sets: Sequence[StagedFeatures],
     candidates: Sequence[PenaltyCandidate],
     device: torch.device,
-    on_rows: RowsCallback = ignore_rows,
+    on_rows: PassRowsCallback = ignore_pass_rows,
 ) -> ChosenPenalty:
     """Choose a candidate and its penalty by the cross-entropy on samples that the fit did not see.
 
@@ -267,7 +273,7 @@ def choose_penalty(
     """
     labels = feature_sets[0].concatenate_labels()
     zero = make_zero_fit(int(labels.max()) + 1, len(candidates[0].scaling.mean))
-    held_out_masks = make_folds(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
+    held_out_masks = make_validation_masks(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
     if not held_out_masks:
         first = candidates[0]
         return ChosenPenalty(first.path[len(first.path) // 2], first.scaling, zero)
@@ -281,8 +287,8 @@ def choose_penalty(
         ]
         priors = [zero] * len(folds)
         if candidate.towards_means:
-            means = [fit_class_means(fold.rows, *zero.weight.shape) for fold in folds]
-            factor = calibrate_logits(means, [fold.validation for fold in folds], scaling)
+            means = [fit_nearest_mean_classifier(fold.rows, *zero.weight.shape) for fold in folds]
+            factor = choose_logit_factor(means, [fold.validation for fold in folds], scaling)
             priors = [scale_logits(mean, factor) for mean in means]
         score = search_penalty_path(folds, priors, candidate, device, on_rows)
         if best_score is None or count_standard_errors(best_score, score) > MARGIN_STANDARD_ERRORS:
@@ -313,7 +319,7 @@ def train_classifier(
     device: torch.device,
     views: Sequence[StagedFeatures] = (),
     path: Sequence[float] = L2_PATH,
-    on_rows: RowsCallback = ignore_rows,
+    on_rows: PassRowsCallback = ignore_pass_rows,
     tolerance: float = GRADIENT_TOLERANCE,
 ) -> LinearClassifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
@@ -349,7 +355,9 @@ def train_classifier(
     scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
     prior, start = None, choice.start
     if choice.means_factor:
-        start = prior = scale_logits(fit_class_means(rows, *moments.mean.shape), choice.means_factor)
+        start = prior = scale_logits(
+            fit_nearest_mean_classifier(rows, *moments.mean.shape), choice.means_factor
+        )
     final = fit_logistic(rows, samples, scaling, choice.l2, start, device, tolerance, on_rows, prior)
     weight, bias = (x.float().numpy() for x in convert_to_raw_features(final.weight, final.bias, scaling))
     return LinearClassifier(
@@ -357,7 +365,7 @@ def train_classifier(
     )
 
 
-def measure_accuracies(
+def measure_top1_and_top5(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier
 ) -> tuple[float | None, float | None]:
     """Return top-1 and top-5 accuracy as fractions; see `compute_top_accuracies`."""

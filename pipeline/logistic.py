@@ -32,11 +32,11 @@ PIECE_ROWS = 1024
 T = TypeVar("T")
 U = TypeVar("U")
 
-RowsCallback = Callable[[int], None]
+PassRowsCallback = Callable[[int], None]
 """Called after every pass with the number of rows it was over."""
 
 
-def ignore_rows(_: int) -> None:
+def ignore_pass_rows(_: int) -> None:
     """Do nothing."""
 
 
@@ -57,7 +57,7 @@ def make_zero_fit(classes: int, features: int) -> LogisticFit:
 
 
 @contextmanager
-def deterministic_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
+def deterministic_thread_pool(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
     """Start as many threads as torch has, each of which computes single-threaded; None on a GPU.
 
     The order of sums then depends on the rows only: no bit of a result depends on the number of cores or
@@ -89,7 +89,7 @@ def map_in_order(
         yield pending.popleft().result()
 
 
-def split_into_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def split_rows_into_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Split blocks of rows into pieces for one core each."""
     for x, y in rows:
         yield from zip(torch.split(x, PIECE_ROWS), torch.split(y, PIECE_ROWS), strict=True)
@@ -110,7 +110,7 @@ def compute_loss_and_gradient(
     Parameters
     ----------
     threads : ThreadPoolExecutor, optional
-        As :func:`deterministic_threads` yields it.
+        As :func:`deterministic_thread_pool` yields it.
     """
     w, b = weight.to(device), bias.to(device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -125,7 +125,7 @@ def compute_loss_and_gradient(
         residual[torch.arange(len(y), device=device), y] -= 1
         return likelihood, residual.T @ x, residual.sum(dim=0, dtype=torch.float64)
 
-    pieces = split_into_pieces(rows) if device.type == "cpu" else rows
+    pieces = split_rows_into_pieces(rows) if device.type == "cpu" else rows
     for likelihood, piece_weight_gradient, piece_bias_gradient in map_in_order(threads, compute_sums, pieces):
         loss -= likelihood
         bias_gradient += piece_bias_gradient
@@ -154,7 +154,7 @@ class PenalisedLoss:
         prior: LogisticFit | None,
         classes: int,
         device: torch.device,
-        on_rows: RowsCallback,
+        on_rows: PassRowsCallback,
     ) -> None:
         self.rows, self.samples, self.device, self.on_rows = rows, samples, device, on_rows
         self.axes, self.l2, self.bias_l2 = scaling.axes, l2, l2 if prior else 0.0
@@ -206,7 +206,7 @@ def fit_logistic(
     start: LogisticFit,
     device: torch.device,
     tolerance: float = GRADIENT_TOLERANCE,
-    on_rows: RowsCallback = ignore_rows,
+    on_rows: PassRowsCallback = ignore_pass_rows,
     prior: LogisticFit | None = None,
     max_iterations: int | None = None,
 ) -> LogisticFit:
@@ -241,7 +241,7 @@ def fit_logistic(
         if loss.largest_gradient <= tolerance:
             raise StopIteration
 
-    with deterministic_threads(device) as loss.threads:
+    with deterministic_thread_pool(device) as loss.threads:
         found = minimize(
             loss,
             loss.encode_fit(start),

@@ -29,12 +29,12 @@ def make_rendering_options(rendering: Rendering, composited: bool) -> dict[str, 
     return options if rendering.white is None else options | {"white": rendering.white}
 
 
-def find_marked_rows(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
+def make_mark_masks(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
     """Return, by mark, a mask of the staged samples of a task; marks that no sample has are left out."""
     return {mark: np.isin(result.kept, places) for mark, places in result.marked.items()}
 
 
-def count_marks(
+def count_marked_samples(
     partitions_and_masks: Iterable[tuple[Sequence[StagedPartition], npt.NDArray[np.bool_]]],
 ) -> dict[str, MarkCount]:
     """Count the samples in use by mark.

@@ -63,7 +63,7 @@ def read_rows(
         ) from error
 
 
-def has_valid_rows(
+def has_finite_rows(
     path: Path, dtype: npt.DTypeLike, rows: int, columns: tuple[int, ...] | None = None
 ) -> bool:
     """Return whether a file holds such rows, and finite values only."""

@@ -82,7 +82,7 @@ def optimize_for_inference(
         ]
 
 
-def choose_batch_size(backbone: Backbone) -> int:
+def choose_forward_batch_size(backbone: Backbone) -> int:
     """Return how many images go through a backbone together."""
     large = backbone.card.preprocessing.input_size > LARGE_INPUT
     return (
@@ -92,7 +92,7 @@ def choose_batch_size(backbone: Backbone) -> int:
     )
 
 
-def pad_to_power_of_two(images: Tensor) -> Tensor:
+def pad_batch_to_power_of_two(images: Tensor) -> Tensor:
     """Fill a batch up with black images.
 
     cuDNN plans convolutions anew for every batch size, which takes a second or more; tar shards end with
@@ -127,10 +127,12 @@ def compute_pixel_features(
     forward : callable
         Signature and result of :func:`forward_batch`.
     """
-    device, batch_size, parts = backbone.device, choose_batch_size(backbone), []
+    device, batch_size, parts = backbone.device, choose_forward_batch_size(backbone), []
     for start in range(0, len(pixels), batch_size):
         images = pixels_to_device(pixels[start : start + batch_size], device)
-        rows = forward(backbone, images if device.type == "cpu" else pad_to_power_of_two(images), precision)
+        rows = forward(
+            backbone, images if device.type == "cpu" else pad_batch_to_power_of_two(images), precision
+        )
         parts.append(rows[: len(images)].float().cpu().numpy())
     return np.concatenate(parts)
 

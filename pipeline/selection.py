@@ -71,7 +71,7 @@ def select_samples(
         first = list_first_per_class(split_labels, config.limit_per_class)
         labels_in_use[split][first] = split_labels[first]
         labels_in_use[split][unreadable[split]] = UNUSED_LABEL
-    counts = count_per_class(labels_in_use, len(class_ids))
+    counts = count_used_per_class(labels_in_use, len(class_ids))
     if config.hold_out is not None:
         counts["test"] = count_held_out(counts["train"], config.hold_out)
         counts["train"] = counts["train"] - counts["test"]
@@ -116,7 +116,7 @@ def select_listed_samples(config: ExtractConfig, source: Source) -> SampleSelect
     return select_samples(config, source.class_ids or [], source.class_names, source.labels, none)
 
 
-def count_per_class(
+def count_used_per_class(
     labels: Mapping[str, npt.NDArray[np.int32]], classes: int
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Return the samples in use per class, by split."""

@@ -23,7 +23,7 @@ from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.locking import acquire_lock
 from sfm.pipeline.partition_tasks import PartitionTask
-from sfm.pipeline.row_files import has_valid_rows, read_rows, write_rows
+from sfm.pipeline.row_files import has_finite_rows, read_rows, write_rows
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
 from sfm.pipeline.task_results import (
     MAX_TASK_RESULT_BYTES,
@@ -59,13 +59,13 @@ class Staging:
         columns: tuple[int, ...],
     ) -> bool:
         """Return whether an array is complete and valid: others may write here, too."""
-        return has_valid_rows(self.array_path(array_name, partition), dtype, rows, columns)
+        return has_finite_rows(self.array_path(array_name, partition), dtype, rows, columns)
 
     def write_array(
         self, array_name: str, partition: PartitionTask | StagedPartition, rows: npt.NDArray[Any]
     ) -> None:
         """Write an array atomically."""
-        with staged_file(self.array_path(array_name, partition)) as file:
+        with atomic_staged_file(self.array_path(array_name, partition)) as file:
             write_rows(file, rows)
 
     def read_sizes(self, partition: StagedPartition) -> npt.NDArray[np.int64]:
@@ -79,7 +79,7 @@ class Staging:
     def has_other_digests(self, task: PartitionTask, digests: npt.NDArray[np.uint8]) -> bool:
         """Return whether an earlier, complete pass over a task read other samples than these."""
         result, file = self.read_result(task), self.array_path("digests", task)
-        if result is None or not has_valid_rows(file, np.uint8, len(result.kept), (32,)):
+        if result is None or not has_finite_rows(file, np.uint8, len(result.kept), (32,)):
             return False
         return not np.array_equal(read_rows(file, np.uint8, len(result.kept), (32,)), digests)
 
@@ -89,7 +89,7 @@ class Staging:
 
     def write_result(self, task: PartitionTask, result: TaskResult) -> None:
         """Write a task's result atomically; it comes last, so where it is, the arrays are."""
-        with staged_file(self.result_path(task)) as file:
+        with atomic_staged_file(self.result_path(task)) as file:
             file.write(json.dumps(escape_non_utf8_values(dataclasses.asdict(result))).encode())
 
     def read_result(self, task: PartitionTask) -> TaskResult | None:
@@ -116,7 +116,7 @@ class Staging:
 
 
 @contextmanager
-def staged_file(file: Path) -> Iterator[IO[bytes]]:
+def atomic_staged_file(file: Path) -> Iterator[IO[bytes]]:
     """Open a file of the staging folder for an atomic write.
 
     Two workers may write the same file, when one was given up for dead: each has a temporary file of its own.
@@ -152,13 +152,13 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
     InputError
         If nothing can be written there.
     """
-    with staging_errors(folder):
+    with explained_staging_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if like:
         copy_permissions(folder, like)
     with lock_staging(folder / f"{key}.lock") as locked:
         root = folder / (key if locked and is_safe_folder(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
-        with staging_errors(folder):
+        with explained_staging_errors(folder):
             root.mkdir(exist_ok=True)
         if like:
             copy_permissions(root, like)
@@ -180,7 +180,7 @@ def is_safe_folder(folder: Path) -> bool:
 
 
 @contextmanager
-def staging_errors(folder: Path) -> Iterator[None]:
+def explained_staging_errors(folder: Path) -> Iterator[None]:
     """Translate errors of writing a folder into an :class:`InputError` that names --staging."""
     try:
         yield
@@ -199,7 +199,7 @@ def lock_staging(file: Path) -> Iterator[bool]:
     if file.exists() and not os.access(file, os.W_OK):
         yield False  # of another user
         return
-    with staging_errors(file.parent):
+    with explained_staging_errors(file.parent):
         lock = acquire_lock(file)
     try:
         if lock is not None:

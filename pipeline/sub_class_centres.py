@@ -22,11 +22,11 @@ MAX_ROWS_PER_CLASS = 2048
 MAX_CLUSTERING_BYTES = 2**30
 """Samples in memory while centres are placed; every group of classes is one pass over the features."""
 
-CentresCallback = Callable[[int, int], None]
+PlacedCentresCallback = Callable[[int, int], None]
 """Called for every class and K with the number of samples that placed the centres, and K."""
 
 
-def ignore_centres(_samples: int, _k: int) -> None:
+def ignore_placed_centres(_samples: int, _k: int) -> None:
     """Do nothing."""
 
 
@@ -37,7 +37,7 @@ def compute_sub_class_centres(
     features: int,
     sub_class_counts: Sequence[int],
     seed: int,
-    on_centres: CentresCallback = ignore_centres,
+    on_centres: PlacedCentresCallback = ignore_placed_centres,
 ) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Compute the sub-class centres of every class, for each K.
 
@@ -103,7 +103,7 @@ def place_centres(
     features: int,
     sub_class_counts: Sequence[int],
     seed: int,
-    on_centres: CentresCallback = ignore_centres,
+    on_centres: PlacedCentresCallback = ignore_placed_centres,
 ) -> dict[int, npt.NDArray[np.float64]]:
     """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples.
 

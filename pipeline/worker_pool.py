@@ -34,9 +34,9 @@ from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import dask_worker
 from sfm.pipeline.batch_features import PassOptions
-from sfm.pipeline.dask_worker import WorkerConfig, check_worker, release_worker, stage_task
+from sfm.pipeline.dask_worker import WorkerConfig, check_worker_and_get_device, release_worker, stage_task
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.feature_pass import PassProgress
+from sfm.pipeline.feature_pass import PassIncrement
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import count_cores
 from sfm.pipeline.scheduler_errors import explain_scheduler_error
@@ -66,7 +66,7 @@ class WorkerPool:
     client: Client
     device: str
 
-    def stage_tasks(self, tasks: Sequence[PartitionTask]) -> Generator[PassProgress, None, None]:
+    def stage_tasks(self, tasks: Sequence[PartitionTask]) -> Generator[PassIncrement, None, None]:
         """Have tasks staged; those of a worker that is lost go to others.
 
         Raises
@@ -147,7 +147,7 @@ def worker_pool(
         progress(Progress("starting", 0, len(thread_counts), f"workers{link}"))
         for address, versions in run_on_each_worker(client, make_version_query()).items():
             require_same_versions(address, versions)
-        check = functools.partial(check_worker, worker_config, write_probe_file(staging))
+        check = functools.partial(check_worker_and_get_device, worker_config, write_probe_file(staging))
         devices = run_on_each_worker(client, check)
         kinds = sorted(set(devices.values()))
         if len(kinds) > 1:

@@ -26,7 +26,7 @@ from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.runtime import (
     BATCH_IMAGES,
     ExtractionRuntime,
-    choose_batch_size,
+    choose_forward_batch_size,
     count_cores,
     optimize_for_inference,
 )
@@ -133,7 +133,7 @@ def measure_process_decode_rate(source: Source, backbone: Backbone, images: int)
 def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int) -> float:
     """Return images/s of the extraction pass in several processes, once they are ready."""
     # Loads all of extraction, which a process whose memory is measured should not.
-    from sfm.pipeline.extract import run_staging
+    from sfm.pipeline.extract import start_staging
 
     source = open_source(spec)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +150,7 @@ def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int)
         ]
         tasks = [PartitionTask("train", number, rows) for number, rows in enumerate(parts)]
         staging = Staging(Path(folder))
-        with run_staging(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (_, steps):
+        with start_staging(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (_, steps):
             return track_pass(steps, tasks, tasks, staging, no_progress).images_per_second
 
 
@@ -165,7 +165,7 @@ def measure_forward_rates(backbone: Backbone, images: int) -> list[float]:
     if device.type == "cpu":
         settings = [
             (1, torch.get_num_threads(), PLAIN_BATCH),
-            (count_cores(), 1, choose_batch_size(backbone)),
+            (count_cores(), 1, choose_forward_batch_size(backbone)),
         ]
     for threads, torch_threads, batch in settings:
         pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
