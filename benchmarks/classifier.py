@@ -129,8 +129,8 @@ def fit_classifier(
         train,
         moments,
         parse_device(device),
-        on_rows=lambda rows: passes.append((rows, time.perf_counter() - began)),
-        tolerance=settings["tolerance"],
+        report_pass_rows=lambda rows: passes.append((rows, time.perf_counter() - began)),
+        gradient_tolerance=settings["tolerance"],
     )
     seconds, samples = time.perf_counter() - began, len(train.concatenate_labels())
     last = next((at for at, (rows, _) in enumerate(passes) if rows == samples), len(passes))

@@ -126,7 +126,9 @@ def compute_batch_features(
     )
 
 
-def require_finite_features(features: npt.NDArray[np.float32], spec: str, where: Sequence[str]) -> None:
+def require_finite_features(
+    features: npt.NDArray[np.float32], backbone_spec: str, locations: Sequence[str]
+) -> None:
     """Refuse features, shape (n, D), that are not finite; name the first image that has such.
 
     Raises
@@ -137,6 +139,6 @@ def require_finite_features(features: npt.NDArray[np.float32], spec: str, where:
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise InputError(
-            f"{spec} gives features that are not finite for {where[int(bad[0])]}: check the weights of the "
-            f"backbone, or remove the image"
+            f"{backbone_spec} gives features that are not finite for {locations[int(bad[0])]}: check the "
+            f"weights of the backbone, or remove the image"
         )

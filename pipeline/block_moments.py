@@ -9,7 +9,7 @@ from sfm.stats_store.class_moments import Moments, make_empty_moments, merge_mom
 
 
 def compute_moments(
-    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], classes: int
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], class_count: int
 ) -> Moments:
     """Compute the moments of a block of samples in two passes over it, in float64.
 
@@ -18,14 +18,14 @@ def compute_moments(
     features : ndarray, shape (n, D)
     labels : ndarray, shape (n,)
         Class of each sample, in ``range(classes)``.
-    classes : int
+    class_count : int
     """
     order = np.argsort(labels, kind="stable")
     rows = features[order].astype(np.float64)
-    count = np.bincount(labels, minlength=classes)
+    count = np.bincount(labels, minlength=class_count)
     present = np.flatnonzero(count)
     starts = (np.cumsum(count) - count)[present]
-    result = make_empty_moments(classes, features.shape[1])
+    result = make_empty_moments(class_count, features.shape[1])
     if len(present):
         result.count[:] = count
         result.mean[present] = np.add.reduceat(rows, starts, axis=0) / count[present, None]
@@ -36,10 +36,12 @@ def compute_moments(
 
 
 def accumulate_moments(
-    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classes: int, features: int
+    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]],
+    class_count: int,
+    feature_count: int,
 ) -> Moments:
     """Merge the moments of blocks of (features, labels), in their order."""
-    total = make_empty_moments(classes, features)
+    total = make_empty_moments(class_count, feature_count)
     for rows, labels in blocks:
-        total = merge_moments(total, compute_moments(rows, labels, classes))
+        total = merge_moments(total, compute_moments(rows, labels, class_count))
     return total

@@ -70,13 +70,13 @@ def dask_setup(_: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def check_worker_and_get_device(config: WorkerConfig, probe_name: str) -> str:
+def check_worker_and_get_device(config: WorkerConfig, probe_file_name: str) -> str:
     """Check that this worker can take part, and return the kind of its device.
 
     Parameters
     ----------
     config : WorkerConfig
-    probe_name : str
+    probe_file_name : str
         Name of a file that the client wrote to the staging folder.
 
     Raises
@@ -84,7 +84,7 @@ def check_worker_and_get_device(config: WorkerConfig, probe_name: str) -> str:
     InputError
         If source, backbones or staging folder are not those of the client.
     """
-    if not (Path(config.staging) / probe_name).is_file():
+    if not (Path(config.staging) / probe_file_name).is_file():
         raise InputError(
             f"the staging folder {config.staging} is not shared with this worker: choose a folder on a disk "
             f"that all workers see, with --staging"

@@ -120,7 +120,7 @@ def decode_batch(
     batch: SampleBatch,
     decode: Callable[[bytes], Image.Image],
     options: DecodingOptions,
-    pixels: PixelArrays | None = None,
+    pixel_arrays_to_fill: PixelArrays | None = None,
 ) -> DecodedBatch:
     """Decode and crop the samples of a batch in this thread.
 
@@ -131,7 +131,7 @@ def decode_batch(
     decode : callable
         As in `sfm.pipeline.sources.Source`.
     options : DecodingOptions
-    pixels : dict of Preprocessing to ndarray of uint8, optional
+    pixel_arrays_to_fill : dict of Preprocessing to ndarray of uint8, optional
         Arrays to write the pixels to, see :func:`split_into_pixel_arrays`.
 
     Raises
@@ -139,8 +139,8 @@ def decode_batch(
     InputError
         If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
     """
-    if pixels is None:
-        pixels = split_into_pixel_arrays(
+    if pixel_arrays_to_fill is None:
+        pixel_arrays_to_fill = split_into_pixel_arrays(
             np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch)
         )
     kept: list[tuple[int, str, bytes, int]] = []
@@ -155,7 +155,7 @@ def decode_batch(
                 raise ValueError(sample.fault)
             rendered = render_image(decode(sample.data), options.rendering)
             image, digest = rendered.image, digest_sample(sample.data)
-            for preprocessing, all_rows in pixels.items():
+            for preprocessing, all_rows in pixel_arrays_to_fill.items():
                 rows = all_rows[:, len(kept)]
                 rows[0] = crop_image(image, preprocessing)
                 rows[1:] = render_views(image, digest, preprocessing, options.views, options.seed)
@@ -179,7 +179,7 @@ def decode_batch(
         sizes=[size for _, _, _, size in kept],
         skipped=skipped,
         seconds=seconds,
-        pixels={preprocessing: rows[:, : len(kept)] for preprocessing, rows in pixels.items()},
+        pixels={preprocessing: rows[:, : len(kept)] for preprocessing, rows in pixel_arrays_to_fill.items()},
         marked=marked,
     )
 
@@ -194,25 +194,25 @@ def merge_marked_samples(marked_samples: Iterable[dict[str, dict[int, str]]]) ->
 
 
 def render_views(
-    image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
+    image: Image.Image, image_digest: bytes, preprocessing: Preprocessing, view_count: int, seed: int
 ) -> npt.NDArray[np.uint8]:
     """Return augmented views of an image as input of a backbone: shape (views, y, x, channel).
 
     Their crops depend on the image's digest and the seed alone.
     """
-    if not views:
+    if not view_count:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
-    crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
+    crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(image_digest[:8], "little")), view_count, 1)
     return crop_views(image, preprocessing, crops)
 
 
-def count_pixel_bytes(options: DecodingOptions, images: int) -> int:
+def count_pixel_bytes(options: DecodingOptions, image_count: int) -> int:
     """Return the size of the pixel arrays of a number of images."""
-    return (1 + options.views) * images * sum(3 * p.input_size**2 for p in options.preprocessings)
+    return (1 + options.views) * image_count * sum(3 * p.input_size**2 for p in options.preprocessings)
 
 
 def split_into_pixel_arrays(
-    buffer: npt.NDArray[np.uint8], options: DecodingOptions, images: int
+    buffer: npt.NDArray[np.uint8], options: DecodingOptions, image_count: int
 ) -> PixelArrays:
     """Return the pixel arrays of a number of images, laid out one after the other in a buffer.
 
@@ -220,7 +220,7 @@ def split_into_pixel_arrays(
     """
     arrays, start = {}, 0
     for preprocessing in options.preprocessings:
-        shape = (1 + options.views, images, preprocessing.input_size, preprocessing.input_size, 3)
+        shape = (1 + options.views, image_count, preprocessing.input_size, preprocessing.input_size, 3)
         end = start + int(np.prod(shape))
         arrays[preprocessing] = buffer[start:end].reshape(shape)
         start = end

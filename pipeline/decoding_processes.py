@@ -60,23 +60,23 @@ class SharedBuffer:
         self.file = file
         self.bytes = np.empty(0, dtype=np.uint8)
 
-    def map_bytes(self, size: int) -> npt.NDArray[np.uint8]:
+    def map_bytes(self, min_bytes: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, mapped anew if it is smaller than a size that the file has."""
-        if len(self.bytes) < size:
+        if len(self.bytes) < min_bytes:
             self.bytes = np.frombuffer(mmap.mmap(self.file.fileno(), 0), dtype=np.uint8)
         return self.bytes
 
-    def reserve_bytes(self, size: int) -> npt.NDArray[np.uint8]:
+    def reserve_bytes(self, min_bytes: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, enlarged if it is smaller than a size."""
-        if len(self.bytes) < size:
+        if len(self.bytes) < min_bytes:
             # With room to spare: later batches have somewhat larger samples, and untouched pages are free.
-            self.file.truncate(size + size // 4)
-        return self.map_bytes(size)
+            self.file.truncate(min_bytes + min_bytes // 4)
+        return self.map_bytes(min_bytes)
 
 
 @contextmanager
 def decoding_process_pool(
-    decode: Callable[[bytes], Image.Image], count: int, batches: int
+    decode: Callable[[bytes], Image.Image], process_count: int, max_open_batches: int
 ) -> Iterator[BatchDecoder]:
     """Start processes that decode chunks of batches.
 
@@ -84,9 +84,9 @@ def decoding_process_pool(
     ----------
     decode : callable
         As in `sfm.pipeline.sources.Source`; it is pickled.
-    count : int
+    process_count : int
         Number of processes; they start at once, and end with the context or with this process.
-    batches : int
+    max_open_batches : int
         Number of batches that are decoded, or whose pixels are in use, at a time: a thread that asks for one
         more waits. Batches are cut into enough chunks for so many of them to keep all processes busy.
 
@@ -101,7 +101,7 @@ def decoding_process_pool(
         From the decoder, if a process is lost.
     """
     pickled_decode = pickle_decode(decode)
-    min_chunks = math.ceil(count / batches)
+    min_chunks = math.ceil(process_count / max_open_batches)
     idle_processes: SimpleQueue[ChunkDecoder] = SimpleQueue()
     free_buffers: SimpleQueue[tuple[int, SharedBuffer]] = SimpleQueue()
 
@@ -113,13 +113,13 @@ def decoding_process_pool(
             idle_processes.put(process)
 
     with ExitStack() as stack:
-        files = [stack.enter_context(create_memory_file()) for _ in range(batches)]
+        files = [stack.enter_context(create_memory_file()) for _ in range(max_open_batches)]
         for numbered_buffer in enumerate(map(SharedBuffer, files)):
             free_buffers.put(numbered_buffer)
         descriptors = [file.fileno() for file in files]
-        for _ in range(count):
+        for _ in range(process_count):
             idle_processes.put(stack.enter_context(decoding_process(pickled_decode, descriptors)))
-        threads = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="decode"))
+        threads = stack.enter_context(ThreadPoolExecutor(process_count, thread_name_prefix="decode"))
 
         @contextmanager
         def decode_in_processes(batch: SampleBatch, options: DecodingOptions) -> Iterator[DecodedBatch]:
@@ -224,28 +224,28 @@ def write_samples_to_buffer(
 
 
 def split_into_chunks(
-    samples: list[SampleLocation], min_chunks: int
+    sample_locations: list[SampleLocation], min_chunk_count: int
 ) -> list[tuple[int, list[SampleLocation]]]:
     """Split samples into chunks of about equal size, each with the index of its first sample.
 
     Parameters
     ----------
-    min_chunks : int
+    min_chunk_count : int
         Number of chunks to make where there are enough samples.
     """
-    count = max(math.ceil(len(samples) / CHUNK_IMAGES), min(len(samples), min_chunks))
-    bounds = np.linspace(0, len(samples), count + 1).round().astype(int).tolist()
-    return [(first, samples[first:last]) for first, last in pairwise(bounds)]
+    count = max(math.ceil(len(sample_locations) / CHUNK_IMAGES), min(len(sample_locations), min_chunk_count))
+    bounds = np.linspace(0, len(sample_locations), count + 1).round().astype(int).tolist()
+    return [(first, sample_locations[first:last]) for first, last in pairwise(bounds)]
 
 
 def merge_decoded_chunks(
-    chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: PixelArrays
+    chunks: Sequence[DecodedBatch], first_indices: Sequence[int], pixels: PixelArrays
 ) -> DecodedBatch:
     """Return the batch that consists of decoded chunks.
 
     Parameters
     ----------
-    firsts : sequence of int
+    first_indices : sequence of int
         Index in the batch of the first sample of each chunk.
     pixels : dict of Preprocessing to ndarray of uint8
         Pixel arrays of the batch; within a chunk they have no gaps.
@@ -256,7 +256,7 @@ def merge_decoded_chunks(
             preprocessing: np.concatenate(
                 [
                     rows[:, first : first + len(chunk.kept)]
-                    for chunk, first in zip(chunks, firsts, strict=True)
+                    for chunk, first in zip(chunks, first_indices, strict=True)
                 ],
                 axis=1,
             )

@@ -199,20 +199,24 @@ def estimate_extraction(
 
 
 def estimate_statistics_seconds(
-    config: ExtractConfig, backbones: Sequence[Backbone], classes: int | None, samples: int
+    config: ExtractConfig, backbones: Sequence[Backbone], class_count: int | None, training_sample_count: int
 ) -> float | None:
     """Estimate the seconds that the statistics of all entries take after the pass, on this machine."""
-    if not classes:
+    if not class_count:
         return None
     seconds = 0.0
     for backbone in backbones:
         features = backbone.card.features
         with limit_threads(config.threads):
-            rate = measure_operations_per_second(classes, features, backbone.device)
+            rate = measure_operations_per_second(class_count, features, backbone.device)
         for role in list_roles(config):
-            rows = round(samples * (1 - (config.tune_fraction or 0.0))) if role == "tuning" else samples
+            rows = (
+                round(training_sample_count * (1 - (config.tune_fraction or 0.0)))
+                if role == "tuning"
+                else training_sample_count
+            )
             cost = estimate_statistics_operations(
-                classes, features, rows, 1 + config.views, config.sub_classes
+                class_count, features, rows, 1 + config.views, config.sub_classes
             )
             seconds += cost.total / rate
     return seconds
@@ -240,17 +244,19 @@ def count_samples_by_split(
 
 
 def count_samples_after_hold_out(
-    selection: SampleSelection | None, samples: dict[str, int], fraction: float
+    selection: SampleSelection | None, sample_counts: dict[str, int], held_out_fraction: float
 ) -> dict[str, int]:
     """Return the number of samples by split once a share of the training split is held out."""
-    held_out = round(fraction * samples["train"])
+    held_out = round(held_out_fraction * sample_counts["train"])
     if selection is not None:
         labels = selection.labels["train"]
-        held_out = int(count_held_out(np.bincount(labels[labels >= 0]), fraction).sum())
-    return {"train": samples["train"] - held_out, "test": held_out}
+        held_out = int(count_held_out(np.bincount(labels[labels >= 0]), held_out_fraction).sum())
+    return {"train": sample_counts["train"] - held_out, "test": held_out}
 
 
-def count_files_before_pass(source: Source, selection: SampleSelection | None, samples: int) -> FileCounts:
+def count_files_before_pass(
+    source: Source, selection: SampleSelection | None, used_sample_count: int
+) -> FileCounts:
     """Return the used and unused files of a source as far as they are known before the pass.
 
     Where labels are not known, the files in the first shard of a split are multiplied by the number of
@@ -261,7 +267,7 @@ def count_files_before_pass(source: Source, selection: SampleSelection | None, s
         for split in source.splits.values():
             for kind, count in split.shards[0].unused.items() if split.shards else ():
                 unused[kind] += count * len(split.shards)
-        return make_bounded_file_counts(samples, unused)
+        return make_bounded_file_counts(used_sample_count, unused)
     none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
     return count_files(source.class_ids or [], source.labels, selection, none, source.inventory.unused)
 
@@ -283,7 +289,7 @@ def probe_images(
     tasks: Sequence[PartitionTask],
     backbones: Sequence[Backbone],
     config: ExtractConfig,
-    total: int,
+    total_image_count: int,
 ) -> ProbeResult:
     """Decode a few images and compute their features as the pass does, and time it."""
     backbones = optimize_for_inference(backbones, config.precision, config.execution)
@@ -291,7 +297,7 @@ def probe_images(
     options = PassOptions(
         None, "skip", config.precision, config.views, config.seed, source.rendering, config.execution
     )
-    max_samples = min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, round(PROBE_SHARE * total)))
+    max_samples = min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, round(PROBE_SHARE * total_image_count)))
     samples = list(enumerate(read_probe_samples(source, tasks, max_samples)))
     with (
         one_torch_thread(),
@@ -322,11 +328,17 @@ def probe_images(
 
 
 def estimate_entry_bytes(
-    config: ExtractConfig, features: int, image_size: int, classes: int, samples: dict[str, int]
+    config: ExtractConfig,
+    feature_count: int,
+    image_size: int,
+    class_count: int,
+    sample_counts: dict[str, int],
 ) -> int:
     """Return the size of an entry's arrays: features in two bytes, everything else as in the schema."""
-    class_bytes = features * (8 + 8 + 4) + sum(k * (4 * features + 8) for k in config.sub_classes) + 12
-    size = classes * class_bytes + 8 * features * features
-    size += 0 if config.no_held_out else samples["test"] * (2 * features + 4)
-    size += samples["train"] * (2 * features + 4) if config.keep_train_features else 0
-    return size + classes * config.exemplars * (3 * image_size * image_size + 9)
+    class_bytes = (
+        feature_count * (8 + 8 + 4) + sum(k * (4 * feature_count + 8) for k in config.sub_classes) + 12
+    )
+    size = class_count * class_bytes + 8 * feature_count * feature_count
+    size += 0 if config.no_held_out else sample_counts["test"] * (2 * feature_count + 4)
+    size += sample_counts["train"] * (2 * feature_count + 4) if config.keep_train_features else 0
+    return size + class_count * config.exemplars * (3 * image_size * image_size + 9)

@@ -159,7 +159,7 @@ def compute_entry_statistics(
         iterate_with_moments_progress(train, meter, features, cost.moments), classes, features
     )
     meter.advance_to(cost.moments)
-    classifier = train_classifier(train, moments, backbone.device, views, on_rows=on_rows)
+    classifier = train_classifier(train, moments, backbone.device, views, report_pass_rows=on_rows)
     top1, top5 = measure_top1_and_top5(test, classifier)
     meter.advance_to(cost.classifier)
     centres = compute_sub_class_centres(
@@ -226,14 +226,16 @@ def write_exemplars(
     draft.write_array("exemplar/sample", sample)
 
 
-def make_dataset_card(context: EntryContext, entry_rows: EntryRows, train: int, test: int) -> DatasetCard:
+def make_dataset_card(
+    context: EntryContext, entry_rows: EntryRows, train_sample_count: int, test_sample_count: int
+) -> DatasetCard:
     """Return the card of the entry's dataset."""
     return DatasetCard(
         name=context.config.name or context.source.name,
         class_ids=context.pass_result.selection.class_ids,
         class_names=context.pass_result.selection.class_names,
-        train_samples=train,
-        test_samples=test,
+        train_samples=train_sample_count,
+        test_samples=test_sample_count,
         fingerprint=entry_rows.fingerprint,
         leaves=[entry_rows.fingerprint],
         licence=context.config.licence or context.source.licence,
@@ -251,7 +253,7 @@ def make_extraction_card(
             context.config,
             entry_rows.role,
             make_rendering_options(
-                context.source.rendering, composited=entry_rows.marked["composited"].count > 0
+                context.source.rendering, has_composited=entry_rows.marked["composited"].count > 0
             ),
         ),
         role=entry_rows.role,
@@ -273,11 +275,14 @@ def make_extraction_card(
     )
 
 
-def truncate_skipped(skipped: Sequence[str]) -> list[str]:
+def truncate_skipped(skipped_lines: Sequence[str]) -> list[str]:
     """Return the skipped samples, or the first of them where a card cannot hold them all."""
-    sizes = np.cumsum([len(json.dumps(line)) for line in skipped])
+    sizes = np.cumsum([len(json.dumps(line)) for line in skipped_lines])
     count = int(np.searchsorted(sizes, MAX_SKIPPED_BYTES, side="right"))
-    return [*skipped[:count], *([f"{len(skipped) - count:,} others"] if count < len(skipped) else [])]
+    return [
+        *skipped_lines[:count],
+        *([f"{len(skipped_lines) - count:,} others"] if count < len(skipped_lines) else []),
+    ]
 
 
 def make_classifier_card(statistics: EntryStatistics) -> ClassifierCard:

@@ -63,12 +63,14 @@ def list_roles(config: ExtractConfig) -> list[EntryRole]:
     return ["full", "tuning"] if config.tune_fraction else ["full"]
 
 
-def make_entry_options(config: ExtractConfig, role: EntryRole, rendering: dict[str, Any]) -> dict[str, Any]:
+def make_entry_options(
+    config: ExtractConfig, role: EntryRole, rendering_options: dict[str, Any]
+) -> dict[str, Any]:
     """Return everything besides backbone and data that shapes an entry's arrays; its digest is in the key.
 
     Parameters
     ----------
-    rendering : dict
+    rendering_options : dict
         As :func:`sfm.pipeline.pixel_marks.make_rendering_options` returns it.
     """
     options = {
@@ -83,7 +85,7 @@ def make_entry_options(config: ExtractConfig, role: EntryRole, rendering: dict[s
         "seed": config.seed,
         "precision": config.precision,
         "views": 1 + config.views,
-        **rendering,
+        **rendering_options,
     }
     return options if config.hold_out is None else options | {"hold_out": config.hold_out}
 
@@ -97,14 +99,14 @@ def iterate_digests(
 
 
 def read_row_digests(
-    staging: Staging, partitions: Sequence[StagedPartition], rows: npt.NDArray[np.intp]
+    staging: Staging, partitions: Sequence[StagedPartition], row_indices: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.uint8]:
     """Return the sample digests of some rows of partitions, of any shape (…): shape (…, 32)."""
-    found = np.zeros((*rows.shape, 32), dtype=np.uint8)
+    found = np.zeros((*row_indices.shape, 32), dtype=np.uint8)
     start = 0
     for digests in iterate_digests(staging, partitions):
-        here = (rows >= start) & (rows < start + len(digests))
-        found[here] = digests[rows[here] - start]
+        here = (row_indices >= start) & (row_indices < start + len(digests))
+        found[here] = digests[row_indices[here] - start]
         start += len(digests)
     return found
 
@@ -150,11 +152,11 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
 
 def make_held_out_entry_rows(
     role: EntryRole,
-    train: list[StagedPartition],
+    train_partitions: list[StagedPartition],
     train_mask: npt.NDArray[np.bool_],
     held_out_mask: npt.NDArray[np.bool_],
     class_ids: Sequence[str],
-    sizes: npt.NDArray[np.int64],
+    encoded_sizes: npt.NDArray[np.int64],
     staging: Staging,
 ) -> EntryRows:
     """Return the rows of an entry whose training and held-out rows both come from the training split.
@@ -163,24 +165,31 @@ def make_held_out_entry_rows(
     ----------
     train_mask, held_out_mask : ndarray of bool, shape (n,)
         Which rows are for training, and which are held out.
-    sizes : ndarray of int64, shape (n,)
+    encoded_sizes : ndarray of int64, shape (n,)
         Encoded bytes of the samples.
     """
     builder, start = FingerprintBuilder(), 0
-    for partition, digests in zip(train, iterate_digests(staging, train), strict=True):
+    for partition, digests in zip(train_partitions, iterate_digests(staging, train_partitions), strict=True):
         own = slice(start, start + len(partition.labels))
         start = own.stop
         for split, rows in (("train", train_mask[own]), ("test", held_out_mask[own])):
             builder.add_samples(split, class_ids, partition.labels[rows], digests[rows])
-    marked = count_marked_samples([(train, train_mask | held_out_mask)])
-    train_bytes = int(sizes[train_mask].sum())
+    marked = count_marked_samples([(train_partitions, train_mask | held_out_mask)])
+    train_bytes = int(encoded_sizes[train_mask].sum())
     return EntryRows(
-        role, train, train, train_mask, held_out_mask, train_bytes, builder.compute_fingerprint(), marked
+        role,
+        train_partitions,
+        train_partitions,
+        train_mask,
+        held_out_mask,
+        train_bytes,
+        builder.compute_fingerprint(),
+        marked,
     )
 
 
 def draw_held_out_mask(
-    labels: npt.NDArray[np.int32], class_ids: Sequence[str], fraction: float, seed: int
+    labels: npt.NDArray[np.int32], class_ids: Sequence[str], held_out_fraction: float, seed: int
 ) -> npt.NDArray[np.bool_]:
     """Mark a random fraction of every class, at least one sample and not all.
 
@@ -194,6 +203,6 @@ def draw_held_out_mask(
         own = np.flatnonzero(labels == c)
         if len(own) < 2:
             raise InputError(f"class {class_id} has one training image; --tune-fraction needs two or more")
-        count = min(max(1, round(fraction * len(own))), len(own) - 1)
+        count = min(max(1, round(held_out_fraction * len(own))), len(own) - 1)
         held_out[make_rng(seed, 4, c).permutation(own)[:count]] = True
     return held_out

@@ -153,7 +153,7 @@ def extract_missing_entries(
     tasks: Sequence[PartitionTask],
     backbones: Mapping[str, Backbone],
     store: Store,
-    existing: Mapping[str, list[PublishResult]],
+    existing_entries: Mapping[str, list[PublishResult]],
     progress: ProgressCallback,
 ) -> ExtractionResult:
     """Run the pass and publish the entries of the backbones that have none.
@@ -162,10 +162,10 @@ def extract_missing_entries(
     ----------
     backbones : mapping of str to Backbone
         All that were asked for, by spec.
-    existing : mapping of str to list of Published
+    existing_entries : mapping of str to list of Published
         Entries of some of them, by backbone hash.
     """
-    missing = {spec: b for spec, b in backbones.items() if b.card.hash not in existing}
+    missing = {spec: b for spec, b in backbones.items() if b.card.hash not in existing_entries}
     listing = digest_source_listing(config, source)
     options = PassOptions(
         config.limit_per_class,
@@ -193,7 +193,7 @@ def extract_missing_entries(
             for backbone in missing.values()
         }
         statistics_seconds = time.perf_counter() - began
-    published = [entry for b in backbones.values() for entry in ({**existing, **new})[b.card.hash]]
+    published = [entry for b in backbones.values() for entry in ({**existing_entries, **new})[b.card.hash]]
     require_same_dataset_name(config, published)
     require_same_licence(config, store, published)
     cards = read_cards_with_mark_counts(store, published, new, entry_rows)
@@ -235,7 +235,7 @@ def run_pass(
         for task in tasks
         if find_missing_backbones(task, backbones.values(), staging, options) is not None
     ]
-    with start_staging(config, source, pending, backbones, staging, options, progress) as (device, steps):
+    with run_staging(config, source, pending, backbones, staging, options, progress) as (device, steps):
         summary = track_pass(steps, tasks, pending, staging, progress)
     result = collect_pass_result(config, source, tasks, staging)
     cosines = {}
@@ -248,7 +248,7 @@ def run_pass(
 
 
 @contextmanager
-def start_staging(
+def run_staging(
     config: ExtractConfig,
     source: Source,
     tasks: Sequence[PartitionTask],
@@ -285,10 +285,10 @@ def start_staging(
         yield device, steps
 
 
-def make_staging_key(config: ExtractConfig, source: Source, listing: str) -> str:
+def make_staging_key(config: ExtractConfig, source: Source, listing_digest: str) -> str:
     """Return the name of the staging folder: equal for extractions that would compute the same features."""
     return compute_digest(
-        listing,
+        listing_digest,
         source.spec,
         str(config.limit_per_class),
         config.precision,
@@ -302,11 +302,11 @@ def make_staging_key(config: ExtractConfig, source: Source, listing: str) -> str
 def read_cards_with_mark_counts(
     store: Store,
     published: Sequence[PublishResult],
-    new_hashes: Collection[str],
+    new_backbone_hashes: Collection[str],
     entry_rows: Sequence[EntryRows],
 ) -> list[ExtractionCard]:
     """Return the extraction cards of entries; those of backbones that ran now get this pass's mark counts."""
-    marked = {(backbone, rows.role): rows.marked for backbone in new_hashes for rows in entry_rows}
+    marked = {(backbone, rows.role): rows.marked for backbone in new_backbone_hashes for rows in entry_rows}
     return [
         add_mark_counts(
             store.open_entry(entry.summary).extraction,

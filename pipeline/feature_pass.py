@@ -76,9 +76,9 @@ def iterate_batches(
     source: Source,
     task: PartitionTask,
     runtime: ExtractionRuntime,
-    size: int,
-    limit: int | None,
-    labels: list[tuple[str, str]],
+    batch_size: int,
+    limit_per_class: int | None,
+    listed_labels: list[tuple[str, str]],
 ) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
     """Yield the samples of a task in batches, each with its index; batches never span tasks.
 
@@ -86,9 +86,9 @@ def iterate_batches(
     ----------
     runtime : ExtractionRuntime
         Decides whether files are read here.
-    limit : int or None
+    limit_per_class : int or None
         Where labels are not known, maximum number of samples of a class to yield: no more can be in use.
-    labels : list of (str, str)
+    listed_labels : list of (str, str)
         Gets the label of every sample that is listed, and its spelling.
 
     Raises
@@ -99,18 +99,18 @@ def iterate_batches(
     batch: list[tuple[int, Sample | SampleFile]] = []
     class_counts: Counter[str] = Counter()
     for index, sample in enumerate(runtime.load_samples(task.list_samples(source))):
-        labels.append((sample.label, sample.label_text if isinstance(sample, Sample) else ""))
+        listed_labels.append((sample.label, sample.label_text if isinstance(sample, Sample) else ""))
         class_counts[sample.label] += 1
-        if task.rows is not None or limit is None or class_counts[sample.label] <= limit:
+        if task.rows is not None or limit_per_class is None or class_counts[sample.label] <= limit_per_class:
             batch.append((index, sample))
         # The composition of a batch depends on the images alone: it may affect how features are rounded.
-        if len(batch) == size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
+        if len(batch) == batch_size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
             yield batch
             batch = []
-    if task.rows is not None and len(labels) != len(task.rows):
+    if task.rows is not None and len(listed_labels) != len(task.rows):
         raise InputError(
-            f"{source.spec} shrank while it was read: {len(labels)} of {len(task.rows)} samples of partition "
-            f"{task.name} are there; run again"
+            f"{source.spec} shrank while it was read: {len(listed_labels)} of {len(task.rows)} samples of "
+            f"partition {task.name} are there; run again"
         )
     if batch:
         yield batch
@@ -165,9 +165,9 @@ class FeatureBatchQueue:
         self._pending.append(future)
         self._encoded_bytes.append(encoded_bytes)
 
-    def add_task(self, save: Callable[[Sequence[BatchFeatures]], None]) -> None:
+    def add_task(self, write_task: Callable[[Sequence[BatchFeatures]], None]) -> None:
         """Append a function that saves a task, given its batches."""
-        self._pending.append(save)
+        self._pending.append(write_task)
 
     def is_full(self) -> bool:
         """Return whether the queue is too long, or holds too many encoded bytes."""
@@ -249,15 +249,15 @@ def write_task_files(
     source: Source,
     backbones: Sequence[Backbone],
     options: PassOptions,
-    labels: Sequence[tuple[str, str]],
-    unused: dict[str, int],
-    batches: Sequence[BatchFeatures],
+    labels_and_spellings: Sequence[tuple[str, str]],
+    unused_file_counts: dict[str, int],
+    feature_batches: Sequence[BatchFeatures],
 ) -> None:
     """Stage the arrays and the result of a task.
 
     Parameters
     ----------
-    unused : dict of str to int
+    unused_file_counts : dict of str to int
         Files beside the samples, by kind.
 
     Raises
@@ -265,8 +265,10 @@ def write_task_files(
     InputError
         If its samples are not those of an earlier pass, or a class is spelled in two ways.
     """
-    require_consistent_labels(source.spec, labels)
-    digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in batches)])
+    require_consistent_labels(source.spec, labels_and_spellings)
+    digests = np.concatenate(
+        [np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in feature_batches)]
+    )
     if staging.has_other_digests(task, digests):
         staging.delete_task(task)
         raise InputError(
@@ -276,43 +278,45 @@ def write_task_files(
     for card in (backbone.card for backbone in backbones):
         empty = np.zeros((0, card.features), dtype=np.float32)
         for name in options.list_feature_arrays(card.hash, task.split):
-            rows = np.concatenate([empty, *(batch.features[name] for batch in batches)])
+            rows = np.concatenate([empty, *(batch.features[name] for batch in feature_batches)])
             staging.write_array(name, task, rows)
-    sizes = np.array([size for batch in batches for size in batch.sizes], dtype=np.int64)
+    sizes = np.array([size for batch in feature_batches for size in batch.sizes], dtype=np.int64)
     staging.write_array("sizes", task, sizes)
     staging.write_array("digests", task, digests)
-    staging.write_result(task, make_task_result(task, labels, unused, batches))
+    staging.write_result(
+        task, make_task_result(task, labels_and_spellings, unused_file_counts, feature_batches)
+    )
 
 
 def make_task_result(
     task: PartitionTask,
-    labels: Sequence[tuple[str, str]],
-    unused: dict[str, int],
-    batches: Sequence[BatchFeatures],
+    labels_and_spellings: Sequence[tuple[str, str]],
+    unused_file_counts: dict[str, int],
+    feature_batches: Sequence[BatchFeatures],
 ) -> TaskResult:
     """Return what reading a task gave, from its labels and batches; see :func:`write_task_files`."""
     known = task.rows is not None
-    marked = merge_marked_samples(batch.marked for batch in batches)
-    spellings: dict[str, set[str]] = {label: set() for label, _ in labels}
-    for label, text in set(labels):
+    marked = merge_marked_samples(batch.marked for batch in feature_batches)
+    spellings: dict[str, set[str]] = {label: set() for label, _ in labels_and_spellings}
+    for label, text in set(labels_and_spellings):
         spellings[label].add(text)
     classes = {label: index for index, label in enumerate(spellings)}
     return TaskResult(
-        read=len(labels),
-        kept=[index for batch in batches for index in batch.kept],
-        skipped=[skipped for batch in batches for skipped in batch.skipped],
+        read=len(labels_and_spellings),
+        kept=[index for batch in feature_batches for index in batch.kept],
+        skipped=[skipped for batch in feature_batches for skipped in batch.skipped],
         classes=[] if known else list(classes),
-        labels=[] if known else [classes[label] for label, _ in labels],
+        labels=[] if known else [classes[label] for label, _ in labels_and_spellings],
         written=[] if known else [sorted(texts) for texts in spellings.values()],
         marked={mark: sorted(samples) for mark, samples in marked.items()},
         # A file's name need not be text, and what is stored must be.
         examples={mark: escape_non_utf8(samples[min(samples)]) for mark, samples in marked.items()},
-        unused=unused,
+        unused=unused_file_counts,
     )
 
 
 def track_pass(
-    steps: Iterator[PassIncrement],
+    pass_increments: Iterator[PassIncrement],
     tasks: Sequence[PartitionTask],
     pending_tasks: Sequence[PartitionTask],
     staging: Staging,
@@ -324,7 +328,7 @@ def track_pass(
 
     Parameters
     ----------
-    steps : iterator of PassIncrement
+    pass_increments : iterator of PassIncrement
         As :func:`stage_tasks` yields them.
     tasks, pending_tasks : sequence of PartitionTask
         All tasks, and those that were not complete before.
@@ -350,7 +354,7 @@ def track_pass(
         progress(Progress("features", min(done, total), total, unit, figures))
 
     report_progress()
-    for step in steps:
+    for step in pass_increments:
         images, skipped = images + step.images, skipped + step.skipped
         partitions += step.partitions
         seconds_by_stage.update(step.seconds)

@@ -46,24 +46,26 @@ class FeatureScaling:
 
 
 def compute_feature_scaling(
-    moments: Moments, *, common_scale: bool = False, all_axes: bool = True
+    moments: Moments, *, use_common_scale: bool = False, keep_constant_axes: bool = True
 ) -> FeatureScaling:
     """Return the scaling of features with given moments.
 
     Parameters
     ----------
     moments : Moments
-    common_scale : bool
+    use_common_scale : bool
         Divide all features by the root of their mean variance, not each by its own deviation. Deviations
         of few samples are noise.
-    all_axes : bool
+    keep_constant_axes : bool
         Keep axes along which these samples have no variance; other samples (their views) may have some.
     """
     with find_blas_libraries().limit(limits=1):
-        return _compute_feature_scaling(moments, common_scale, all_axes)
+        return _compute_feature_scaling(moments, use_common_scale, keep_constant_axes)
 
 
-def _compute_feature_scaling(moments: Moments, common_scale: bool, all_axes: bool) -> FeatureScaling:
+def _compute_feature_scaling(
+    moments: Moments, use_common_scale: bool, keep_constant_axes: bool
+) -> FeatureScaling:
     n = moments.count.sum()
     mean = moments.count @ moments.mean / n
     deviation = moments.mean - mean
@@ -71,11 +73,11 @@ def _compute_feature_scaling(moments: Moments, common_scale: bool, all_axes: boo
     own_std = np.sqrt(np.diagonal(scatter) / n)
     varies = own_std > 1e-6 * own_std.max(initial=0.0)
     std = np.where(varies, own_std, 1.0)
-    if common_scale and varies.any():
+    if use_common_scale and varies.any():
         std = np.full_like(own_std, np.sqrt(np.square(own_std).mean()))
     scatter = np.where(varies & varies[:, None], scatter / n / np.outer(std, std), 0.0)
     variance, axes = compute_principal_axes(scatter)
-    if not all_axes:
+    if not keep_constant_axes:
         nonzero = variance > 1e-10 * variance.max(initial=0.0)
         variance, axes = variance[nonzero], axes[:, nonzero]
     return FeatureScaling(
@@ -83,7 +85,7 @@ def _compute_feature_scaling(moments: Moments, common_scale: bool, all_axes: boo
         std=torch.from_numpy(std),
         variance=torch.from_numpy(variance),
         axes=torch.from_numpy(np.ascontiguousarray(axes)),
-        common_scale=common_scale,
+        common_scale=use_common_scale,
     )
 
 
@@ -129,10 +131,10 @@ class StandardisedRows:
 
 
 def standardise_rows(
-    staged: Sequence[StagedFeatures], samples: int, scaling: FeatureScaling, device: torch.device
+    feature_sets: Sequence[StagedFeatures], sample_count: int, scaling: FeatureScaling, device: torch.device
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Return standardised rows that can be iterated repeatedly; in memory if they fit."""
-    dtype = torch.float64 if samples <= MAX_DOUBLE_PRECISION_ROWS else torch.float32
-    rows = StandardisedRows(staged, scaling, device, dtype)
+    dtype = torch.float64 if sample_count <= MAX_DOUBLE_PRECISION_ROWS else torch.float32
+    rows = StandardisedRows(feature_sets, scaling, device, dtype)
     max_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else MAX_CACHED_BYTES
-    return list(rows) if 4 * samples * len(scaling.mean) <= max_bytes else rows
+    return list(rows) if 4 * sample_count * len(scaling.mean) <= max_bytes else rows

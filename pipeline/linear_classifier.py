@@ -168,7 +168,7 @@ class ChosenPenalty:
 def make_validation_fold(
     feature_sets: Sequence[StagedFeatures],
     labels: npt.NDArray[np.int32],
-    held_out: Mask,
+    held_out_mask: Mask,
     scaling: FeatureScaling,
     device: torch.device,
 ) -> ValidationFold:
@@ -177,7 +177,7 @@ def make_validation_fold(
     Images validate without their views, which are not fitted either.
     """
     classes = int(labels.max()) + 1
-    fitted, validating = ~held_out, held_out.copy()
+    fitted, validating = ~held_out_mask, held_out_mask.copy()
     max_per_class = max(MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(feature_sets)))
     if len(feature_sets) * len(labels) > MAX_SELECTION_ROWS:
         fitted[fitted] = mark_evenly_per_class(labels[fitted], max_per_class)
@@ -216,10 +216,10 @@ def count_standard_errors(worse: PenaltyScore, better: PenaltyScore) -> float:
 
 def search_penalty_path(
     folds: Sequence[ValidationFold],
-    priors: Sequence[LogisticFit],
+    prior_fits: Sequence[LogisticFit],
     candidate: PenaltyCandidate,
     device: torch.device,
-    on_rows: PassRowsCallback,
+    report_pass_rows: PassRowsCallback,
 ) -> PenaltyScore:
     """Try penalties from strong to weak, until the cross-entropy on all folds together rises.
 
@@ -227,15 +227,15 @@ def search_penalty_path(
     the lowest cross-entropy; towards the class means, the strongest that is within
     ``TIE_STANDARD_ERRORS`` standard errors of it.
     """
-    scaling, fits = candidate.scaling, list(priors)
+    scaling, fits = candidate.scaling, list(prior_fits)
     scores: list[PenaltyScore] = []
     for l2 in candidate.path:
         fits = [
             fit_logistic(
                 *(fold.rows, fold.samples, scaling, l2, start, device),
-                *(PATH_TOLERANCE, on_rows, prior, MAX_PATH_ITERATIONS),
+                *(PATH_TOLERANCE, report_pass_rows, prior, MAX_PATH_ITERATIONS),
             )
-            for fold, start, prior in zip(folds, fits, priors, strict=True)
+            for fold, start, prior in zip(folds, fits, prior_fits, strict=True)
         ]
         losses = [
             compute_sample_losses(fit, scaling, fold.validation)
@@ -254,7 +254,7 @@ def choose_penalty(
     feature_sets: Sequence[StagedFeatures],
     candidates: Sequence[PenaltyCandidate],
     device: torch.device,
-    on_rows: PassRowsCallback = ignore_pass_rows,
+    report_pass_rows: PassRowsCallback = ignore_pass_rows,
 ) -> ChosenPenalty:
     """Choose a candidate and its penalty by the cross-entropy on samples that the fit did not see.
 
@@ -290,7 +290,7 @@ def choose_penalty(
             means = [fit_nearest_mean_classifier(fold.rows, *zero.weight.shape) for fold in folds]
             factor = choose_logit_factor(means, [fold.validation for fold in folds], scaling)
             priors = [scale_logits(mean, factor) for mean in means]
-        score = search_penalty_path(folds, priors, candidate, device, on_rows)
+        score = search_penalty_path(folds, priors, candidate, device, report_pass_rows)
         if best_score is None or count_standard_errors(best_score, score) > MARGIN_STANDARD_ERRORS:
             share = folds[0].samples / (len(feature_sets) * int((~held_out_masks[0]).sum()))
             best_score, best = score, ChosenPenalty(score.l2 * share, scaling, score.start, factor)
@@ -298,29 +298,31 @@ def choose_penalty(
 
 
 def list_penalty_candidates(
-    feature_sets: Sequence[StagedFeatures], moments: Moments, path: Sequence[float]
+    feature_sets: Sequence[StagedFeatures], moments: Moments, l2_path: Sequence[float]
 ) -> list[PenaltyCandidate]:
     """Return the candidates that validation chooses from; for many samples, there is one."""
     if moments.count.sum() > MAX_SMALL_DATASET_ROWS:
         # Views may vary along axes along which the images themselves do not.
         return [
-            PenaltyCandidate(compute_feature_scaling(moments, all_axes=len(feature_sets) > 1), False, path)
+            PenaltyCandidate(
+                compute_feature_scaling(moments, keep_constant_axes=len(feature_sets) > 1), False, l2_path
+            )
         ]
     if len(feature_sets) > 1:
         moments = accumulate_moments(chain.from_iterable(feature_sets), *moments.mean.shape)
-    common = compute_feature_scaling(moments, common_scale=True, all_axes=False)
-    plain = compute_feature_scaling(moments, all_axes=False)
-    return [PenaltyCandidate(common, True, [*STRONG_L2, *path]), PenaltyCandidate(plain, False, path)]
+    common = compute_feature_scaling(moments, use_common_scale=True, keep_constant_axes=False)
+    plain = compute_feature_scaling(moments, keep_constant_axes=False)
+    return [PenaltyCandidate(common, True, [*STRONG_L2, *l2_path]), PenaltyCandidate(plain, False, l2_path)]
 
 
 def train_classifier(
     train: StagedFeatures,
     moments: Moments,
     device: torch.device,
-    views: Sequence[StagedFeatures] = (),
-    path: Sequence[float] = L2_PATH,
-    on_rows: PassRowsCallback = ignore_pass_rows,
-    tolerance: float = GRADIENT_TOLERANCE,
+    view_feature_sets: Sequence[StagedFeatures] = (),
+    l2_path: Sequence[float] = L2_PATH,
+    report_pass_rows: PassRowsCallback = ignore_pass_rows,
+    gradient_tolerance: float = GRADIENT_TOLERANCE,
 ) -> LinearClassifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
@@ -337,20 +339,20 @@ def train_classifier(
         Of the same samples; they standardise the features.
     device : torch.device
         Where products are computed.
-    views : sequence of StagedFeatures
+    view_feature_sets : sequence of StagedFeatures
         Features of augmented views of the same samples, in the same order; the classifier learns from them
         too.
-    path : sequence of float
+    l2_path : sequence of float
         Penalties to choose from, strongest first.
-    on_rows : callable, optional
+    report_pass_rows : callable, optional
         Called after every pass with the number of its rows.
-    tolerance : float
+    gradient_tolerance : float
         Of the final fit.
     """
-    feature_sets = [train, *views]
+    feature_sets = [train, *view_feature_sets]
     samples = len(feature_sets) * len(train.concatenate_labels())
     choice = choose_penalty(
-        feature_sets, list_penalty_candidates(feature_sets, moments, path), device, on_rows
+        feature_sets, list_penalty_candidates(feature_sets, moments, l2_path), device, report_pass_rows
     )
     scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
     prior, start = None, choice.start
@@ -358,7 +360,9 @@ def train_classifier(
         start = prior = scale_logits(
             fit_nearest_mean_classifier(rows, *moments.mean.shape), choice.means_factor
         )
-    final = fit_logistic(rows, samples, scaling, choice.l2, start, device, tolerance, on_rows, prior)
+    final = fit_logistic(
+        rows, samples, scaling, choice.l2, start, device, gradient_tolerance, report_pass_rows, prior
+    )
     weight, bias = (x.float().numpy() for x in convert_to_raw_features(final.weight, final.bias, scaling))
     return LinearClassifier(
         weight, bias, choice.l2, final.iterations, final.converged, scaling.common_scale, prior is not None

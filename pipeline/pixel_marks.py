@@ -20,12 +20,12 @@ class MarkCount:
     example: str = ""
 
 
-def make_rendering_options(rendering: Rendering, composited: bool) -> dict[str, Any]:
+def make_rendering_options(rendering: Rendering, has_composited: bool) -> dict[str, Any]:
     """Return the options of an entry for how its images became opaque 8-bit pixels.
 
     The background is one of them only if images were composited: it does not change opaque images.
     """
-    options: dict[str, Any] = {"background": rendering.background} if composited else {}
+    options: dict[str, Any] = {"background": rendering.background} if has_composited else {}
     return options if rendering.white is None else options | {"white": rendering.white}
 
 

@@ -55,11 +55,11 @@ class Staging:
         array_name: str,
         partition: PartitionTask | StagedPartition,
         dtype: npt.DTypeLike,
-        rows: int,
-        columns: tuple[int, ...],
+        row_count: int,
+        row_shape: tuple[int, ...],
     ) -> bool:
         """Return whether an array is complete and valid: others may write here, too."""
-        return has_finite_rows(self.array_path(array_name, partition), dtype, rows, columns)
+        return has_finite_rows(self.array_path(array_name, partition), dtype, row_count, row_shape)
 
     def write_array(
         self, array_name: str, partition: PartitionTask | StagedPartition, rows: npt.NDArray[Any]
@@ -131,7 +131,9 @@ def atomic_staged_file(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[Staging]:
+def open_staging(
+    parent_folder: Path, staging_key: str, permissions_folder: Path | None = None
+) -> Iterator[Staging]:
     """Lock the staging folder of an extraction; it is deleted on success and kept on failure.
 
     A second process with the same key gets a folder of its own: both work, and the store decides who
@@ -139,11 +141,11 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
 
     Parameters
     ----------
-    folder : Path
+    parent_folder : Path
         Parent of all staging folders.
-    key : str
+    staging_key : str
         Equal for extractions that would compute the same features.
-    like : Path, optional
+    permissions_folder : Path, optional
         A folder whose permissions all staged files get: the store's, if work is staged there, so that
         another member of a team can resume or collect it.
 
@@ -152,20 +154,24 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
     InputError
         If nothing can be written there.
     """
-    with explained_staging_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if like:
-        copy_permissions(folder, like)
-    with lock_staging(folder / f"{key}.lock") as locked:
-        root = folder / (key if locked and is_safe_folder(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
-        with explained_staging_errors(folder):
+    with explained_staging_errors(parent_folder):
+        parent_folder.mkdir(parents=True, exist_ok=True)
+    if permissions_folder:
+        copy_permissions(parent_folder, permissions_folder)
+    with lock_staging(parent_folder / f"{staging_key}.lock") as locked:
+        root = parent_folder / (
+            staging_key
+            if locked and is_safe_folder(parent_folder / staging_key)
+            else f"{staging_key}-{uuid.uuid4().hex[:8]}"
+        )
+        with explained_staging_errors(parent_folder):
             root.mkdir(exist_ok=True)
-        if like:
-            copy_permissions(root, like)
+        if permissions_folder:
+            copy_permissions(root, permissions_folder)
         yield Staging(root)
-        delete_below(folder, root.name)
+        delete_below(parent_folder, root.name)
         if locked:
-            delete_below(folder, f"{key}.lock")
+            delete_below(parent_folder, f"{staging_key}.lock")
 
 
 def is_safe_folder(folder: Path) -> bool:
@@ -194,16 +200,16 @@ def explained_staging_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock_staging(file: Path) -> Iterator[bool]:
+def lock_staging(lock_file: Path) -> Iterator[bool]:
     """Hold a lock that all who may write its folder can take; yield whether it was acquired."""
-    if file.exists() and not os.access(file, os.W_OK):
+    if lock_file.exists() and not os.access(lock_file, os.W_OK):
         yield False  # of another user
         return
-    with explained_staging_errors(file.parent):
-        lock = acquire_lock(file)
+    with explained_staging_errors(lock_file.parent):
+        lock = acquire_lock(lock_file)
     try:
         if lock is not None:
-            copy_permissions(file, reference=file.parent)
+            copy_permissions(lock_file, reference=lock_file.parent)
         yield lock is not None
     finally:
         if lock is not None:

@@ -164,20 +164,20 @@ def worker_pool(
 
 
 @contextmanager
-def local_cluster_client(workers: int, large: bool) -> Iterator[Client]:
+def local_cluster_client(worker_count: int, share_heap: bool) -> Iterator[Client]:
     """Start workers on this machine, each a process that takes one task at a time, and connect to them.
 
     Parameters
     ----------
-    workers : int
-    large : bool
+    worker_count : int
+    share_heap : bool
         Whether images are so large that each worker's threads should share a heap.
     """
-    environment = {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if large else {}
+    environment = {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if share_heap else {}
     with (
         dask.config.set(environment),
         LocalCluster(
-            n_workers=workers,
+            n_workers=worker_count,
             threads_per_worker=1,
             processes=True,
             memory_limit=0,
@@ -187,7 +187,7 @@ def local_cluster_client(workers: int, large: bool) -> Iterator[Client]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.wait_for_workers(workers)
+        client.wait_for_workers(worker_count)
         yield client
 
 
@@ -255,7 +255,7 @@ def make_version_query() -> Callable[[], dict[str, str]]:
     return query_versions
 
 
-def require_same_versions(worker: str, versions: Mapping[str, str]) -> None:
+def require_same_versions(worker_address: str, worker_versions: Mapping[str, str]) -> None:
     """Refuse a worker whose package versions differ from those here.
 
     Raises
@@ -264,14 +264,14 @@ def require_same_versions(worker: str, versions: Mapping[str, str]) -> None:
         Names the worker and the packages.
     """
     different = [
-        f"{name} {versions[name]} (here {version(name)})"
+        f"{name} {worker_versions[name]} (here {version(name)})"
         for name in FEATURE_PACKAGES
-        if versions[name] != version(name)
+        if worker_versions[name] != version(name)
     ]
     if different:
         raise InputError(
-            f"worker {worker} has {', '.join(different)}: install the same versions there, or the features "
-            f"would not be comparable"
+            f"worker {worker_address} has {', '.join(different)}: install the same versions there, or the "
+            f"features would not be comparable"
         )
 
 

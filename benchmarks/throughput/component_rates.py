@@ -133,7 +133,7 @@ def measure_process_decode_rate(source: Source, backbone: Backbone, images: int)
 def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int) -> float:
     """Return images/s of the extraction pass in several processes, once they are ready."""
     # Loads all of extraction, which a process whose memory is measured should not.
-    from sfm.pipeline.extract import start_staging
+    from sfm.pipeline.extract import run_staging
 
     source = open_source(spec)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +150,7 @@ def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int)
         ]
         tasks = [PartitionTask("train", number, rows) for number, rows in enumerate(parts)]
         staging = Staging(Path(folder))
-        with start_staging(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (_, steps):
+        with run_staging(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (_, steps):
             return track_pass(steps, tasks, tasks, staging, no_progress).images_per_second
 
 

@@ -46,7 +46,7 @@ def test_the_optimum_is_that_of_scikit_learn(toy):
     spread = compute_feature_scaling(moments)
     zero = LogisticFit(torch.zeros(5, 12, dtype=torch.float64), torch.zeros(5, dtype=torch.float64), 0, False)
     ours = fit_logistic(
-        standardise_rows([train], 600, spread, CPU), 600, spread, 0.01, zero, CPU, tolerance=1e-4
+        standardise_rows([train], 600, spread, CPU), 600, spread, 0.01, zero, CPU, gradient_tolerance=1e-4
     )
     assert ours.converged
     rows = (features[:600].astype(np.float64) - spread.mean.numpy()) / spread.std.numpy()
@@ -64,7 +64,7 @@ def test_no_bit_of_a_classifier_depends_on_the_number_of_threads(tmp_path):
     for threads in (1, 2, 3, 4):
         with limit_threads(threads):
             moments = accumulate_moments(train, 40, 130)
-            trained = train_classifier(train, moments, CPU, path=(1e-1, 1e-2))
+            trained = train_classifier(train, moments, CPU, l2_path=(1e-1, 1e-2))
         found.add(b"".join(a.tobytes() for a in (moments.within_scatter, trained.weight, trained.bias)))
     assert len(found) == 1
 
@@ -332,7 +332,9 @@ def test_axes_that_no_driver_finds_make_the_search_slower_and_not_another(toy, m
     monkeypatch.setattr(feature_scaling, "decompose_symmetric", fail)
     plain, zero = compute_feature_scaling(moments), logistic.make_zero_fit(5, 12)
     rows = standardise_rows([train], 600, spread, CPU)
-    first, second = (fit_logistic(rows, 600, s, 0.1, zero, CPU, tolerance=1e-4) for s in (spread, plain))
+    first, second = (
+        fit_logistic(rows, 600, s, 0.1, zero, CPU, gradient_tolerance=1e-4) for s in (spread, plain)
+    )
     assert first.converged
     assert second.converged
     torch.testing.assert_close(first.weight, second.weight, atol=1e-3, rtol=0)
