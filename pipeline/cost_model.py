@@ -32,20 +32,20 @@ class StatisticsOperations:
 
     Attributes
     ----------
-    moments, selection, fitting, centres : float
+    moments, penalty_selection, fitting, centres : float
         Of the moments and their decomposition, of choosing the penalty, of the final fit, and of the
         sub-class centres.
     """
 
     moments: float
-    selection: float
+    penalty_selection: float
     fitting: float
     centres: float
 
     @property
     def classifier(self) -> float:
         """Operations up to the end of the classifier: moments, selection and fitting."""
-        return self.moments + self.selection + self.fitting
+        return self.moments + self.penalty_selection + self.fitting
 
     @property
     def total(self) -> float:
@@ -103,7 +103,8 @@ def estimate_statistics_operations(
     return StatisticsOperations(
         moments=count_moments_operations(training_sample_count, feature_count)
         + scalings * EIGEN_COST * float(feature_count) ** 3,
-        selection=passes * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count),
+        penalty_selection=passes
+        * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count),
         fitting=FITTING_PASSES * count_classifier_pass_operations(rows, feature_count, class_count),
         centres=sum(count_centre_placing_operations(clustered, feature_count, k) for k in sub_class_counts)
         + training_sample_count * float(feature_count) * sum(8 * k + ASSIGN_COST for k in sub_class_counts),

@@ -30,32 +30,32 @@ class WorkerConfig:
 
     Attributes
     ----------
-    source : str
+    source_spec : str
         Spec.
-    listing : tuple of str
+    split_listings : tuple of str
         Listings of both splits on the client.
-    backbones : tuple of (str, str)
+    backbone_specs_and_hashes : tuple of (str, str)
         Specs, and the backbones' hashes on the client.
     image_size : int or None
     device : str
     staging : str
         Absolute path.
     options : PassOptions
-    cores : int or None
+    cores_per_worker : int or None
         For each worker; None: as many as its Dask worker has threads.
-    gpus : tuple of str
+    shared_gpus : tuple of str
         GPUs of this machine, to be shared among its workers; empty where workers have their own.
     """
 
-    source: str
-    listing: tuple[str, ...]
-    backbones: tuple[tuple[str, str], ...]
+    source_spec: str
+    split_listings: tuple[str, ...]
+    backbone_specs_and_hashes: tuple[tuple[str, str], ...]
     image_size: int | None
     device: str
     staging: str
     options: PassOptions
-    cores: int | None
-    gpus: tuple[str, ...]
+    cores_per_worker: int | None
+    shared_gpus: tuple[str, ...]
 
 
 TASK_LOCK = threading.RLock()
@@ -114,17 +114,17 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
     """
     release_worker()
     keep_freed_memory()
-    if config.gpus and not torch.cuda.is_initialized():
+    if config.shared_gpus and not torch.cuda.is_initialized():
         number = get_worker().name
-        os.environ["CUDA_VISIBLE_DEVICES"] = config.gpus[int(number) % len(config.gpus)]
-    source = open_source(config.source, held_out=False)
-    if tuple(split.listing for split in source.splits.values()) != config.listing:
+        os.environ["CUDA_VISIBLE_DEVICES"] = config.shared_gpus[int(number) % len(config.shared_gpus)]
+    source = open_source(config.source_spec, held_out=False)
+    if tuple(split.listing for split in source.splits.values()) != config.split_listings:
         raise InputError(
-            f"{config.source} is not the same here as where the extraction was started: other files, sizes, "
-            f"times or folders"
+            f"{config.source_spec} is not the same here as where the extraction was started: other files, "
+            f"sizes, times or folders"
         )
     backbones = []
-    for spec, expected_hash in config.backbones:
+    for spec, expected_hash in config.backbone_specs_and_hashes:
         backbone = load_backbone(
             spec,
             image_size=config.image_size,
@@ -135,7 +135,7 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
             raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
         backbones.append(backbone)
     backbones = optimize_for_inference(backbones, config.options.precision, config.options.execution)
-    cores = int(config.cores or get_worker().state.nthreads)
+    cores = int(config.cores_per_worker or get_worker().state.nthreads)
     runtime = extraction_runtime(source, backbones[0].device.type, cores)
     return source, backbones, OPEN_RUNTIME.enter_context(runtime)
 
@@ -149,8 +149,8 @@ def stage_task(config: WorkerConfig, task: PartitionTask) -> PassIncrement:
         images = skipped = 0
         try:
             for step in stage_tasks(source, [task], backbones, staging, config.options, runtime):
-                seconds.update(step.seconds)
-                images, skipped = images + step.images, skipped + step.skipped
+                seconds.update(step.thread_seconds)
+                images, skipped = images + step.image_count, skipped + step.skipped_count
         except IncompleteExtractionError:
             # A decoding process is lost: the next task starts a new runtime.
             release_worker()

@@ -135,7 +135,7 @@ def decoding_process_pool(
                     futures.append(threads.submit(decode_chunk, chunk))
                 decoded = [future.result() for future in futures]
                 pixels = split_into_pixel_arrays(buffer.bytes, options, len(samples))
-                yield merge_decoded_chunks(decoded, [chunk.first for chunk in chunks], pixels)
+                yield merge_decoded_chunks(decoded, [chunk.first_index_in_batch for chunk in chunks], pixels)
             finally:
                 # The processes write to the buffer until the last of them is done, also where one failed.
                 wait(futures)
@@ -178,20 +178,20 @@ class BatchChunk:
 
     Attributes
     ----------
-    buffer, size : int
+    buffer_index, buffer_bytes : int
         Number of the shared buffer that holds the batch, and how many bytes it has.
     options : DecodingOptions
-    images, first : int
+    batch_image_count, first_index_in_batch : int
         Number of samples in the batch, and index in the batch of the first of this chunk.
-    samples : list of SampleLocation
+    sample_locations : list of SampleLocation
     """
 
-    buffer: int
-    size: int
+    buffer_index: int
+    buffer_bytes: int
     options: DecodingOptions
-    images: int
-    first: int
-    samples: list[SampleLocation]
+    batch_image_count: int
+    first_index_in_batch: int
+    sample_locations: list[SampleLocation]
 
 
 ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
@@ -340,7 +340,7 @@ def serve_decoding_requests(connection_descriptor: int, buffer_descriptors: Sequ
         pickled_decode, decode = connection.recv_bytes(), None
         while True:
             chunk: BatchChunk = connection.recv()
-            memory = buffers[chunk.buffer].map_bytes(chunk.size)
+            memory = buffers[chunk.buffer_index].map_bytes(chunk.buffer_bytes)
             batch: SampleBatch = [
                 (
                     index,
@@ -348,12 +348,12 @@ def serve_decoding_requests(connection_descriptor: int, buffer_descriptors: Sequ
                     if span
                     else SampleFile(where, label),
                 )
-                for index, label, where, span in chunk.samples
+                for index, label, where, span in chunk.sample_locations
             ]
             pixels = {
-                preprocessing: rows[:, chunk.first : chunk.first + len(batch)]
+                preprocessing: rows[:, chunk.first_index_in_batch : chunk.first_index_in_batch + len(batch)]
                 for preprocessing, rows in split_into_pixel_arrays(
-                    memory, chunk.options, chunk.images
+                    memory, chunk.options, chunk.batch_image_count
                 ).items()
             }
             answer: DecodedBatch | Exception

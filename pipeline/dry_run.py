@@ -117,14 +117,14 @@ class ProbeResult:
 
     Attributes
     ----------
-    images, undecodable : int
+    image_count, undecodable_count : int
     images_per_second : float
     mark_counts : dict of str to int
         By `sfm.pipeline.task_results.IMAGE_MARKS`.
     """
 
-    images: int
-    undecodable: int
+    image_count: int
+    undecodable_count: int
     images_per_second: float
     mark_counts: dict[str, int]
 
@@ -183,8 +183,8 @@ def estimate_extraction(
         partitions=len(tasks),
         backbones=estimates,
         entries=len(backbones) * len(list_roles(config)),
-        probed=probe.images,
-        undecodable=probe.undecodable,
+        probed=probe.image_count,
+        undecodable=probe.undecodable_count,
         images_per_second=probe.images_per_second,
         seconds=total / probe.images_per_second,
         staging_bytes=32 * total + 4 * features * (total + config.views * samples["train"]),

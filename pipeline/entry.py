@@ -52,9 +52,9 @@ class EntryContext:
 
     Attributes
     ----------
-    listing : str
+    listing_digest : str
         Digest of the source's listing.
-    device : str
+    device_type : str
         Kind of device that the backbones ran on.
     pass_summary : PassSummary
         Cost of the pass over the images.
@@ -67,8 +67,8 @@ class EntryContext:
     source: Source
     store: Store
     staging: Staging
-    listing: str
-    device: str
+    listing_digest: str
+    device_type: str
     pass_summary: PassSummary
     pass_result: PassResult
     flow_cosines: dict[str, float | None]
@@ -80,9 +80,9 @@ class EntryStatistics:
 
     Attributes
     ----------
-    centres : dict of int to (centre, count)
+    centres_by_k : dict of int to (centre, count)
         Sub-class centres, by number of sub-classes.
-    top1, top5 : float or None
+    held_out_top1, held_out_top5 : float or None
         Accuracy of the classifier on the held-out features, as fractions.
     seconds : float
         Wall time of the computation.
@@ -90,9 +90,9 @@ class EntryStatistics:
 
     moments: Moments
     classifier: LinearClassifier
-    centres: dict[int, tuple[Any, Any]]
-    top1: float | None
-    top5: float | None
+    centres_by_k: dict[int, tuple[Any, Any]]
+    held_out_top1: float | None
+    held_out_top5: float | None
     seconds: float
 
 
@@ -149,21 +149,21 @@ def compute_entry_statistics(
     meter = StatisticsProgress(progress, stage, cost)
     meter.report()
 
-    def on_rows(rows: int) -> None:
+    def report_pass_rows(rows: int) -> None:
         meter.advance(count_classifier_pass_operations(rows, features, classes), cost.classifier)
 
-    def on_centres(rows: int, k: int) -> None:
+    def report_placed_centres(rows: int, k: int) -> None:
         meter.advance(count_centre_placing_operations(rows, features, k), cost.total)
 
     moments = accumulate_moments(
         iterate_with_moments_progress(train, meter, features, cost.moments), classes, features
     )
     meter.advance_to(cost.moments)
-    classifier = train_classifier(train, moments, backbone.device, views, report_pass_rows=on_rows)
+    classifier = train_classifier(train, moments, backbone.device, views, report_pass_rows=report_pass_rows)
     top1, top5 = measure_top1_and_top5(test, classifier)
     meter.advance_to(cost.classifier)
     centres = compute_sub_class_centres(
-        train, labels, classes, features, sub_class_counts, config.seed, on_centres
+        train, labels, classes, features, sub_class_counts, config.seed, report_placed_centres
     )
     meter.finish(**({} if top1 is None else {"top-1 %": 100 * top1}))
     return EntryStatistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
@@ -175,7 +175,7 @@ def write_statistics_arrays(draft: Draft, statistics: EntryStatistics) -> None:
     draft.write_array("train/mean", statistics.moments.mean)
     draft.write_array("train/scatter_diagonal", statistics.moments.scatter_diagonal)
     draft.write_array("train/within_scatter", statistics.moments.within_scatter)
-    for k, (centre, count) in statistics.centres.items():
+    for k, (centre, count) in statistics.centres_by_k.items():
         draft.write_array(f"train/centre_{k}", centre)
         draft.write_array(f"train/centre_count_{k}", count)
     draft.write_array("classifier/weight", statistics.classifier.weight)
@@ -215,14 +215,14 @@ def write_exemplars(
     """Choose, read and write the arrays under ``exemplar/``."""
     config = context.config
     choice = choose_exemplars(train, train.concatenate_labels(), moments.mean, config.exemplars, config.seed)
-    rows = np.flatnonzero(entry_rows.train_mask)[choice.sample]
-    positions = np.concatenate([p.samples for p in entry_rows.train])[rows]
-    sample = np.where(choice.sample < 0, -1, positions)
-    digests = read_row_digests(context.staging, entry_rows.train, rows)
+    rows = np.flatnonzero(entry_rows.train_mask)[choice.sample_rows]
+    positions = np.concatenate([p.samples for p in entry_rows.train_partitions])[rows]
+    sample = np.where(choice.sample_rows < 0, -1, positions)
+    digests = read_row_digests(context.staging, entry_rows.train_partitions, rows)
     shard_sizes = context.pass_result.shard_sizes["train"]
     images = read_exemplar_images(context.source, sample, digests, shard_sizes, backbone.card.preprocessing)
     draft.write_array("exemplar/image", images)
-    draft.write_array("exemplar/role", choice.role)
+    draft.write_array("exemplar/role", choice.selection_roles)
     draft.write_array("exemplar/sample", sample)
 
 
@@ -253,24 +253,24 @@ def make_extraction_card(
             context.config,
             entry_rows.role,
             make_rendering_options(
-                context.source.rendering, has_composited=entry_rows.marked["composited"].count > 0
+                context.source.rendering, has_composited=entry_rows.mark_counts["composited"].count > 0
             ),
         ),
         role=entry_rows.role,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-        device=context.device,
+        device=context.device_type,
         threads=torch.get_num_threads(),
         seconds=context.pass_summary.seconds,
         statistics_seconds=statistics.seconds,
         images_per_second=context.pass_summary.images_per_second,
-        listing=context.listing,
+        listing=context.listing_digest,
         skipped=truncate_skipped(context.pass_result.skipped),
         train_bytes=entry_rows.train_bytes,
         flow_cosine=context.flow_cosines.get(backbone.card.hash),
-        composited=entry_rows.marked["composited"].count,
-        composited_example=entry_rows.marked["composited"].example,
-        dark=entry_rows.marked["dark"].count,
-        dark_example=entry_rows.marked["dark"].example,
+        composited=entry_rows.mark_counts["composited"].count,
+        composited_example=entry_rows.mark_counts["composited"].example,
+        dark=entry_rows.mark_counts["dark"].count,
+        dark_example=entry_rows.mark_counts["dark"].example,
         files=context.pass_result.files,
     )
 
@@ -292,6 +292,6 @@ def make_classifier_card(statistics: EntryStatistics) -> ClassifierCard:
         l2=statistics.classifier.l2,
         iterations=statistics.classifier.iterations,
         converged=statistics.classifier.converged,
-        held_out_top1=statistics.top1,
-        held_out_top5=statistics.top5,
+        held_out_top1=statistics.held_out_top1,
+        held_out_top5=statistics.held_out_top5,
     )

@@ -28,7 +28,7 @@ class EntryRows:
     Attributes
     ----------
     role : {"full", "tuning"}
-    train, test : list of StagedPartition
+    train_partitions, test_partitions : list of StagedPartition
         Partitions that hold the training rows and the held-out rows.
     train_mask, test_mask : ndarray of bool
         Which rows of those partitions are in the entry.
@@ -36,26 +36,26 @@ class EntryRows:
         Encoded bytes of the training samples.
     fingerprint : str
         Of the samples used, by split.
-    marked : dict of str to MarkCount
+    mark_counts : dict of str to MarkCount
         Counts of these rows by mark, see `sfm.pipeline.task_results.IMAGE_MARKS`.
     """
 
     role: EntryRole
-    train: list[StagedPartition]
-    test: list[StagedPartition]
+    train_partitions: list[StagedPartition]
+    test_partitions: list[StagedPartition]
     train_mask: npt.NDArray[np.bool_]
     test_mask: npt.NDArray[np.bool_]
     train_bytes: int
     fingerprint: str
-    marked: dict[str, MarkCount]
+    mark_counts: dict[str, MarkCount]
 
     def open_train(self, staging: Staging, array_name: str) -> StagedFeatures:
         """Return the training rows of a staged feature array."""
-        return staging.open_features(array_name, self.train).select_rows(self.train_mask)
+        return staging.open_features(array_name, self.train_partitions).select_rows(self.train_mask)
 
     def open_test(self, staging: Staging, array_name: str) -> StagedFeatures:
         """Return the held-out rows of a staged feature array."""
-        return staging.open_features(array_name, self.test).select_rows(self.test_mask)
+        return staging.open_features(array_name, self.test_partitions).select_rows(self.test_mask)
 
 
 def list_roles(config: ExtractConfig) -> list[EntryRole]:

@@ -24,14 +24,14 @@ class ExemplarChoice:
 
     Attributes
     ----------
-    sample : ndarray of int64, shape (C, E)
+    sample_rows : ndarray of int64, shape (C, E)
         Indices of training rows; -1 where a class has too few.
-    role : ndarray of uint8, shape (C, E)
+    selection_roles : ndarray of uint8, shape (C, E)
         ``NEAREST`` to the class mean, nearest first, then ``RANDOM``; ``NONE`` where there is no sample.
     """
 
-    sample: npt.NDArray[np.int64]
-    role: npt.NDArray[np.uint8]
+    sample_rows: npt.NDArray[np.int64]
+    selection_roles: npt.NDArray[np.uint8]
 
 
 def choose_exemplars(

@@ -306,7 +306,9 @@ def read_cards_with_mark_counts(
     entry_rows: Sequence[EntryRows],
 ) -> list[ExtractionCard]:
     """Return the extraction cards of entries; those of backbones that ran now get this pass's mark counts."""
-    marked = {(backbone, rows.role): rows.marked for backbone in new_backbone_hashes for rows in entry_rows}
+    marked = {
+        (backbone, rows.role): rows.mark_counts for backbone in new_backbone_hashes for rows in entry_rows
+    }
     return [
         add_mark_counts(
             store.open_entry(entry.summary).extraction,

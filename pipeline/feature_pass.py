@@ -35,20 +35,20 @@ class PassIncrement:
 
     Attributes
     ----------
-    images : int
+    image_count : int
         Images that were decoded or skipped.
-    skipped : int
+    skipped_count : int
         Images that cannot be decoded.
-    partitions : int
+    completed_partitions : int
         Partitions that were completed: 0 or 1.
-    seconds : dict of str to float
+    thread_seconds : dict of str to float
         Time in one thread, by ``"decode"`` and the backbones' specs.
     """
 
-    images: int = 0
-    skipped: int = 0
-    partitions: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    image_count: int = 0
+    skipped_count: int = 0
+    completed_partitions: int = 0
+    thread_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class FeatureBatchQueue:
             return PassIncrement(len(batch.kept) + len(batch.skipped), len(batch.skipped), 0, batch.seconds)
         work(self._finished)
         self._finished.clear()
-        return PassIncrement(partitions=1)
+        return PassIncrement(completed_partitions=1)
 
     def cancel(self) -> None:
         """Cancel the batches that no thread has begun."""
@@ -355,8 +355,8 @@ def track_pass(
 
     report_progress()
     for step in pass_increments:
-        images, skipped = images + step.images, skipped + step.skipped
-        partitions += step.partitions
-        seconds_by_stage.update(step.seconds)
+        images, skipped = images + step.image_count, skipped + step.skipped_count
+        partitions += step.completed_partitions
+        seconds_by_stage.update(step.thread_seconds)
         report_progress()
     return PassSummary(images, images_resumed, time.perf_counter() - began)

@@ -116,14 +116,14 @@ class StandardisedRows:
     Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: `dtype` (n, D) and int64 (n,).
     """
 
-    staged: Sequence[StagedFeatures]
+    feature_sets: Sequence[StagedFeatures]
     scaling: FeatureScaling
     device: torch.device
     dtype: torch.dtype = torch.float32
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         mean, scale = (t.to(self.device, self.dtype) for t in (self.scaling.mean, 1 / self.scaling.std))
-        for features, labels in chain.from_iterable(self.staged):
+        for features, labels in chain.from_iterable(self.feature_sets):
             for start in range(0, len(labels), BLOCK_ROWS):
                 block = slice(start, start + BLOCK_ROWS)
                 rows = torch.from_numpy(features[block]).to(self.device, self.dtype)

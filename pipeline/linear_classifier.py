@@ -86,7 +86,7 @@ class LinearClassifier:
         Of the final fit.
     converged : bool
         Whether the largest entry of the gradient, times C, fell to ``GRADIENT_TOLERANCE``.
-    towards_means : bool
+    shrinks_to_class_means : bool
         Whether the penalty is on the distance of weights from those of the nearest class mean, not from zero.
     common_scale : bool
         Whether the penalty is on weights of features divided by one number, not each by its deviation.
@@ -98,13 +98,13 @@ class LinearClassifier:
     iterations: int
     converged: bool
     common_scale: bool = False
-    towards_means: bool = False
+    shrinks_to_class_means: bool = False
 
     @property
     def solver(self) -> str:
         """Description of the training, for the entry's card."""
         scaling = "one scale for all features" if self.common_scale else "standardised features"
-        return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.towards_means}"
+        return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.shrinks_to_class_means}"
 
 
 @dataclass(frozen=True)
@@ -113,17 +113,17 @@ class ValidationFold:
 
     Attributes
     ----------
-    rows : iterable of (features, labels)
+    training_rows : iterable of (features, labels)
         Standardised; see ``standardise_rows``.
-    samples : int
+    training_row_count : int
         Number of rows.
-    validation : StagedFeatures
+    validation_features : StagedFeatures
         Raw features, without views.
     """
 
-    rows: Iterable[tuple[Tensor, Tensor]]
-    samples: int
-    validation: StagedFeatures
+    training_rows: Iterable[tuple[Tensor, Tensor]]
+    training_row_count: int
+    validation_features: StagedFeatures
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ class PenaltyCandidate:
     Attributes
     ----------
     scaling : FeatureScaling
-    towards_means : bool
+    shrinks_to_class_means : bool
         Shrink to the nearest class mean, not to zero.
-    path : sequence of float
+    l2_path : sequence of float
         Penalties to choose from, strongest first.
     """
 
     scaling: FeatureScaling
-    towards_means: bool
-    path: Sequence[float]
+    shrinks_to_class_means: bool
+    l2_path: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -153,16 +153,16 @@ class ChosenPenalty:
     l2 : float
         For the number of samples given to ``train_classifier``.
     scaling : FeatureScaling
-    start : LogisticFit
+    start_fit : LogisticFit
         Fit with this penalty on a part of the samples.
-    means_factor : float
+    class_means_logit_factor : float
         Factor of the logits of the nearest class mean that weights are shrunk to; 0 if shrunk to zero.
     """
 
     l2: float
     scaling: FeatureScaling
-    start: LogisticFit
-    means_factor: float = 0.0
+    start_fit: LogisticFit
+    class_means_logit_factor: float = 0.0
 
 
 def make_validation_fold(
@@ -196,20 +196,20 @@ class PenaltyScore:
     Attributes
     ----------
     l2 : float
-    losses : ndarray of float64, shape (n,)
+    validation_losses : ndarray of float64, shape (n,)
         Cross-entropy on every validation sample of all folds.
-    start : LogisticFit
+    first_fold_fit : LogisticFit
         Fit of the first fold.
     """
 
     l2: float
-    losses: npt.NDArray[np.float64]
-    start: LogisticFit
+    validation_losses: npt.NDArray[np.float64]
+    first_fold_fit: LogisticFit
 
 
 def count_standard_errors(worse: PenaltyScore, better: PenaltyScore) -> float:
     """Return how many standard errors one mean cross-entropy is above another, on the same samples."""
-    difference = worse.losses - better.losses
+    difference = worse.validation_losses - better.validation_losses
     error = float(difference.std()) / len(difference) ** 0.5
     return float(difference.mean()) / error if error > 0 else 0.0
 
@@ -229,23 +229,23 @@ def search_penalty_path(
     """
     scaling, fits = candidate.scaling, list(prior_fits)
     scores: list[PenaltyScore] = []
-    for l2 in candidate.path:
+    for l2 in candidate.l2_path:
         fits = [
             fit_logistic(
-                *(fold.rows, fold.samples, scaling, l2, start, device),
+                *(fold.training_rows, fold.training_row_count, scaling, l2, start, device),
                 *(PATH_TOLERANCE, report_pass_rows, prior, MAX_PATH_ITERATIONS),
             )
             for fold, start, prior in zip(folds, fits, prior_fits, strict=True)
         ]
         losses = [
-            compute_sample_losses(fit, scaling, fold.validation)
+            compute_sample_losses(fit, scaling, fold.validation_features)
             for fit, fold in zip(fits, folds, strict=True)
         ]
         score = PenaltyScore(l2, np.concatenate(losses), fits[0])
-        if scores and not score.losses.mean() < scores[-1].losses.mean():
+        if scores and not score.validation_losses.mean() < scores[-1].validation_losses.mean():
             break
         scores.append(score)
-    if not candidate.towards_means:
+    if not candidate.shrinks_to_class_means:
         return scores[-1]
     return next(score for score in scores if count_standard_errors(score, scores[-1]) <= TIE_STANDARD_ERRORS)
 
@@ -276,7 +276,7 @@ def choose_penalty(
     held_out_masks = make_validation_masks(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
     if not held_out_masks:
         first = candidates[0]
-        return ChosenPenalty(first.path[len(first.path) // 2], first.scaling, zero)
+        return ChosenPenalty(first.l2_path[len(first.l2_path) // 2], first.scaling, zero)
     best_score: PenaltyScore | None = None
     best = ChosenPenalty(0.0, candidates[0].scaling, zero)
     for candidate in candidates:
@@ -286,14 +286,14 @@ def choose_penalty(
             for held_out in held_out_masks
         ]
         priors = [zero] * len(folds)
-        if candidate.towards_means:
-            means = [fit_nearest_mean_classifier(fold.rows, *zero.weight.shape) for fold in folds]
-            factor = choose_logit_factor(means, [fold.validation for fold in folds], scaling)
+        if candidate.shrinks_to_class_means:
+            means = [fit_nearest_mean_classifier(fold.training_rows, *zero.weight.shape) for fold in folds]
+            factor = choose_logit_factor(means, [fold.validation_features for fold in folds], scaling)
             priors = [scale_logits(mean, factor) for mean in means]
         score = search_penalty_path(folds, priors, candidate, device, report_pass_rows)
         if best_score is None or count_standard_errors(best_score, score) > MARGIN_STANDARD_ERRORS:
-            share = folds[0].samples / (len(feature_sets) * int((~held_out_masks[0]).sum()))
-            best_score, best = score, ChosenPenalty(score.l2 * share, scaling, score.start, factor)
+            share = folds[0].training_row_count / (len(feature_sets) * int((~held_out_masks[0]).sum()))
+            best_score, best = score, ChosenPenalty(score.l2 * share, scaling, score.first_fold_fit, factor)
     return best
 
 
@@ -355,10 +355,10 @@ def train_classifier(
         feature_sets, list_penalty_candidates(feature_sets, moments, l2_path), device, report_pass_rows
     )
     scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
-    prior, start = None, choice.start
-    if choice.means_factor:
+    prior, start = None, choice.start_fit
+    if choice.class_means_logit_factor:
         start = prior = scale_logits(
-            fit_nearest_mean_classifier(rows, *moments.mean.shape), choice.means_factor
+            fit_nearest_mean_classifier(rows, *moments.mean.shape), choice.class_means_logit_factor
         )
     final = fit_logistic(
         rows, samples, scaling, choice.l2, start, device, gradient_tolerance, report_pass_rows, prior

@@ -162,7 +162,12 @@ class PenalisedLoss:
         device: torch.device,
         report_pass_rows: PassRowsCallback,
     ) -> None:
-        self.rows, self.samples, self.device, self.on_rows = rows, sample_count, device, report_pass_rows
+        self.rows, self.samples, self.device, self.report_pass_rows = (
+            rows,
+            sample_count,
+            device,
+            report_pass_rows,
+        )
         self.axes, self.l2, self.bias_l2 = scaling.axes, l2, l2 if prior_fit else 0.0
         self.prior = prior_fit or make_zero_fit(class_count, len(scaling.mean))
         self.weight_scale = (scaling.variance / class_count + l2).rsqrt()
@@ -188,7 +193,7 @@ class PenalisedLoss:
         loss, weight_gradient, bias_gradient = compute_loss_and_gradient(
             self.rows, self.samples, weight, bias, self.device, self.threads
         )
-        self.on_rows(self.samples)
+        self.report_pass_rows(self.samples)
         weight_change, bias_change = weight - self.prior.weight, bias - self.prior.bias
         weight_gradient += self.l2 * weight_change
         bias_gradient += self.bias_l2 * bias_change

@@ -127,15 +127,15 @@ def worker_pool(
     count = config.workers or 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     worker_config = WorkerConfig(
-        source=config.source,
-        listing=tuple(split.listing for split in source.splits.values()),
-        backbones=tuple((spec, backbone.card.hash) for spec, backbone in backbones.items()),
+        source_spec=config.source,
+        split_listings=tuple(split.listing for split in source.splits.values()),
+        backbone_specs_and_hashes=tuple((spec, backbone.card.hash) for spec, backbone in backbones.items()),
         image_size=config.image_size,
         device=config.device,
         staging=str(staging.root.resolve()),
         options=options,
-        cores=max(1, (config.threads or count_cores()) // count) if local else None,
-        gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
+        cores_per_worker=max(1, (config.threads or count_cores()) // count) if local else None,
+        shared_gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
     large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT
     connection = (

@@ -231,7 +231,7 @@ def stage_source(root: Path, source: Source, runtime: ExtractionRuntime) -> dict
     steps = stage_tasks(
         source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), runtime
     )
-    assert sum(step.images for step in steps) == 400
+    assert sum(step.image_count for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
 

@@ -264,7 +264,7 @@ def test_of_few_samples_the_classifier_does_not_lose_to_the_class_mean(tmp_path,
         assert classifier.common_scale
         assert "one scale for all features" in classifier.solver
         # One sample per class: nothing is left to validate on, and nothing is drawn to the class means.
-        assert classifier.towards_means == (per_class > 1)
+        assert classifier.shrinks_to_class_means == (per_class > 1)
         found.append(measure_top1_and_top5(held, classifier)[0])
         mean = moments.mean.astype(np.float32)
         nearest.append(compute_top_accuracies(held, mean, -np.square(mean).sum(axis=1) / 2)[0])
@@ -280,7 +280,7 @@ def test_badly_scaled_features_are_standardised_even_of_few_samples(tmp_path):
     train = stage_partition(tmp_path, features.astype(np.float32), labels)
     classifier = train_classifier(train, compute_moments(features.astype(np.float32), labels, 4), CPU)
     assert not classifier.common_scale
-    assert not classifier.towards_means
+    assert not classifier.shrinks_to_class_means
     assert measure_top1_and_top5(train, classifier)[0] > 0.9
 
 
