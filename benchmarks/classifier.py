@@ -45,8 +45,8 @@ from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.entry_rows import select_entry_rows
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import stage_tasks, track_pass
-from sfm.pipeline.folds import mark_fold
-from sfm.pipeline.linear_classifier import measure_accuracies, train_classifier
+from sfm.pipeline.folds import mark_fold_samples
+from sfm.pipeline.linear_classifier import measure_top1_and_top5, train_classifier
 from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
@@ -129,8 +129,8 @@ def fit_classifier(
         train,
         moments,
         parse_device(device),
-        on_rows=lambda rows: passes.append((rows, time.perf_counter() - began)),
-        tolerance=settings["tolerance"],
+        report_pass_rows=lambda rows: passes.append((rows, time.perf_counter() - began)),
+        gradient_tolerance=settings["tolerance"],
     )
     seconds, samples = time.perf_counter() - began, len(train.concatenate_labels())
     last = next((at for at, (rows, _) in enumerate(passes) if rows == samples), len(passes))
@@ -154,7 +154,7 @@ def measure_our_classifier(
     """Train our classifier on four fifths and on all of the training split, and compute centres."""
     labels = train.concatenate_labels()
     classes, features = len(np.unique(labels)), next(iter(train))[0].shape[1]
-    held = mark_fold(labels, 0, 5)
+    held = mark_fold_samples(labels, 0, 5)
     tuned, _ = fit_classifier(train.select_rows(~held), classes, features, device, name)
     fit, figures = fit_classifier(train, classes, features, device, name)
     _, centre_seconds = time_function(
@@ -165,8 +165,8 @@ def measure_our_classifier(
         "features": features,
         "classes": classes,
         "centre_seconds": centre_seconds,
-        "tuning_top1": measure_accuracies(train.select_rows(held), tuned)[0],
-        "held_out_top1": measure_accuracies(test, fit)[0],
+        "tuning_top1": measure_top1_and_top5(train.select_rows(held), tuned)[0],
+        "held_out_top1": measure_top1_and_top5(test, fit)[0],
         "peak_bytes": read_process_bytes("VmHWM"),
     }
 
@@ -180,7 +180,7 @@ def measure_scikit_learn(
     std = np.where(std > 1e-6 * std.max(), std, 1.0)
     rows = ((rows - mean) / std).astype(np.float32)
     seen = ((np.concatenate([x for x, _ in test]) - mean) / std).astype(np.float32)
-    held = mark_fold(labels, 0, linear_classifier.VALIDATION_FOLDS)
+    held = mark_fold_samples(labels, 0, linear_classifier.VALIDATION_FOLDS)
     tried = []
     for c in grid:
         part, part_seconds = time_function(
@@ -240,7 +240,7 @@ def write_synthetic_features(folder: Path, samples: int) -> StagedFeatures:
 def measure_full_shape(train: StagedFeatures, device: str, name: str) -> dict[str, Any]:
     """Train on 1,000 classes, and project the seconds to the samples of ImageNet."""
     labels = train.concatenate_labels()
-    held = mark_fold(labels, 0, 5)
+    held = mark_fold_samples(labels, 0, 5)
     part = train.select_rows(~held)
     fit, figures = fit_classifier(part, CLASSES, FEATURES, device, name)
     scale = N_IMAGENET_SAMPLES / figures["samples"]
@@ -252,7 +252,7 @@ def measure_full_shape(train: StagedFeatures, device: str, name: str) -> dict[st
     )
     return {
         **figures,
-        "tuning_top1": measure_accuracies(train.select_rows(held), fit)[0],
+        "tuning_top1": measure_top1_and_top5(train.select_rows(held), fit)[0],
         "centre_seconds": centre_seconds,
         "projected_seconds": figures["choosing_seconds"] + final,
         "projected_moments_seconds": figures["moments_seconds"] * scale,

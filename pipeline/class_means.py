@@ -20,33 +20,35 @@ LOG_FACTOR_RANGE = 16.0
 """Natural logarithm of the largest factor over the smallest."""
 
 
-def fit_class_means(rows: Iterable[tuple[Tensor, Tensor]], classes: int, features: int) -> LogisticFit:
+def fit_nearest_mean_classifier(
+    standardised_rows: Iterable[tuple[Tensor, Tensor]], class_count: int, feature_count: int
+) -> LogisticFit:
     """Return "the class whose mean is nearest" as a linear classifier of standardised features.
 
     ``|x - m|^2 = |x|^2 - 2 (x.m - |m|^2 / 2)``, so the nearest mean has the largest ``x.m - |m|^2 / 2``.
 
     Parameters
     ----------
-    rows : iterable of (features, labels)
+    standardised_rows : iterable of (features, labels)
         Standardised; see ``standardise_rows``.
     """
-    total = torch.zeros(classes, features, dtype=torch.float64)
-    count = torch.zeros(classes, dtype=torch.float64)
+    total = torch.zeros(class_count, feature_count, dtype=torch.float64)
+    count = torch.zeros(class_count, dtype=torch.float64)
     with one_torch_thread():
-        for x, y in rows:
-            members = torch.nn.functional.one_hot(y, classes).double()
+        for x, y in standardised_rows:
+            members = torch.nn.functional.one_hot(y, class_count).double()
             total += (members.T @ x.double()).cpu()
             count += members.sum(dim=0).cpu()
     mean = total / count.clamp(min=1)[:, None]
     return LogisticFit(mean, -mean.square().sum(dim=1) / 2, 0, False)
 
 
-def scale_logits(fit: LogisticFit, factor: float) -> LogisticFit:
+def scale_logits(fit: LogisticFit, logit_factor: float) -> LogisticFit:
     """Return a classifier with all logits multiplied by a factor."""
-    return LogisticFit(fit.weight * factor, fit.bias * factor, fit.iterations, fit.converged)
+    return LogisticFit(fit.weight * logit_factor, fit.bias * logit_factor, fit.iterations, fit.converged)
 
 
-def compute_losses(
+def compute_sample_losses(
     fit: LogisticFit, scaling: FeatureScaling, samples: StagedFeatures
 ) -> npt.NDArray[np.float64]:
     """Return the cross-entropy of a classifier of standardised features on every raw sample."""
@@ -54,16 +56,16 @@ def compute_losses(
     return compute_cross_entropies(samples, weight.float().numpy(), bias.float().numpy())
 
 
-def calibrate_logits(
-    fits: Sequence[LogisticFit], validation_sets: Sequence[StagedFeatures], scaling: FeatureScaling
+def choose_logit_factor(
+    fits: Sequence[LogisticFit], validation_features_by_fit: Sequence[StagedFeatures], scaling: FeatureScaling
 ) -> float:
     """Return the factor of all fits' logits with the lowest cross-entropy, each fit on its own samples."""
 
     def compute_loss(log_factor: float) -> float:
         factor = float(np.exp(log_factor))
         losses = [
-            compute_losses(scale_logits(fit, factor), scaling, samples)
-            for fit, samples in zip(fits, validation_sets, strict=True)
+            compute_sample_losses(scale_logits(fit, factor), scaling, samples)
+            for fit, samples in zip(fits, validation_features_by_fit, strict=True)
         ]
         return float(np.concatenate(losses).mean())
 

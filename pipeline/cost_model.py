@@ -11,7 +11,7 @@ import torch
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import linear_classifier
 from sfm.pipeline.block_moments import compute_moments
-from sfm.pipeline.logistic import compute_loss_and_gradient, deterministic_threads
+from sfm.pipeline.logistic import compute_loss_and_gradient, deterministic_thread_pool
 from sfm.pipeline.sub_class_centres import MAX_ROWS_PER_CLASS
 from sfm.stats_store.digests import BLOCK_ROWS
 
@@ -27,25 +27,25 @@ of moments, of assigning samples to centres, and, per centre, of placing centres
 
 
 @dataclass(frozen=True)
-class StatisticsCost:
+class StatisticsOperations:
     """Expected cost of one entry's statistics, in arithmetic operations.
 
     Attributes
     ----------
-    moments, selection, fitting, centres : float
+    moments, penalty_selection, fitting, centres : float
         Of the moments and their decomposition, of choosing the penalty, of the final fit, and of the
         sub-class centres.
     """
 
     moments: float
-    selection: float
+    penalty_selection: float
     fitting: float
     centres: float
 
     @property
     def classifier(self) -> float:
         """Operations up to the end of the classifier: moments, selection and fitting."""
-        return self.moments + self.selection + self.fitting
+        return self.moments + self.penalty_selection + self.fitting
 
     @property
     def total(self) -> float:
@@ -53,75 +53,81 @@ class StatisticsCost:
         return self.classifier + self.centres
 
 
-def count_pass_operations(rows: int, features: int, classes: int) -> float:
+def count_classifier_pass_operations(row_count: int, feature_count: int, class_count: int) -> float:
     """Return the operations of a pass of the classifier over a number of rows."""
-    return float(rows) * features * (4 * classes + PASS_COST)
+    return float(row_count) * feature_count * (4 * class_count + PASS_COST)
 
 
-def count_moments_operations(rows: int, features: int) -> float:
+def count_moments_operations(row_count: int, feature_count: int) -> float:
     """Return the operations of the moments of a number of rows, in double precision."""
-    return float(rows) * features * (2 * features + MOMENTS_COST)
+    return float(row_count) * feature_count * (2 * feature_count + MOMENTS_COST)
 
 
-def count_centres_operations(rows: int, features: int, k: int) -> float:
+def count_centre_placing_operations(row_count: int, feature_count: int, centre_count: int) -> float:
     """Return the operations of placing K centres on a number of rows, on one core."""
-    return float(rows) * features * k * PLACE_COST
+    return float(row_count) * feature_count * centre_count * PLACE_COST
 
 
-def estimate_statistics_cost(
-    classes: int, features: int, samples: int, images_per_sample: int, sub_class_counts: Sequence[int]
-) -> StatisticsCost:
+def estimate_statistics_operations(
+    class_count: int,
+    feature_count: int,
+    training_sample_count: int,
+    images_per_sample: int,
+    sub_class_counts: Sequence[int],
+) -> StatisticsOperations:
     """Estimate the cost of an entry's statistics.
 
     Parameters
     ----------
-    classes, features : int
-    samples : int
+    class_count, feature_count : int
+    training_sample_count : int
         Training samples of the entry.
     images_per_sample : int
         One, and the number of views.
     sub_class_counts : sequence of int
         The K of the sub-class centres.
     """
-    rows = images_per_sample * samples
-    scalings = 2 if samples <= linear_classifier.MAX_SMALL_DATASET_ROWS else 1
+    rows = images_per_sample * training_sample_count
+    scalings = 2 if training_sample_count <= linear_classifier.MAX_SMALL_DATASET_ROWS else 1
     folds = 1
-    if samples > 0:
-        max_folds = min(linear_classifier.VALIDATION_FOLDS, max(1, samples // classes))
-        folds = -(-linear_classifier.MIN_VALIDATION_ROWS * max_folds // samples)
+    if training_sample_count > 0:
+        max_folds = min(linear_classifier.VALIDATION_FOLDS, max(1, training_sample_count // class_count))
+        folds = -(-linear_classifier.MIN_VALIDATION_ROWS * max_folds // training_sample_count)
         folds = max(1, min(folds, max_folds, linear_classifier.MAX_FOLDS))
     max_rows = max(
         linear_classifier.MAX_SELECTION_ROWS,
-        images_per_sample * classes * linear_classifier.MIN_SELECTION_ROWS_PER_CLASS,
+        images_per_sample * class_count * linear_classifier.MIN_SELECTION_ROWS_PER_CLASS,
     )
     passes = SELECTION_PASSES * scalings * folds
-    clustered = min(samples, classes * MAX_ROWS_PER_CLASS)
-    return StatisticsCost(
-        moments=count_moments_operations(samples, features) + scalings * EIGEN_COST * float(features) ** 3,
-        selection=passes * count_pass_operations(min(rows, max_rows), features, classes),
-        fitting=FITTING_PASSES * count_pass_operations(rows, features, classes),
-        centres=sum(count_centres_operations(clustered, features, k) for k in sub_class_counts)
-        + samples * float(features) * sum(8 * k + ASSIGN_COST for k in sub_class_counts),
+    clustered = min(training_sample_count, class_count * MAX_ROWS_PER_CLASS)
+    return StatisticsOperations(
+        moments=count_moments_operations(training_sample_count, feature_count)
+        + scalings * EIGEN_COST * float(feature_count) ** 3,
+        penalty_selection=passes
+        * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count),
+        fitting=FITTING_PASSES * count_classifier_pass_operations(rows, feature_count, class_count),
+        centres=sum(count_centre_placing_operations(clustered, feature_count, k) for k in sub_class_counts)
+        + training_sample_count * float(feature_count) * sum(8 * k + ASSIGN_COST for k in sub_class_counts),
     )
 
 
-def measure_operations_per_second(classes: int, features: int, device: torch.device) -> float:
+def measure_operations_per_second(class_count: int, feature_count: int, device: torch.device) -> float:
     """Time these operations on random features, and return how many this machine does in a second."""
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((BLOCK_ROWS // 4, features), dtype=np.float32)
-    labels = np.arange(len(rows), dtype=np.int32) % classes
+    rows = rng.standard_normal((BLOCK_ROWS // 4, feature_count), dtype=np.float32)
+    labels = np.arange(len(rows), dtype=np.int32) % class_count
     block = torch.from_numpy(rows).to(device), torch.from_numpy(labels).long().to(device)
-    weight, bias = torch.zeros(classes, features), torch.zeros(classes)
+    weight, bias = torch.zeros(class_count, feature_count), torch.zeros(class_count)
     operations, seconds = 0.0, 0.0
     for attempt in range(3):
         began = time.perf_counter()
-        compute_moments(rows, labels, classes)
-        with deterministic_threads(device) as threads:
+        compute_moments(rows, labels, class_count)
+        with deterministic_thread_pool(device) as threads:
             compute_loss_and_gradient([block] * 8, 8 * len(rows), weight, bias, device, threads)
         if attempt:  # The first attempt takes longer.
             seconds += time.perf_counter() - began
-            operations += count_moments_operations(len(rows), features)
-            operations += count_pass_operations(8 * len(rows), features, classes)
+            operations += count_moments_operations(len(rows), feature_count)
+            operations += count_classifier_pass_operations(8 * len(rows), feature_count, class_count)
     return operations / seconds
 
 
@@ -133,23 +139,23 @@ class StatisticsProgress:
     ----------
     progress : callable
     stage : str
-    cost : StatisticsCost
+    cost : StatisticsOperations
     """
 
     progress: ProgressCallback
     stage: str
-    cost: StatisticsCost
+    cost: StatisticsOperations
     _done: float = 0.0
     _reported_percent: int = -1
 
-    def advance(self, operations: float, phase_end: float) -> None:
+    def advance(self, operations: float, phase_end_operations: float) -> None:
         """Add operations, up to the end of their phase, and report."""
-        self._done = max(self._done, min(self._done + operations, phase_end))
+        self._done = max(self._done, min(self._done + operations, phase_end_operations))
         self.report()
 
-    def advance_to(self, phase_end: float) -> None:
+    def advance_to(self, phase_end_operations: float) -> None:
         """Advance to the end of a phase, and report."""
-        self._done = max(self._done, phase_end)
+        self._done = max(self._done, phase_end_operations)
         self.report()
 
     def finish(self, **figures: float) -> None:
@@ -168,10 +174,10 @@ class StatisticsProgress:
 FeatureBlock = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
 
-def report_block_progress(
-    blocks: Iterable[FeatureBlock], meter: StatisticsProgress, features: int, phase_end: float
+def iterate_with_moments_progress(
+    blocks: Iterable[FeatureBlock], meter: StatisticsProgress, feature_count: int, phase_end_operations: float
 ) -> Iterator[FeatureBlock]:
     """Yield blocks, and report the moments of each as done when the next is asked for."""
     for rows, labels in blocks:
         yield rows, labels
-        meter.advance(count_moments_operations(len(labels), features), phase_end)
+        meter.advance(count_moments_operations(len(labels), feature_count), phase_end_operations)

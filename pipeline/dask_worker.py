@@ -4,24 +4,22 @@ import functools
 import os
 import signal
 import threading
+import torch
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
 from distributed import get_worker
-
+from pathlib import Path
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.errors import InputError
 from sfm.pipeline.batch_features import PassOptions
-from sfm.pipeline.feature_pass import PassProgress, stage_tasks
+from sfm.pipeline.feature_pass import PassIncrement, stage_tasks
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import IncompleteExtractionError, Staging
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,32 +28,32 @@ class WorkerConfig:
 
     Attributes
     ----------
-    source : str
+    source_spec : str
         Spec.
-    listing : tuple of str
+    split_listings : tuple of str
         Listings of both splits on the client.
-    backbones : tuple of (str, str)
+    backbone_specs_and_hashes : tuple of (str, str)
         Specs, and the backbones' hashes on the client.
     image_size : int or None
     device : str
     staging : str
         Absolute path.
     options : PassOptions
-    cores : int or None
+    cores_per_worker : int or None
         For each worker; None: as many as its Dask worker has threads.
-    gpus : tuple of str
+    shared_gpus : tuple of str
         GPUs of this machine, to be shared among its workers; empty where workers have their own.
     """
 
-    source: str
-    listing: tuple[str, ...]
-    backbones: tuple[tuple[str, str], ...]
+    source_spec: str
+    split_listings: tuple[str, ...]
+    backbone_specs_and_hashes: tuple[tuple[str, str], ...]
     image_size: int | None
     device: str
     staging: str
     options: PassOptions
-    cores: int | None
-    gpus: tuple[str, ...]
+    cores_per_worker: int | None
+    shared_gpus: tuple[str, ...]
 
 
 TASK_LOCK = threading.RLock()
@@ -70,13 +68,13 @@ def dask_setup(_: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def check_worker(config: WorkerConfig, probe_name: str) -> str:
+def check_worker_and_get_device(config: WorkerConfig, probe_file_name: str) -> str:
     """Check that this worker can take part, and return the kind of its device.
 
     Parameters
     ----------
     config : WorkerConfig
-    probe_name : str
+    probe_file_name : str
         Name of a file that the client wrote to the staging folder.
 
     Raises
@@ -84,11 +82,8 @@ def check_worker(config: WorkerConfig, probe_name: str) -> str:
     InputError
         If source, backbones or staging folder are not those of the client.
     """
-    if not (Path(config.staging) / probe_name).is_file():
-        raise InputError(
-            f"the staging folder {config.staging} is not shared with this worker: choose a folder on a disk "
-            f"that all workers see, with --staging"
-        )
+    if not (Path(config.staging) / probe_file_name).is_file():
+        raise InputError(f"the staging folder {config.staging} is not shared with this worker: choose a folder on a disk " f"that all workers see, with --staging")
     with TASK_LOCK:
         _, backbones, _ = open_worker(config)
     return backbones[0].device.type
@@ -114,33 +109,25 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
     """
     release_worker()
     configure_malloc_to_keep_memory()
-    if config.gpus and not torch.cuda.is_initialized():
+    if config.shared_gpus and not torch.cuda.is_initialized():
         number = get_worker().name
-        os.environ["CUDA_VISIBLE_DEVICES"] = config.gpus[int(number) % len(config.gpus)]
-    source = open_source(config.source, require_held_out=False)
-    if tuple(split.listing for split in source.splits.values()) != config.listing:
-        raise InputError(
-            f"{config.source} is not the same here as where the extraction was started: other files, sizes, "
-            f"times or folders"
-        )
+        os.environ["CUDA_VISIBLE_DEVICES"] = config.shared_gpus[int(number) % len(config.shared_gpus)]
+    source = open_source(config.source_spec, require_held_out=False)
+    if tuple(split.listing for split in source.splits.values()) != config.split_listings:
+        raise InputError(f"{config.source_spec} is not the same here as where the extraction was started: other files, " f"sizes, times or folders")
     backbones = []
-    for spec, expected_hash in config.backbones:
-        backbone = load_backbone(
-            spec,
-            image_size=config.image_size,
-            device=config.device,
-            fold_norms=config.options.execution != "eager",
-        )
+    for spec, expected_hash in config.backbone_specs_and_hashes:
+        backbone = load_backbone(spec, image_size=config.image_size, device=config.device, fold_norms=config.options.execution != "eager")
         if backbone.card.hash != expected_hash:
             raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
         backbones.append(backbone)
     backbones = optimize_for_inference(backbones, config.options.precision, config.options.execution)
-    cores = int(config.cores or get_worker().state.nthreads)
+    cores = int(config.cores_per_worker or get_worker().state.nthreads)
     runtime = extraction_runtime(source, backbones[0].device.type, cores)
     return source, backbones, OPEN_RUNTIME.enter_context(runtime)
 
 
-def stage_task(config: WorkerConfig, task: PartitionTask) -> PassProgress:
+def stage_task(config: WorkerConfig, task: PartitionTask) -> PassIncrement:
     """Stage one task on this worker, and return its progress report."""
     with TASK_LOCK:
         source, backbones, runtime = open_worker(config)
@@ -149,10 +136,10 @@ def stage_task(config: WorkerConfig, task: PartitionTask) -> PassProgress:
         images = skipped = 0
         try:
             for step in stage_tasks(source, [task], backbones, staging, config.options, runtime):
-                seconds.update(step.seconds)
-                images, skipped = images + step.images, skipped + step.skipped
+                seconds.update(step.thread_seconds)
+                images, skipped = images + step.image_count, skipped + step.skipped_count
         except IncompleteExtractionError:
             # A decoding process is lost: the next task starts a new runtime.
             release_worker()
             raise
-    return PassProgress(images, skipped, 1, dict(seconds))
+    return PassIncrement(images, skipped, 1, dict(seconds))

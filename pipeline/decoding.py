@@ -3,18 +3,15 @@
 This module works in the calling thread; `sfm.pipeline.decoding_processes` has processes do it.
 """
 
+import numpy as np
+import numpy.typing as npt
 import struct
 import time
 import zlib
+from PIL import Image
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import draw_crops
 from sfm.backbones.preprocessing import crop_image_views, resize_and_crop_image
@@ -26,6 +23,8 @@ from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.task_results import IMAGE_MARKS, SkippedSample
 from sfm.random_streams import make_rng
 from sfm.text import summarize_error
+from typing import Literal
+
 
 VIEW_STREAM = 5
 """Key of the random streams that views are drawn from."""
@@ -36,18 +35,7 @@ BATCH_READER_THREADS = 2
 MAX_REASON_CHARACTERS = 300
 """Length of an image library's error message that is kept."""
 
-DECODING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-)
+DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error, zlib.error)
 """Errors that image libraries raise on bytes that are no image."""
 
 SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
@@ -116,12 +104,7 @@ BatchDecoder = Callable[[SampleBatch, DecodingOptions], AbstractContextManager[D
 """Decodes a batch; its pixels are valid within the context only."""
 
 
-def decode_batch(
-    batch: SampleBatch,
-    decode: Callable[[bytes], Image.Image],
-    options: DecodingOptions,
-    pixels: PixelArrays | None = None,
-) -> DecodedBatch:
+def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], options: DecodingOptions, pixel_arrays_to_fill: PixelArrays | None = None) -> DecodedBatch:
     """Decode and crop the samples of a batch in this thread.
 
     Parameters
@@ -131,7 +114,7 @@ def decode_batch(
     decode : callable
         As in `sfm.pipeline.sources.Source`.
     options : DecodingOptions
-    pixels : dict of Preprocessing to ndarray of uint8, optional
+    pixel_arrays_to_fill : dict of Preprocessing to ndarray of uint8, optional
         Arrays to write the pixels to, see :func:`split_into_pixel_arrays`.
 
     Raises
@@ -139,10 +122,8 @@ def decode_batch(
     InputError
         If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
     """
-    if pixels is None:
-        pixels = split_into_pixel_arrays(
-            np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch)
-        )
+    if pixel_arrays_to_fill is None:
+        pixel_arrays_to_fill = split_into_pixel_arrays(np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch))
     decoded: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
     skipped: list[SkippedSample] = []
@@ -155,7 +136,7 @@ def decode_batch(
                 raise ValueError(sample.fault)
             rendered = render_image(decode(sample.data), options.rendering)
             image, digest = rendered.image, digest_sample(sample.data)
-            for preprocessing, all_rows in pixels.items():
+            for preprocessing, all_rows in pixel_arrays_to_fill.items():
                 rows = all_rows[:, len(decoded)]
                 rows[0] = resize_and_crop_image(image, preprocessing)
                 rows[1:] = render_views(image, digest, preprocessing, options.views, options.seed)
@@ -166,10 +147,7 @@ def decode_batch(
         except DECODING_ERRORS as error:
             reason = summarize_error(error)[:MAX_REASON_CHARACTERS]
             if options.on_error == "fail":
-                raise InputError(
-                    f"cannot decode {sample.location}: {reason}; repair or remove it, or leave out what "
-                    f"cannot be decoded with --on-error skip"
-                ) from error
+                raise InputError(f"cannot decode {sample.location}: {reason}; repair or remove it, or leave out what " f"cannot be decoded with --on-error skip") from error
             skipped.append(SkippedSample(index, sample.location, reason))
         seconds += time.perf_counter() - began
     return DecodedBatch(
@@ -179,12 +157,12 @@ def decode_batch(
         sizes=[size for _, _, _, size in decoded],
         skipped=skipped,
         seconds=seconds,
-        pixels={preprocessing: rows[:, : len(decoded)] for preprocessing, rows in pixels.items()},
+        pixels={preprocessing: rows[:, : len(decoded)] for preprocessing, rows in pixel_arrays_to_fill.items()},
         marked=marked,
     )
 
 
-def merge_marks(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
+def merge_marked_samples(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
     """Merge the marked samples of several chunks of a batch, or batches of a task."""
     merged: dict[str, dict[int, str]] = {}
     for marked in marked_samples:
@@ -193,34 +171,30 @@ def merge_marks(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str
     return merged
 
 
-def render_views(
-    image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
-) -> npt.NDArray[np.uint8]:
+def render_views(image: Image.Image, image_digest: bytes, preprocessing: Preprocessing, view_count: int, seed: int) -> npt.NDArray[np.uint8]:
     """Return augmented views of an image as input of a backbone: shape (views, y, x, channel).
 
     Their crops depend on the image's digest and the seed alone.
     """
-    if not views:
+    if not view_count:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
-    crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
+    crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(image_digest[:8], "little")), view_count, 1)
     return crop_image_views(image, preprocessing, crops)
 
 
-def count_pixel_bytes(options: DecodingOptions, images: int) -> int:
+def count_pixel_bytes(options: DecodingOptions, image_count: int) -> int:
     """Return the size of the pixel arrays of a number of images."""
-    return (1 + options.views) * images * sum(3 * p.input_size**2 for p in options.preprocessings)
+    return (1 + options.views) * image_count * sum(3 * p.input_size**2 for p in options.preprocessings)
 
 
-def split_into_pixel_arrays(
-    buffer: npt.NDArray[np.uint8], options: DecodingOptions, images: int
-) -> PixelArrays:
+def split_into_pixel_arrays(buffer: npt.NDArray[np.uint8], options: DecodingOptions, image_count: int) -> PixelArrays:
     """Return the pixel arrays of a number of images, laid out one after the other in a buffer.
 
     Each has the shape (1 + views, images, y, x, channel).
     """
     arrays, start = {}, 0
     for preprocessing in options.preprocessings:
-        shape = (1 + options.views, images, preprocessing.input_size, preprocessing.input_size, 3)
+        shape = (1 + options.views, image_count, preprocessing.input_size, preprocessing.input_size, 3)
         end = start + int(np.prod(shape))
         arrays[preprocessing] = buffer[start:end].reshape(shape)
         start = end

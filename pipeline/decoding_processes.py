@@ -5,13 +5,17 @@ which may have to wait for the lock: many decoding threads leave the device idle
 torch, so it starts quickly; its pixels lie in memory that it shares with this process.
 """
 
+import cloudpickle
 import math
 import mmap
+import numpy as np
+import numpy.typing as npt
 import os
 import pickle
 import subprocess
 import sys
 import traceback
+from PIL import Image
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -20,27 +24,12 @@ from itertools import pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import BinaryIO
-
-import cloudpickle
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from sfm.errors import InputError
-from sfm.pipeline.decoding import (
-    BatchDecoder,
-    DecodedBatch,
-    DecodingOptions,
-    PixelArrays,
-    SampleBatch,
-    count_pixel_bytes,
-    decode_batch,
-    merge_marks,
-    split_into_pixel_arrays,
-)
+from sfm.pipeline.decoding import BatchDecoder, DecodedBatch, DecodingOptions, PixelArrays, SampleBatch, count_pixel_bytes, decode_batch, merge_marked_samples, split_into_pixel_arrays
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import IncompleteExtractionError
+from typing import BinaryIO
+
 
 CHUNK_IMAGES = 32
 """Maximum number of images that a process decodes at a time: few enough that no process works long on the
@@ -60,33 +49,31 @@ class SharedBuffer:
         self.file = file
         self.bytes = np.empty(0, dtype=np.uint8)
 
-    def map_bytes(self, size: int) -> npt.NDArray[np.uint8]:
+    def map_bytes(self, min_bytes: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, mapped anew if it is smaller than a size that the file has."""
-        if len(self.bytes) < size:
+        if len(self.bytes) < min_bytes:
             self.bytes = np.frombuffer(mmap.mmap(self.file.fileno(), 0), dtype=np.uint8)
         return self.bytes
 
-    def reserve_bytes(self, size: int) -> npt.NDArray[np.uint8]:
+    def reserve_bytes(self, min_bytes: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, enlarged if it is smaller than a size."""
-        if len(self.bytes) < size:
+        if len(self.bytes) < min_bytes:
             # With room to spare: later batches have somewhat larger samples, and untouched pages are free.
-            self.file.truncate(size + size // 4)
-        return self.map_bytes(size)
+            self.file.truncate(min_bytes + min_bytes // 4)
+        return self.map_bytes(min_bytes)
 
 
 @contextmanager
-def decoding_process_pool(
-    decode: Callable[[bytes], Image.Image], count: int, batches: int
-) -> Iterator[BatchDecoder]:
+def decoding_process_pool(decode: Callable[[bytes], Image.Image], process_count: int, max_open_batches: int) -> Iterator[BatchDecoder]:
     """Start processes that decode chunks of batches.
 
     Parameters
     ----------
     decode : callable
         As in `sfm.pipeline.sources.Source`; it is pickled.
-    count : int
+    process_count : int
         Number of processes; they start at once, and end with the context or with this process.
-    batches : int
+    max_open_batches : int
         Number of batches that are decoded, or whose pixels are in use, at a time: a thread that asks for one
         more waits. Batches are cut into enough chunks for so many of them to keep all processes busy.
 
@@ -101,7 +88,7 @@ def decoding_process_pool(
         From the decoder, if a process is lost.
     """
     pickled_decode = pickle_decode(decode)
-    min_chunks = math.ceil(count / batches)
+    min_chunks = math.ceil(process_count / max_open_batches)
     idle_processes: SimpleQueue[ChunkDecoder] = SimpleQueue()
     free_buffers: SimpleQueue[tuple[int, SharedBuffer]] = SimpleQueue()
 
@@ -113,29 +100,26 @@ def decoding_process_pool(
             idle_processes.put(process)
 
     with ExitStack() as stack:
-        files = [stack.enter_context(create_memory_file()) for _ in range(batches)]
+        files = [stack.enter_context(create_memory_file()) for _ in range(max_open_batches)]
         for numbered_buffer in enumerate(map(SharedBuffer, files)):
             free_buffers.put(numbered_buffer)
         descriptors = [file.fileno() for file in files]
-        for _ in range(count):
+        for _ in range(process_count):
             idle_processes.put(stack.enter_context(decoding_process(pickled_decode, descriptors)))
-        threads = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="decode"))
+        threads = stack.enter_context(ThreadPoolExecutor(process_count, thread_name_prefix="decode"))
 
         @contextmanager
         def decode_in_processes(batch: SampleBatch, options: DecodingOptions) -> Iterator[DecodedBatch]:
             number, buffer = free_buffers.get()
             futures: list[Future[DecodedBatch]] = []
             try:
-                samples, end = write_samples(batch, options, buffer)
-                chunks = [
-                    BatchChunk(number, end, options, len(samples), *piece)
-                    for piece in split_into_chunks(samples, min_chunks)
-                ]
+                samples, end = write_samples_to_buffer(batch, options, buffer)
+                chunks = [BatchChunk(number, end, options, len(samples), *piece) for piece in split_into_chunks(samples, min_chunks)]
                 for chunk in chunks:
                     futures.append(threads.submit(decode_chunk, chunk))
                 decoded = [future.result() for future in futures]
                 pixels = split_into_pixel_arrays(buffer.bytes, options, len(samples))
-                yield merge_chunks(decoded, [chunk.first for chunk in chunks], pixels)
+                yield merge_decoded_chunks(decoded, [chunk.first_index_in_batch for chunk in chunks], pixels)
             finally:
                 # The processes write to the buffer until the last of them is done, also where one failed.
                 wait(futures)
@@ -155,10 +139,7 @@ def pickle_decode(decode: Callable[[bytes], Image.Image]) -> bytes:
     try:
         pickled: bytes = cloudpickle.dumps(decode)
     except Exception as error:
-        raise InputError(
-            f"what decodes the images cannot be sent to the processes that decode for a GPU "
-            f"({error}): have the source's decode hold only what can be pickled, or use --device cpu"
-        ) from error
+        raise InputError(f"what decodes the images cannot be sent to the processes that decode for a GPU " f"({error}): have the source's decode hold only what can be pickled, or use --device cpu") from error
     return pickled
 
 
@@ -178,29 +159,27 @@ class BatchChunk:
 
     Attributes
     ----------
-    buffer, size : int
+    buffer_index, buffer_bytes : int
         Number of the shared buffer that holds the batch, and how many bytes it has.
     options : DecodingOptions
-    images, first : int
+    batch_image_count, first_index_in_batch : int
         Number of samples in the batch, and index in the batch of the first of this chunk.
-    samples : list of SampleLocation
+    sample_locations : list of SampleLocation
     """
 
-    buffer: int
-    size: int
+    buffer_index: int
+    buffer_bytes: int
     options: DecodingOptions
-    images: int
-    first: int
-    samples: list[SampleLocation]
+    batch_image_count: int
+    first_index_in_batch: int
+    sample_locations: list[SampleLocation]
 
 
 ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
 """Has a process decode a chunk; the pixels are in the shared buffer."""
 
 
-def write_samples(
-    batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer
-) -> tuple[list[SampleLocation], int]:
+def write_samples_to_buffer(batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer) -> tuple[list[SampleLocation], int]:
     """Write the samples of a batch that are in memory to a shared buffer, behind the pixels.
 
     Returns
@@ -223,43 +202,32 @@ def write_samples(
     return locations, end
 
 
-def split_into_chunks(
-    samples: list[SampleLocation], min_chunks: int
-) -> list[tuple[int, list[SampleLocation]]]:
+def split_into_chunks(sample_locations: list[SampleLocation], min_chunk_count: int) -> list[tuple[int, list[SampleLocation]]]:
     """Split samples into chunks of about equal size, each with the index of its first sample.
 
     Parameters
     ----------
-    min_chunks : int
+    min_chunk_count : int
         Number of chunks to make where there are enough samples.
     """
-    count = max(math.ceil(len(samples) / CHUNK_IMAGES), min(len(samples), min_chunks))
-    bounds = np.linspace(0, len(samples), count + 1).round().astype(int).tolist()
-    return [(first, samples[first:last]) for first, last in pairwise(bounds)]
+    count = max(math.ceil(len(sample_locations) / CHUNK_IMAGES), min(len(sample_locations), min_chunk_count))
+    bounds = np.linspace(0, len(sample_locations), count + 1).round().astype(int).tolist()
+    return [(first, sample_locations[first:last]) for first, last in pairwise(bounds)]
 
 
-def merge_chunks(chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: PixelArrays) -> DecodedBatch:
+def merge_decoded_chunks(chunks: Sequence[DecodedBatch], first_indices: Sequence[int], pixels: PixelArrays) -> DecodedBatch:
     """Return the batch that consists of decoded chunks.
 
     Parameters
     ----------
-    firsts : sequence of int
+    first_indices : sequence of int
         Index in the batch of the first sample of each chunk.
     pixels : dict of Preprocessing to ndarray of uint8
         Pixel arrays of the batch; within a chunk they have no gaps.
     """
     skipped = [skipped for chunk in chunks for skipped in chunk.skipped]
     if skipped:
-        pixels = {
-            preprocessing: np.concatenate(
-                [
-                    rows[:, first : first + len(chunk.kept_indices)]
-                    for chunk, first in zip(chunks, firsts, strict=True)
-                ],
-                axis=1,
-            )
-            for preprocessing, rows in pixels.items()
-        }
+        pixels = {preprocessing: np.concatenate([rows[:, first : first + len(chunk.kept_indices)] for chunk, first in zip(chunks, first_indices, strict=True)], axis=1) for preprocessing, rows in pixels.items()}
     return DecodedBatch(
         kept_indices=[index for chunk in chunks for index in chunk.kept_indices],
         locations=[location for chunk in chunks for location in chunk.locations],
@@ -268,7 +236,7 @@ def merge_chunks(chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: 
         skipped=skipped,
         seconds=sum(chunk.seconds for chunk in chunks),
         pixels=pixels,
-        marked=merge_marks(chunk.marked for chunk in chunks),
+        marked=merge_marked_samples(chunk.marked for chunk in chunks),
     )
 
 
@@ -287,16 +255,9 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
         own_end, other_end = (stack.enter_context(end) for end in Pipe())
         path = [str(folder) for folder in sys.path]
         arguments = f"{other_end.fileno()}, {list(descriptors)}"
-        program = (
-            f"import sys; sys.path[:] = {path!r}; "
-            f"from {__name__} import serve_chunks; serve_chunks({arguments})"
-        )
+        program = f"import sys; sys.path[:] = {path!r}; " f"from {__name__} import serve_decoding_requests; serve_decoding_requests({arguments})"
         # In a session of its own: Ctrl-C is for the parent process, which ends this one.
-        process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            pass_fds=[other_end.fileno(), *descriptors],
-            start_new_session=True,
-        )
+        process = subprocess.Popen([sys.executable, "-c", program], pass_fds=[other_end.fileno(), *descriptors], start_new_session=True)
         stack.callback(process.wait)
         stack.callback(process.kill)
         other_end.close()
@@ -311,10 +272,7 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
                 own_end.send(chunk)
                 answer: DecodedBatch | Exception = own_end.recv()
             except (EOFError, OSError) as error:
-                raise IncompleteExtractionError(
-                    "a process that decodes images died, perhaps out of memory: run the same command again "
-                    "to resume after the last complete partition"
-                ) from error
+                raise IncompleteExtractionError("a process that decodes images died, perhaps out of memory: run the same command again " "to resume after the last complete partition") from error
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -322,7 +280,7 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
         yield decode_chunk
 
 
-def serve_chunks(connection_descriptor: int, buffer_descriptors: Sequence[int]) -> None:
+def serve_decoding_requests(connection_descriptor: int, buffer_descriptors: Sequence[int]) -> None:
     """Decode chunks for the parent process until it closes the connection.
 
     Parameters
@@ -338,22 +296,9 @@ def serve_chunks(connection_descriptor: int, buffer_descriptors: Sequence[int]) 
         pickled_decode, decode = connection.recv_bytes(), None
         while True:
             chunk: BatchChunk = connection.recv()
-            memory = buffers[chunk.buffer].map_bytes(chunk.size)
-            batch: SampleBatch = [
-                (
-                    index,
-                    Sample(memory[slice(*span)].tobytes(), label, location)
-                    if span
-                    else SampleFile(location, label),
-                )
-                for index, label, location, span in chunk.samples
-            ]
-            pixels = {
-                preprocessing: rows[:, chunk.first : chunk.first + len(batch)]
-                for preprocessing, rows in split_into_pixel_arrays(
-                    memory, chunk.options, chunk.images
-                ).items()
-            }
+            memory = buffers[chunk.buffer_index].map_bytes(chunk.buffer_bytes)
+            batch: SampleBatch = [(index, Sample(memory[slice(*span)].tobytes(), label, location) if span else SampleFile(location, label)) for index, label, location, span in chunk.sample_locations]
+            pixels = {preprocessing: rows[:, chunk.first_index_in_batch : chunk.first_index_in_batch + len(batch)] for preprocessing, rows in split_into_pixel_arrays(memory, chunk.options, chunk.batch_image_count).items()}
             answer: DecodedBatch | Exception
             try:
                 # Only the parent process can have sent it.

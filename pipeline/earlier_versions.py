@@ -19,12 +19,12 @@ def has_chosen_background(source: Source) -> bool:
     return "background" in options or source.rendering.background != DEFAULT_RENDERING.background
 
 
-def add_mark_counts(card: ExtractionCard, marked: dict[str, MarkCount] | None) -> ExtractionCard:
+def add_mark_counts(card: ExtractionCard, mark_counts: dict[str, MarkCount] | None) -> ExtractionCard:
     """Return an extraction card with the mark counts of this pass, if images were read.
 
     The entry of the same images may be of an earlier version, which did not count them.
     """
-    found = {name: asdict(mark) for name, mark in (marked or {}).items()}
+    found = {name: asdict(mark) for name, mark in (mark_counts or {}).items()}
     counts = {name: mark["count"] for name, mark in found.items()}
     return card.model_copy(
         update=counts | {f"{name}_example": mark["example"] for name, mark in found.items()}
@@ -45,33 +45,33 @@ def describe_earlier_entries(
     unknown = [p.summary for p, card in zip(published, cards, strict=True) if card.composited is None]
     if unknown:
         notes.append(
-            f"{format_pins(unknown)} is of an earlier version, which dropped transparency: if images may be "
-            f"transparent, read them again with --rehash, and if that publishes a new entry, remove the "
-            f"earlier one: {format_removal_commands(store, unknown)}"
+            f"{format_entry_pins(unknown)} is of an earlier version, which dropped transparency: if images "
+            f"may be transparent, read them again with --rehash, and if that publishes a new entry, remove "
+            f"the earlier one: {format_removal_commands(store, unknown)}"
         )
     composited = [p.summary for p, card in zip(published, cards, strict=True) if card.composited]
     superseded = find_superseded_entries(store, composited) if composited else []
     if superseded:
         notes.append(
-            f"{format_pins(superseded)} is of the same images and of an earlier version, which dropped "
+            f"{format_entry_pins(superseded)} is of the same images and of an earlier version, which dropped "
             f"transparency; remove it, or pin the entry to use: {format_removal_commands(store, superseded)}"
         )
     return notes
 
 
-def find_superseded_entries(store: Store, composited: Collection[Summary]) -> list[Summary]:
+def find_superseded_entries(store: Store, composited_entries: Collection[Summary]) -> list[Summary]:
     """Return the entries of the same images, backbone, role and name that dropped transparency."""
 
     def get_identity(summary: Summary) -> tuple[str, ...]:
         return summary.backbone_hash, summary.fingerprint, summary.role, summary.dataset
 
-    own = {get_identity(summary) for summary in composited}
-    new = {summary.key for summary in composited}
+    own = {get_identity(summary) for summary in composited_entries}
+    new = {summary.key for summary in composited_entries}
     same_images = [s for s in store.list_summaries() if get_identity(s) in own and s.key not in new]
     return [s for s in same_images if store.open_entry(s).extraction.composited is None]
 
 
-def format_pins(summaries: Sequence[Summary]) -> str:
+def format_entry_pins(summaries: Sequence[Summary]) -> str:
     """Return entries as ``NAME@DIGEST``, on one line."""
     return ", ".join(f"{s.dataset}@{s.entry_digest[:12]}" for s in summaries)
 
@@ -79,5 +79,5 @@ def format_pins(summaries: Sequence[Summary]) -> str:
 def format_removal_commands(store: Store, summaries: Sequence[Summary]) -> str:
     """Return the commands that remove entries."""
     return "; ".join(
-        f"sfm store rm {shlex.quote(store.url)} {shlex.quote(format_pins([s]))}" for s in summaries
+        f"sfm store rm {shlex.quote(store.url)} {shlex.quote(format_entry_pins([s]))}" for s in summaries
     )

@@ -17,16 +17,16 @@ from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.cost_model import (
     StatisticsProgress,
-    count_centres_operations,
-    count_pass_operations,
-    estimate_statistics_cost,
-    report_block_progress,
+    count_centre_placing_operations,
+    count_classifier_pass_operations,
+    estimate_statistics_operations,
+    iterate_with_moments_progress,
 )
-from sfm.pipeline.entry_rows import EntryRows, make_entry_options, read_digests
+from sfm.pipeline.entry_rows import EntryRows, make_entry_options, read_row_digests
 from sfm.pipeline.exemplars import choose_exemplars, read_exemplar_images
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import PassSummary
-from sfm.pipeline.linear_classifier import LinearClassifier, measure_accuracies, train_classifier
+from sfm.pipeline.linear_classifier import LinearClassifier, measure_top1_and_top5, train_classifier
 from sfm.pipeline.pass_result import PassResult
 from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.sources import Source
@@ -52,9 +52,9 @@ class EntryContext:
 
     Attributes
     ----------
-    listing : str
+    listing_digest : str
         Digest of the source's listing.
-    device : str
+    device_type : str
         Kind of device that the backbones ran on.
     pass_summary : PassSummary
         Cost of the pass over the images.
@@ -67,8 +67,8 @@ class EntryContext:
     source: Source
     store: Store
     staging: Staging
-    listing: str
-    device: str
+    listing_digest: str
+    device_type: str
     pass_summary: PassSummary
     pass_result: PassResult
     flow_cosines: dict[str, float | None]
@@ -80,9 +80,9 @@ class EntryStatistics:
 
     Attributes
     ----------
-    centres : dict of int to (centre, count)
+    centres_by_k : dict of int to (centre, count)
         Sub-class centres, by number of sub-classes.
-    top1, top5 : float or None
+    held_out_top1, held_out_top5 : float or None
         Accuracy of the classifier on the held-out features, as fractions.
     seconds : float
         Wall time of the computation.
@@ -90,9 +90,9 @@ class EntryStatistics:
 
     moments: ClassMoments
     classifier: LinearClassifier
-    centres: dict[int, tuple[Any, Any]]
-    top1: float | None
-    top5: float | None
+    centres_by_k: dict[int, tuple[Any, Any]]
+    held_out_top1: float | None
+    held_out_top5: float | None
     seconds: float
 
 
@@ -102,10 +102,10 @@ def publish_entry(
     """Compute the statistics of one entry, write them as a run, and commit it; after an error, discard it."""
     train = entry_rows.open_train(context.staging, backbone.card.hash)
     test = entry_rows.open_test(context.staging, backbone.card.hash)
-    statistics = compute_statistics(context, backbone, entry_rows, train, test, progress)
+    statistics = compute_entry_statistics(context, backbone, entry_rows, train, test, progress)
     draft = Draft(context.store)
     try:
-        write_statistics(draft, statistics)
+        write_statistics_arrays(draft, statistics)
         if not context.config.no_held_out:
             write_features(draft, "test", test, statistics.classifier)
         if context.config.keep_train_features:
@@ -127,7 +127,7 @@ def publish_entry(
         raise
 
 
-def compute_statistics(
+def compute_entry_statistics(
     context: EntryContext,
     backbone: Backbone,
     entry_rows: EntryRows,
@@ -145,37 +145,37 @@ def compute_statistics(
     )
     views = [entry_rows.open_train(context.staging, name) for name in array_names[1:]]
     stage = f"{'tuning ' if entry_rows.role == 'tuning' else ''}statistics of {backbone.card.spec}"
-    cost = estimate_statistics_cost(classes, features, len(labels), len(array_names), sub_class_counts)
+    cost = estimate_statistics_operations(classes, features, len(labels), len(array_names), sub_class_counts)
     meter = StatisticsProgress(progress, stage, cost)
     meter.report()
 
-    def on_rows(rows: int) -> None:
-        meter.advance(count_pass_operations(rows, features, classes), cost.classifier)
+    def report_pass_rows(rows: int) -> None:
+        meter.advance(count_classifier_pass_operations(rows, features, classes), cost.classifier)
 
-    def on_centres(rows: int, k: int) -> None:
-        meter.advance(count_centres_operations(rows, features, k), cost.total)
+    def report_placed_centres(rows: int, k: int) -> None:
+        meter.advance(count_centre_placing_operations(rows, features, k), cost.total)
 
     moments = accumulate_moments(
-        report_block_progress(train, meter, features, cost.moments), classes, features
+        iterate_with_moments_progress(train, meter, features, cost.moments), classes, features
     )
     meter.advance_to(cost.moments)
-    classifier = train_classifier(train, moments, backbone.device, views, on_rows=on_rows)
-    top1, top5 = measure_accuracies(test, classifier)
+    classifier = train_classifier(train, moments, backbone.device, views, report_pass_rows=report_pass_rows)
+    top1, top5 = measure_top1_and_top5(test, classifier)
     meter.advance_to(cost.classifier)
     centres = compute_sub_class_centres(
-        train, labels, classes, features, sub_class_counts, config.seed, on_centres
+        train, labels, classes, features, sub_class_counts, config.seed, report_placed_centres
     )
     meter.finish(**({} if top1 is None else {"top-1 %": 100 * top1}))
     return EntryStatistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
 
 
-def write_statistics(draft: Draft, statistics: EntryStatistics) -> None:
+def write_statistics_arrays(draft: Draft, statistics: EntryStatistics) -> None:
     """Write the arrays that have no sample dimension."""
     draft.write_array("train/count", statistics.moments.count)
     draft.write_array("train/mean", statistics.moments.mean)
     draft.write_array("train/scatter_diagonal", statistics.moments.scatter_diagonal)
     draft.write_array("train/within_scatter", statistics.moments.within_scatter)
-    for k, (centre, count) in statistics.centres.items():
+    for k, (centre, count) in statistics.centres_by_k.items():
         draft.write_array(f"train/centre_{k}", centre)
         draft.write_array(f"train/centre_count_{k}", count)
     draft.write_array("classifier/weight", statistics.classifier.weight)
@@ -199,7 +199,7 @@ def choose_feature_dtype(rows: StagedFeatures, classifier: LinearClassifier) -> 
     if not all(np.abs(features).max() < MAX_FLOAT16_VALUE for features, _ in rows):
         return np.dtype(np.float32)
     rounded = ((features.astype(np.float16).astype(np.float32), labels) for features, labels in rows)
-    before, after = measure_accuracies(rows, classifier)[0], measure_accuracies(rounded, classifier)[0]
+    before, after = measure_top1_and_top5(rows, classifier)[0], measure_top1_and_top5(rounded, classifier)[0]
     shift = abs((after or 0.0) - (before or 0.0))
     return np.dtype(np.float16 if shift <= MAX_FLOAT16_SHIFT else np.float32)
 
@@ -215,25 +215,27 @@ def write_exemplars(
     """Choose, read and write the arrays under ``exemplar/``."""
     config = context.config
     choice = choose_exemplars(train, train.concatenate_labels(), moments.mean, config.exemplars, config.seed)
-    rows = np.flatnonzero(entry_rows.train_mask)[choice.sample]
-    positions = np.concatenate([p.samples for p in entry_rows.train])[rows]
-    sample = np.where(choice.sample < 0, -1, positions)
-    digests = read_digests(context.staging, entry_rows.train, rows)
+    rows = np.flatnonzero(entry_rows.train_mask)[choice.sample_rows]
+    positions = np.concatenate([p.samples for p in entry_rows.train_partitions])[rows]
+    sample = np.where(choice.sample_rows < 0, -1, positions)
+    digests = read_row_digests(context.staging, entry_rows.train_partitions, rows)
     shard_sizes = context.pass_result.shard_sizes["train"]
     images = read_exemplar_images(context.source, sample, digests, shard_sizes, backbone.card.preprocessing)
     draft.write_array("exemplar/image", images)
-    draft.write_array("exemplar/role", choice.role)
+    draft.write_array("exemplar/role", choice.selection_roles)
     draft.write_array("exemplar/sample", sample)
 
 
-def make_dataset_card(context: EntryContext, entry_rows: EntryRows, train: int, test: int) -> DatasetCard:
+def make_dataset_card(
+    context: EntryContext, entry_rows: EntryRows, train_sample_count: int, test_sample_count: int
+) -> DatasetCard:
     """Return the card of the entry's dataset."""
     return DatasetCard(
         name=context.config.name or context.source.name,
         class_ids=context.pass_result.selection.class_ids,
         class_names=context.pass_result.selection.class_names,
-        train_samples=train,
-        test_samples=test,
+        train_samples=train_sample_count,
+        test_samples=test_sample_count,
         fingerprint=entry_rows.fingerprint,
         leaves=[entry_rows.fingerprint],
         licence=context.config.licence or context.source.licence,
@@ -251,33 +253,36 @@ def make_extraction_card(
             context.config,
             entry_rows.role,
             make_rendering_options(
-                context.source.rendering, composited=entry_rows.marked["composited"].count > 0
+                context.source.rendering, has_composited=entry_rows.mark_counts["composited"].count > 0
             ),
         ),
         role=entry_rows.role,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-        device=context.device,
+        device=context.device_type,
         threads=torch.get_num_threads(),
         seconds=context.pass_summary.seconds,
         statistics_seconds=statistics.seconds,
         images_per_second=context.pass_summary.images_per_second,
-        listing=context.listing,
+        listing=context.listing_digest,
         skipped=truncate_skipped(context.pass_result.skipped),
         train_bytes=entry_rows.train_bytes,
         flow_cosine=context.flow_cosines.get(backbone.card.hash),
-        composited=entry_rows.marked["composited"].count,
-        composited_example=entry_rows.marked["composited"].example,
-        dark=entry_rows.marked["dark"].count,
-        dark_example=entry_rows.marked["dark"].example,
+        composited=entry_rows.mark_counts["composited"].count,
+        composited_example=entry_rows.mark_counts["composited"].example,
+        dark=entry_rows.mark_counts["dark"].count,
+        dark_example=entry_rows.mark_counts["dark"].example,
         files=context.pass_result.files,
     )
 
 
-def truncate_skipped(skipped: Sequence[str]) -> list[str]:
+def truncate_skipped(skipped_lines: Sequence[str]) -> list[str]:
     """Return the skipped samples, or the first of them where a card cannot hold them all."""
-    sizes = np.cumsum([len(json.dumps(line)) for line in skipped])
+    sizes = np.cumsum([len(json.dumps(line)) for line in skipped_lines])
     count = int(np.searchsorted(sizes, MAX_SKIPPED_BYTES, side="right"))
-    return [*skipped[:count], *([f"{len(skipped) - count:,} others"] if count < len(skipped) else [])]
+    return [
+        *skipped_lines[:count],
+        *([f"{len(skipped_lines) - count:,} others"] if count < len(skipped_lines) else []),
+    ]
 
 
 def make_classifier_card(statistics: EntryStatistics) -> ClassifierCard:
@@ -287,6 +292,6 @@ def make_classifier_card(statistics: EntryStatistics) -> ClassifierCard:
         l2=statistics.classifier.l2,
         iterations=statistics.classifier.iterations,
         converged=statistics.classifier.converged,
-        held_out_top1=statistics.top1,
-        held_out_top5=statistics.top5,
+        held_out_top1=statistics.held_out_top1,
+        held_out_top5=statistics.held_out_top5,
     )

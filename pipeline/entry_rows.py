@@ -12,7 +12,7 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.fingerprint import FingerprintBuilder
 from sfm.pipeline.hold_out import make_hold_out_keys, mark_held_out_rows
 from sfm.pipeline.pass_result import PassResult
-from sfm.pipeline.pixel_marks import MarkCount, count_marks
+from sfm.pipeline.pixel_marks import MarkCount, count_marked_samples
 from sfm.pipeline.selection import UNUSED_LABEL
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
 from sfm.pipeline.staging import Staging
@@ -28,7 +28,7 @@ class EntryRows:
     Attributes
     ----------
     role : {"full", "tuning"}
-    train, test : list of StagedPartition
+    train_partitions, test_partitions : list of StagedPartition
         Partitions that hold the training rows and the held-out rows.
     train_mask, test_mask : ndarray of bool
         Which rows of those partitions are in the entry.
@@ -36,26 +36,26 @@ class EntryRows:
         Encoded bytes of the training samples.
     fingerprint : str
         Of the samples used, by split.
-    marked : dict of str to MarkCount
+    mark_counts : dict of str to MarkCount
         Counts of these rows by mark, see `sfm.pipeline.task_results.IMAGE_MARKS`.
     """
 
     role: EntryRole
-    train: list[StagedPartition]
-    test: list[StagedPartition]
+    train_partitions: list[StagedPartition]
+    test_partitions: list[StagedPartition]
     train_mask: npt.NDArray[np.bool_]
     test_mask: npt.NDArray[np.bool_]
     train_bytes: int
     fingerprint: str
-    marked: dict[str, MarkCount]
+    mark_counts: dict[str, MarkCount]
 
     def open_train(self, staging: Staging, array_name: str) -> StagedFeatures:
         """Return the training rows of a staged feature array."""
-        return staging.open_features(array_name, self.train).select_rows(self.train_mask)
+        return staging.open_features(array_name, self.train_partitions).select_rows(self.train_mask)
 
     def open_test(self, staging: Staging, array_name: str) -> StagedFeatures:
         """Return the held-out rows of a staged feature array."""
-        return staging.open_features(array_name, self.test).select_rows(self.test_mask)
+        return staging.open_features(array_name, self.test_partitions).select_rows(self.test_mask)
 
 
 def list_roles(config: ExtractConfig) -> list[EntryRole]:
@@ -63,12 +63,14 @@ def list_roles(config: ExtractConfig) -> list[EntryRole]:
     return ["full", "tuning"] if config.tune_fraction else ["full"]
 
 
-def make_entry_options(config: ExtractConfig, role: EntryRole, rendering: dict[str, Any]) -> dict[str, Any]:
+def make_entry_options(
+    config: ExtractConfig, role: EntryRole, rendering_options: dict[str, Any]
+) -> dict[str, Any]:
     """Return everything besides backbone and data that shapes an entry's arrays; its digest is in the key.
 
     Parameters
     ----------
-    rendering : dict
+    rendering_options : dict
         As :func:`sfm.pipeline.pixel_marks.make_rendering_options` returns it.
     """
     options = {
@@ -83,7 +85,7 @@ def make_entry_options(config: ExtractConfig, role: EntryRole, rendering: dict[s
         "seed": config.seed,
         "precision": config.precision,
         "views": 1 + config.views,
-        **rendering,
+        **rendering_options,
     }
     return options if config.hold_out is None else options | {"hold_out": config.hold_out}
 
@@ -96,15 +98,15 @@ def iterate_digests(
         yield staging.read_digests(partition)
 
 
-def read_digests(
-    staging: Staging, partitions: Sequence[StagedPartition], rows: npt.NDArray[np.intp]
+def read_row_digests(
+    staging: Staging, partitions: Sequence[StagedPartition], row_indices: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.uint8]:
     """Return the sample digests of some rows of partitions, of any shape (…): shape (…, 32)."""
-    found = np.zeros((*rows.shape, 32), dtype=np.uint8)
+    found = np.zeros((*row_indices.shape, 32), dtype=np.uint8)
     start = 0
     for digests in iterate_digests(staging, partitions):
-        here = (rows >= start) & (rows < start + len(digests))
-        found[here] = digests[rows[here] - start]
+        here = (row_indices >= start) & (row_indices < start + len(digests))
+        found[here] = digests[row_indices[here] - start]
         start += len(digests)
     return found
 
@@ -126,7 +128,7 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
             rows = partition.labels != UNUSED_LABEL
             builder.add_samples(partition.split, class_ids, partition.labels[rows], digests[rows])
         train_bytes = int(sizes[in_use].sum())
-        marked = count_marks([(train, in_use), (test, test_in_use)])
+        marked = count_marked_samples([(train, in_use), (test, test_in_use)])
         entries = [
             EntryRows(
                 "full", train, test, in_use, test_in_use, train_bytes, builder.compute_fingerprint(), marked
@@ -138,23 +140,23 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
         )
         held_out = mark_held_out_rows(labels, keys, class_ids, config.hold_out)
         in_use = in_use & ~held_out
-        entries = [split_training_rows("full", train, in_use, held_out, class_ids, sizes, staging)]
+        entries = [make_held_out_entry_rows("full", train, in_use, held_out, class_ids, sizes, staging)]
         labels = np.where(held_out, UNUSED_LABEL, labels).astype(np.int32)
     if config.tune_fraction is not None:
-        held_out = draw_held_out_rows(labels, class_ids, config.tune_fraction, config.seed)
+        held_out = draw_held_out_mask(labels, class_ids, config.tune_fraction, config.seed)
         entries.append(
-            split_training_rows("tuning", train, in_use & ~held_out, held_out, class_ids, sizes, staging)
+            make_held_out_entry_rows("tuning", train, in_use & ~held_out, held_out, class_ids, sizes, staging)
         )
     return entries
 
 
-def split_training_rows(
+def make_held_out_entry_rows(
     role: EntryRole,
-    train: list[StagedPartition],
+    train_partitions: list[StagedPartition],
     train_mask: npt.NDArray[np.bool_],
     held_out_mask: npt.NDArray[np.bool_],
     class_ids: Sequence[str],
-    sizes: npt.NDArray[np.int64],
+    encoded_sizes: npt.NDArray[np.int64],
     staging: Staging,
 ) -> EntryRows:
     """Return the rows of an entry whose training and held-out rows both come from the training split.
@@ -163,24 +165,31 @@ def split_training_rows(
     ----------
     train_mask, held_out_mask : ndarray of bool, shape (n,)
         Which rows are for training, and which are held out.
-    sizes : ndarray of int64, shape (n,)
+    encoded_sizes : ndarray of int64, shape (n,)
         Encoded bytes of the samples.
     """
     builder, start = FingerprintBuilder(), 0
-    for partition, digests in zip(train, iterate_digests(staging, train), strict=True):
+    for partition, digests in zip(train_partitions, iterate_digests(staging, train_partitions), strict=True):
         own = slice(start, start + len(partition.labels))
         start = own.stop
         for split, rows in (("train", train_mask[own]), ("test", held_out_mask[own])):
             builder.add_samples(split, class_ids, partition.labels[rows], digests[rows])
-    marked = count_marks([(train, train_mask | held_out_mask)])
-    train_bytes = int(sizes[train_mask].sum())
+    marked = count_marked_samples([(train_partitions, train_mask | held_out_mask)])
+    train_bytes = int(encoded_sizes[train_mask].sum())
     return EntryRows(
-        role, train, train, train_mask, held_out_mask, train_bytes, builder.compute_fingerprint(), marked
+        role,
+        train_partitions,
+        train_partitions,
+        train_mask,
+        held_out_mask,
+        train_bytes,
+        builder.compute_fingerprint(),
+        marked,
     )
 
 
-def draw_held_out_rows(
-    labels: npt.NDArray[np.int32], class_ids: Sequence[str], fraction: float, seed: int
+def draw_held_out_mask(
+    labels: npt.NDArray[np.int32], class_ids: Sequence[str], held_out_fraction: float, seed: int
 ) -> npt.NDArray[np.bool_]:
     """Mark a random fraction of every class, at least one sample and not all.
 
@@ -194,6 +203,6 @@ def draw_held_out_rows(
         own = np.flatnonzero(labels == c)
         if len(own) < 2:
             raise InputError(f"class {class_id} has one training image; --tune-fraction needs two or more")
-        count = min(max(1, round(fraction * len(own))), len(own) - 1)
+        count = min(max(1, round(held_out_fraction * len(own))), len(own) - 1)
         held_out[make_rng(seed, 4, c).permutation(own)[:count]] = True
     return held_out

@@ -23,16 +23,16 @@ def digest_source_listing(config: ExtractConfig, source: Source) -> str:
     return compute_digest(*parts)
 
 
-def digest_skipped_listing(listing: str) -> str:
+def digest_skipped_listing(listing_digest: str) -> str:
     """Return the listing digest of an entry that lacks unreadable samples.
 
     A repeat that may skip samples finds such an entry; one that may not does not take it for complete.
     """
-    return compute_digest(listing, "skipped")
+    return compute_digest(listing_digest, "skipped")
 
 
 def find_existing_entries(
-    store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str
+    store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing_digest: str
 ) -> dict[str, list[PublishResult]]:
     """Return the entries of this listing and these options, by backbone hash, where none is missing.
 
@@ -45,7 +45,11 @@ def find_existing_entries(
         [compute_options_digest(make_entry_options(config, role, kind)) for kind in kinds]
         for role in list_roles(config)
     ]
-    listings = {listing, digest_skipped_listing(listing)} if config.on_error == "skip" else {listing}
+    listings = (
+        {listing_digest, digest_skipped_listing(listing_digest)}
+        if config.on_error == "skip"
+        else {listing_digest}
+    )
     stored = {
         (s.backbone_hash, s.options): PublishResult(s, "already there")
         for s in store.list_summaries()
@@ -65,7 +69,7 @@ def find_existing_entries(
     return existing
 
 
-def require_same_name(config: ExtractConfig, published_entries: Iterable[PublishResult]) -> None:
+def require_same_dataset_name(config: ExtractConfig, published_entries: Iterable[PublishResult]) -> None:
     """Refuse a ``--name`` that existing entries do not have.
 
     Raises

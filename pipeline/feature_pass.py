@@ -1,20 +1,18 @@
 """The pass over the raw images: decode each once, compute features with every backbone, and stage them."""
 
+import numpy as np
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-
-import numpy as np
-
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
-from sfm.pipeline.decoding import SampleBatch, merge_marks
+from sfm.pipeline.decoding import SampleBatch, merge_marked_samples
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, one_torch_thread
 from sfm.pipeline.sources import Source
@@ -25,30 +23,31 @@ from sfm.pipeline.staging import Staging
 from sfm.pipeline.task_results import TaskResult
 from sfm.text import escape_non_utf8
 
+
 MAX_PENDING_BATCHES = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
 
 
 @dataclass(frozen=True)
-class PassProgress:
+class PassIncrement:
     """Work that was done since the last report of a pass.
 
     Attributes
     ----------
-    images : int
+    image_count : int
         Images that were decoded or skipped.
-    skipped : int
+    skipped_count : int
         Images that cannot be decoded.
-    partitions : int
+    completed_partitions : int
         Partitions that were completed: 0 or 1.
-    seconds : dict of str to float
+    thread_seconds : dict of str to float
         Time in one thread, by ``"decode"`` and the backbones' specs.
     """
 
-    images: int = 0
-    skipped: int = 0
-    partitions: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    image_count: int = 0
+    skipped_count: int = 0
+    completed_partitions: int = 0
+    thread_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,23 +71,16 @@ class PassSummary:
         return self.images_read / self.seconds if self.images_read else 0.0
 
 
-def iterate_batches(
-    source: Source,
-    task: PartitionTask,
-    runtime: ExtractionRuntime,
-    size: int,
-    limit: int | None,
-    labels: list[tuple[str, str]],
-) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
+def iterate_batches(source: Source, task: PartitionTask, runtime: ExtractionRuntime, batch_size: int, limit_per_class: int | None, listed_labels: list[tuple[str, str]]) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
     """Yield the samples of a task in batches, each with its index; batches never span tasks.
 
     Parameters
     ----------
     runtime : ExtractionRuntime
         Decides whether files are read here.
-    limit : int or None
+    limit_per_class : int or None
         Where labels are not known, maximum number of samples of a class to yield: no more can be in use.
-    labels : list of (str, str)
+    listed_labels : list of (str, str)
         Gets the label of every sample that is listed, and its spelling.
 
     Raises
@@ -99,19 +91,16 @@ def iterate_batches(
     batch: list[tuple[int, Sample | SampleFile]] = []
     class_counts: Counter[str] = Counter()
     for index, sample in enumerate(runtime.load_samples(task.list_samples(source))):
-        labels.append((sample.label, sample.label_text if isinstance(sample, Sample) else ""))
+        listed_labels.append((sample.label, sample.label_text if isinstance(sample, Sample) else ""))
         class_counts[sample.label] += 1
-        if task.rows is not None or limit is None or class_counts[sample.label] <= limit:
+        if task.rows is not None or limit_per_class is None or class_counts[sample.label] <= limit_per_class:
             batch.append((index, sample))
         # The composition of a batch depends on the images alone: it may affect how features are rounded.
-        if len(batch) == size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
+        if len(batch) == batch_size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
             yield batch
             batch = []
-    if task.rows is not None and len(labels) != len(task.rows):
-        raise InputError(
-            f"{source.spec} shrank while it was read: {len(labels)} of {len(task.rows)} samples of partition "
-            f"{task.name} are there; run again"
-        )
+    if task.rows is not None and len(listed_labels) != len(task.rows):
+        raise InputError(f"{source.spec} shrank while it was read: {len(listed_labels)} of {len(task.rows)} samples of " f"partition {task.name} are there; run again")
     if batch:
         yield batch
 
@@ -121,28 +110,19 @@ def count_encoded_bytes(batch: SampleBatch) -> int:
     return sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
 
 
-def find_missing_backbones(
-    task: PartitionTask, backbones: Collection[Backbone], staging: Staging, options: PassOptions
-) -> list[Backbone] | None:
+def find_missing_backbones(task: PartitionTask, backbones: Collection[Backbone], staging: Staging, options: PassOptions) -> list[Backbone] | None:
     """Return the backbones whose features of a task are not staged; None if the task is complete."""
     result = staging.read_result(task)
     if result is None:
         return list(backbones)
     rows = len(result.kept)
-    missing = [
-        backbone
-        for backbone in backbones
-        if not all(
-            staging.has_array(name, task, np.float32, rows, (backbone.card.features,))
-            for name in options.list_feature_arrays(backbone.card.hash, task.split)
-        )
-    ]
+    missing = [backbone for backbone in backbones if not all(staging.has_array(name, task, np.float32, rows, (backbone.card.features,)) for name in options.list_feature_arrays(backbone.card.hash, task.split))]
     has_sizes = staging.has_array("sizes", task, np.int64, rows, ())
     has_digests = staging.has_array("digests", task, np.uint8, rows, (32,))
     return None if has_sizes and has_digests and not missing else missing
 
 
-class PassQueue:
+class FeatureBatchQueue:
     """Batches whose features are computed, each task's result after its batches; all finish in order.
 
     Parameters
@@ -165,26 +145,24 @@ class PassQueue:
         self._pending.append(future)
         self._encoded_bytes.append(encoded_bytes)
 
-    def add_task(self, save: Callable[[Sequence[BatchFeatures]], None]) -> None:
+    def add_task(self, write_task: Callable[[Sequence[BatchFeatures]], None]) -> None:
         """Append a function that saves a task, given its batches."""
-        self._pending.append(save)
+        self._pending.append(write_task)
 
     def is_full(self) -> bool:
         """Return whether the queue is too long, or holds too many encoded bytes."""
         return len(self._pending) > self.max_length or sum(self._encoded_bytes) > MAX_QUEUED_BYTES
 
-    def finish_next(self) -> PassProgress:
+    def finish_next(self) -> PassIncrement:
         """Wait for the first batch, or save the first task."""
         work = self._pending.popleft()
         if isinstance(work, Future):
             self._encoded_bytes.popleft()
             self._finished.append(batch := work.result())
-            return PassProgress(
-                len(batch.kept_indices) + len(batch.skipped), len(batch.skipped), 0, batch.seconds
-            )
+            return PassIncrement(len(batch.kept_indices) + len(batch.skipped), len(batch.skipped), 0, batch.seconds)
         work(self._finished)
         self._finished.clear()
-        return PassProgress(partitions=1)
+        return PassIncrement(completed_partitions=1)
 
     def cancel(self) -> None:
         """Cancel the batches that no thread has begun."""
@@ -193,14 +171,7 @@ class PassQueue:
                 work.cancel()
 
 
-def stage_tasks(
-    source: Source,
-    tasks: Sequence[PartitionTask],
-    backbones: Sequence[Backbone],
-    staging: Staging,
-    options: PassOptions,
-    runtime: ExtractionRuntime,
-) -> Generator[PassProgress, None, None]:
+def stage_tasks(source: Source, tasks: Sequence[PartitionTask], backbones: Sequence[Backbone], staging: Staging, options: PassOptions, runtime: ExtractionRuntime) -> Generator[PassIncrement, None, None]:
     """Read tasks and stage what is missing of each, in this process.
 
     The result of a task is written last and makes it complete; a task that was cut short is read again.
@@ -219,7 +190,7 @@ def stage_tasks(
         If a decoding process is lost.
     """
     size, limit = BATCH_IMAGES[backbones[0].device.type], options.limit_per_class
-    queue = PassQueue(2 * runtime.threads + MAX_PENDING_BATCHES)
+    queue = FeatureBatchQueue(2 * runtime.threads + MAX_PENDING_BATCHES)
     threads = ThreadPoolExecutor(runtime.threads, thread_name_prefix="features")
     with one_torch_thread(), tf32_disabled(), threads as pool:
         try:
@@ -234,7 +205,7 @@ def stage_tasks(
                     while queue.is_full():
                         yield queue.finish_next()
                 unused = {} if task.rows is not None else dict(task.get_shard(source).unused)
-                queue.add_task(partial(save_task, staging, task, source, missing, options, labels, unused))
+                queue.add_task(partial(write_task_files, staging, task, source, missing, options, labels, unused))
                 while queue.is_full():
                     yield queue.finish_next()
             while queue:
@@ -243,21 +214,12 @@ def stage_tasks(
             queue.cancel()
 
 
-def save_task(
-    staging: Staging,
-    task: PartitionTask,
-    source: Source,
-    backbones: Sequence[Backbone],
-    options: PassOptions,
-    labels: Sequence[tuple[str, str]],
-    unused: dict[str, int],
-    batches: Sequence[BatchFeatures],
-) -> None:
+def write_task_files(staging: Staging, task: PartitionTask, source: Source, backbones: Sequence[Backbone], options: PassOptions, labels_and_spellings: Sequence[tuple[str, str]], unused_file_counts: dict[str, int], feature_batches: Sequence[BatchFeatures]) -> None:
     """Stage the arrays and the result of a task.
 
     Parameters
     ----------
-    unused : dict of str to int
+    unused_file_counts : dict of str to int
         Files beside the samples, by kind.
 
     Raises
@@ -265,66 +227,52 @@ def save_task(
     InputError
         If its samples are not those of an earlier pass, or a class is spelled in two ways.
     """
-    require_consistent_labels(source.spec, labels)
-    digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in batches)])
+    require_consistent_labels(source.spec, labels_and_spellings)
+    digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in feature_batches)])
     if staging.has_other_digests(task, digests):
         staging.delete_task(task)
-        raise InputError(
-            f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: "
-            f"run again"
-        )
+        raise InputError(f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: " f"run again")
     for card in (backbone.card for backbone in backbones):
         empty = np.zeros((0, card.features), dtype=np.float32)
         for name in options.list_feature_arrays(card.hash, task.split):
-            rows = np.concatenate([empty, *(batch.features[name] for batch in batches)])
+            rows = np.concatenate([empty, *(batch.features[name] for batch in feature_batches)])
             staging.write_array(name, task, rows)
-    sizes = np.array([size for batch in batches for size in batch.sizes], dtype=np.int64)
+    sizes = np.array([size for batch in feature_batches for size in batch.sizes], dtype=np.int64)
     staging.write_array("sizes", task, sizes)
     staging.write_array("digests", task, digests)
-    staging.write_result(task, make_task_result(task, labels, unused, batches))
+    staging.write_result(task, make_task_result(task, labels_and_spellings, unused_file_counts, feature_batches))
 
 
-def make_task_result(
-    task: PartitionTask,
-    labels: Sequence[tuple[str, str]],
-    unused: dict[str, int],
-    batches: Sequence[BatchFeatures],
-) -> TaskResult:
-    """Return what reading a task gave, from its labels and batches; see :func:`save_task`."""
+def make_task_result(task: PartitionTask, labels_and_spellings: Sequence[tuple[str, str]], unused_file_counts: dict[str, int], feature_batches: Sequence[BatchFeatures]) -> TaskResult:
+    """Return what reading a task gave, from its labels and batches; see :func:`write_task_files`."""
     known = task.rows is not None
-    marked = merge_marks(batch.marked for batch in batches)
-    spellings: dict[str, set[str]] = {label: set() for label, _ in labels}
-    for label, text in set(labels):
+    marked = merge_marked_samples(batch.marked for batch in feature_batches)
+    spellings: dict[str, set[str]] = {label: set() for label, _ in labels_and_spellings}
+    for label, text in set(labels_and_spellings):
         spellings[label].add(text)
     classes = {label: index for index, label in enumerate(spellings)}
     return TaskResult(
-        read=len(labels),
-        kept=[index for batch in batches for index in batch.kept_indices],
-        skipped=[skipped for batch in batches for skipped in batch.skipped],
+        read=len(labels_and_spellings),
+        kept=[index for batch in feature_batches for index in batch.kept_indices],
+        skipped=[skipped for batch in feature_batches for skipped in batch.skipped],
         classes=[] if known else list(classes),
-        labels=[] if known else [classes[label] for label, _ in labels],
+        labels=[] if known else [classes[label] for label, _ in labels_and_spellings],
         written=[] if known else [sorted(texts) for texts in spellings.values()],
         marked={mark: sorted(samples) for mark, samples in marked.items()},
         # A file's name need not be text, and what is stored must be.
         examples={mark: escape_non_utf8(samples[min(samples)]) for mark, samples in marked.items()},
-        unused=unused,
+        unused=unused_file_counts,
     )
 
 
-def track_pass(
-    steps: Iterator[PassProgress],
-    tasks: Sequence[PartitionTask],
-    pending_tasks: Sequence[PartitionTask],
-    staging: Staging,
-    progress: ProgressCallback,
-) -> PassSummary:
+def track_pass(pass_increments: Iterator[PassIncrement], tasks: Sequence[PartitionTask], pending_tasks: Sequence[PartitionTask], staging: Staging, progress: ProgressCallback) -> PassSummary:
     """Drive a pass to its end, report its progress, and return what it cost.
 
     Where the number of images is not known, progress is in partitions.
 
     Parameters
     ----------
-    steps : iterator of PassProgress
+    pass_increments : iterator of PassIncrement
         As :func:`stage_tasks` yields them.
     tasks, pending_tasks : sequence of PartitionTask
         All tasks, and those that were not complete before.
@@ -350,9 +298,9 @@ def track_pass(
         progress(Progress("features", min(done, total), total, unit, figures))
 
     report_progress()
-    for step in steps:
-        images, skipped = images + step.images, skipped + step.skipped
-        partitions += step.partitions
-        seconds_by_stage.update(step.seconds)
+    for step in pass_increments:
+        images, skipped = images + step.image_count, skipped + step.skipped_count
+        partitions += step.completed_partitions
+        seconds_by_stage.update(step.thread_seconds)
         report_progress()
     return PassSummary(images, images_resumed, time.perf_counter() - began)

@@ -1,19 +1,18 @@
 """Standardised features: the scaling computed from moments, and rows in that scale."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from sfm.pipeline.runtime import find_blas_libraries
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.stats_store.eigen import eigendecompose_symmetric
+from torch import Tensor
+
 
 MAX_CACHED_BYTES = 3 * 2**29
 """Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""
@@ -45,25 +44,23 @@ class FeatureScaling:
     common_scale: bool = False
 
 
-def compute_feature_scaling(
-    moments: ClassMoments, *, common_scale: bool = False, all_axes: bool = True
-) -> FeatureScaling:
+def compute_feature_scaling(moments: ClassMoments, *, use_common_scale: bool = False, keep_constant_axes: bool = True) -> FeatureScaling:
     """Return the scaling of features with given moments.
 
     Parameters
     ----------
     moments : ClassMoments
-    common_scale : bool
+    use_common_scale : bool
         Divide all features by the root of their mean variance, not each by its own deviation. Deviations
         of few samples are noise.
-    all_axes : bool
+    keep_constant_axes : bool
         Keep axes along which these samples have no variance; other samples (their views) may have some.
     """
     with find_blas_libraries().limit(limits=1):
-        return _compute_feature_scaling(moments, common_scale, all_axes)
+        return _compute_feature_scaling(moments, use_common_scale, keep_constant_axes)
 
 
-def _compute_feature_scaling(moments: ClassMoments, common_scale: bool, all_axes: bool) -> FeatureScaling:
+def _compute_feature_scaling(moments: ClassMoments, use_common_scale: bool, keep_constant_axes: bool) -> FeatureScaling:
     n = moments.count.sum()
     mean = moments.count @ moments.mean / n
     deviation = moments.mean - mean
@@ -71,25 +68,17 @@ def _compute_feature_scaling(moments: ClassMoments, common_scale: bool, all_axes
     own_std = np.sqrt(np.diagonal(scatter) / n)
     varies = own_std > 1e-6 * own_std.max(initial=0.0)
     std = np.where(varies, own_std, 1.0)
-    if common_scale and varies.any():
+    if use_common_scale and varies.any():
         std = np.full_like(own_std, np.sqrt(np.square(own_std).mean()))
     scatter = np.where(varies & varies[:, None], scatter / n / np.outer(std, std), 0.0)
     variance, axes = compute_principal_axes(scatter)
-    if not all_axes:
+    if not keep_constant_axes:
         nonzero = variance > 1e-10 * variance.max(initial=0.0)
         variance, axes = variance[nonzero], axes[:, nonzero]
-    return FeatureScaling(
-        mean=torch.from_numpy(mean),
-        std=torch.from_numpy(std),
-        variance=torch.from_numpy(variance),
-        axes=torch.from_numpy(np.ascontiguousarray(axes)),
-        common_scale=common_scale,
-    )
+    return FeatureScaling(mean=torch.from_numpy(mean), std=torch.from_numpy(std), variance=torch.from_numpy(variance), axes=torch.from_numpy(np.ascontiguousarray(axes)), common_scale=use_common_scale)
 
 
-def compute_principal_axes(
-    scatter: npt.NDArray[np.float64],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def compute_principal_axes(scatter: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return variances and axes of a scatter matrix; the coordinate axes if it cannot be decomposed.
 
     The axes only speed up the search: any orthonormal axes lead to the same classifier.
@@ -114,25 +103,23 @@ class StandardisedRows:
     Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: `dtype` (n, D) and int64 (n,).
     """
 
-    staged: Sequence[StagedFeatures]
+    feature_sets: Sequence[StagedFeatures]
     scaling: FeatureScaling
     device: torch.device
     dtype: torch.dtype = torch.float32
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         mean, scale = (t.to(self.device, self.dtype) for t in (self.scaling.mean, 1 / self.scaling.std))
-        for features, labels in chain.from_iterable(self.staged):
+        for features, labels in chain.from_iterable(self.feature_sets):
             for start in range(0, len(labels), BLOCK_ROWS):
                 block = slice(start, start + BLOCK_ROWS)
                 rows = torch.from_numpy(features[block]).to(self.device, self.dtype)
                 yield (rows - mean).mul_(scale), torch.from_numpy(labels[block]).long().to(self.device)
 
 
-def standardise_rows(
-    staged: Sequence[StagedFeatures], samples: int, scaling: FeatureScaling, device: torch.device
-) -> Iterable[tuple[Tensor, Tensor]]:
+def standardise_rows(feature_sets: Sequence[StagedFeatures], sample_count: int, scaling: FeatureScaling, device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
     """Return standardised rows that can be iterated repeatedly; in memory if they fit."""
-    dtype = torch.float64 if samples <= MAX_DOUBLE_PRECISION_ROWS else torch.float32
-    rows = StandardisedRows(staged, scaling, device, dtype)
+    dtype = torch.float64 if sample_count <= MAX_DOUBLE_PRECISION_ROWS else torch.float32
+    rows = StandardisedRows(feature_sets, scaling, device, dtype)
     max_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else MAX_CACHED_BYTES
-    return list(rows) if 4 * samples * len(scaling.mean) <= max_bytes else rows
+    return list(rows) if 4 * sample_count * len(scaling.mean) <= max_bytes else rows

@@ -23,8 +23,8 @@ def count_files(
     class_ids: Sequence[str],
     labels: Mapping[str, npt.NDArray[np.int32]],
     selection: SampleSelection,
-    unreadable: Mapping[str, npt.NDArray[np.int64]],
-    unused_files: Mapping[str, int],
+    undecodable_positions: Mapping[str, npt.NDArray[np.int64]],
+    unused_file_counts: Mapping[str, int],
 ) -> FileCounts:
     """Count the used samples of a source and its unused files, by kind.
 
@@ -36,39 +36,39 @@ def count_files(
         By split, index into `class_ids` of every sample that the source has.
     selection : SampleSelection
         The samples in use.
-    unreadable : mapping of str to ndarray of int64
+    undecodable_positions : mapping of str to ndarray of int64
         By split, positions of samples that cannot be decoded.
-    unused_files : mapping of str to int
+    unused_file_counts : mapping of str to int
         Number of files that are no samples, by kind.
     """
-    unused = Counter(unused_files)
+    unused = Counter(unused_file_counts)
     is_used_class = np.isin(class_ids, selection.class_ids)
     used = 0
     for split, split_labels in labels.items():
         is_unused = selection.labels[split] == UNUSED_LABEL
         used += int(np.count_nonzero(~is_unused))
-        is_unused[unreadable[split]] = False
-        unused[UNDECODABLE_IMAGES] += len(unreadable[split])
+        is_unused[undecodable_positions[split]] = False
+        unused[UNDECODABLE_IMAGES] += len(undecodable_positions[split])
         unused[LIMITED_IMAGES] += int(np.count_nonzero(is_unused & is_used_class[split_labels]))
         unused[SMALL_CLASS_IMAGES] += int(np.count_nonzero(is_unused & ~is_used_class[split_labels]))
-    return make_file_counts(used, unused)
+    return make_bounded_file_counts(used, unused)
 
 
-def make_file_counts(used: int, unused: Mapping[str, int]) -> FileCounts:
+def make_bounded_file_counts(used_count: int, unused_counts: Mapping[str, int]) -> FileCounts:
     """Return counts with a bounded number of kinds that are printable and short.
 
     Kinds derive from file names: they may hold any bytes, and there may be as many as files.
     """
     kinds: Counter[str] = Counter()
-    for rank, (kind, count) in enumerate(sorted(unused.items(), key=lambda item: (-item[1], item[0]))):
+    for rank, (kind, count) in enumerate(sorted(unused_counts.items(), key=lambda item: (-item[1], item[0]))):
         if count:
             kinds[sanitize_line(kind, MAX_KIND_CHARACTERS) if rank < MAX_KINDS else OTHER_KINDS] += count
-    return FileCounts(found=used + kinds.total(), used=used, unused=dict(sorted(kinds.items())))
+    return FileCounts(found=used_count + kinds.total(), used=used_count, unused=dict(sorted(kinds.items())))
 
 
-def describe_file_counts(files: FileCounts) -> str:
+def describe_file_counts(file_counts: FileCounts) -> str:
     """Return one line with the files found, used, and not used, by kind."""
-    line = f"{files.found:,} files found, {files.used:,} used"
-    if files.unused:
-        line += f", {sum(files.unused.values()):,} not used: {format_counts(files.unused)}"
+    line = f"{file_counts.found:,} files found, {file_counts.used:,} used"
+    if file_counts.unused:
+        line += f", {sum(file_counts.unused.values()):,} not used: {format_counts(file_counts.unused)}"
     return line

@@ -23,13 +23,13 @@ MIN_FAITHFUL_COSINE = 0.9999
 BATCH_SAMPLES = 16
 
 
-def measure_flow_cosines(
+def compare_flows_with_float32(
     source: Source,
     tasks: Sequence[PartitionTask],
     backbones: Sequence[Backbone],
     options: PassOptions,
     progress: ProgressCallback,
-    threads: int | None = None,
+    thread_count: int | None = None,
 ) -> dict[str, float | None]:
     """Return the cosine between the flows in an extraction's precision and in float32, for some images.
 
@@ -42,7 +42,7 @@ def measure_flow_cosines(
     options : PassOptions
         Of the extraction.
     progress : callable
-    threads : int, optional
+    thread_count : int, optional
         On a CPU; default: one per core.
 
     Returns
@@ -68,7 +68,7 @@ def measure_flow_cosines(
     with (
         one_torch_thread(),
         tf32_disabled(),
-        extraction_runtime(source, device, threads or count_cores()) as runtime,
+        extraction_runtime(source, device, thread_count or count_cores()) as runtime,
         ThreadPoolExecutor(runtime.threads) as pool,
     ):
         for done, own_options in enumerate(options_by_precision):

@@ -16,35 +16,37 @@ def rank_within_class(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArra
     return rank, counts[labels]
 
 
-def mark_per_class(labels: Labels, max_per_class: int) -> Mask:
+def mark_evenly_per_class(labels: Labels, max_per_class: int) -> Mask:
     """Mark up to `max_per_class` samples of each class, evenly spaced in order."""
     rank, count = rank_within_class(labels)
     marked: Mask = (rank + 1) * max_per_class // count > rank * max_per_class // count
     return marked
 
 
-def mark_fold(labels: Labels, fold: int, folds: int) -> Mask:
-    """Mark one fold: every `folds`-th sample of each class, counted from its last.
+def mark_fold_samples(labels: Labels, fold_index: int, fold_count: int) -> Mask:
+    """Mark one fold: every `fold_count`-th sample of each class, counted from its last.
 
     A class with fewer samples than there are folds has one in each of the first folds. The only sample of a
     class is in no fold, since no classifier could learn the class then.
     """
     rank, count = rank_within_class(labels)
-    marked: Mask = ((count - 1 - rank) % folds == fold) & (count > 1)
+    marked: Mask = ((count - 1 - rank) % fold_count == fold_index) & (count > 1)
     return marked
 
 
-def make_folds(labels: Labels, folds: int, min_samples: int, max_folds: int) -> list[Mask]:
+def make_validation_masks(
+    labels: Labels, fold_count: int, min_validation_samples: int, max_returned_folds: int
+) -> list[Mask]:
     """Cut a training split into folds, and return as many as it takes to validate on a number of samples.
 
     Parameters
     ----------
     labels : ndarray of int32, shape (n,)
-    folds : int
+    fold_count : int
         Number of folds that the samples of a class are divided among; at most the size of the largest class.
-    min_samples : int
+    min_validation_samples : int
         No further fold is returned once the folds before hold so many samples.
-    max_folds : int
+    max_returned_folds : int
         Maximum number of folds to return.
 
     Returns
@@ -52,10 +54,13 @@ def make_folds(labels: Labels, folds: int, min_samples: int, max_folds: int) -> 
     list of ndarray of bool, shape (n,)
         Empty if no class has two samples.
     """
-    folds = min(folds, int(np.bincount(labels).max(initial=0)))
+    fold_count = min(fold_count, int(np.bincount(labels).max(initial=0)))
     masks: list[Mask] = []
-    while len(masks) < min(folds, max_folds) and sum(int(held_out.sum()) for held_out in masks) < min_samples:
-        held_out = mark_fold(labels, len(masks), folds)
+    while (
+        len(masks) < min(fold_count, max_returned_folds)
+        and sum(int(held_out.sum()) for held_out in masks) < min_validation_samples
+    ):
+        held_out = mark_fold_samples(labels, len(masks), fold_count)
         if not held_out.any():
             break
         masks.append(held_out)

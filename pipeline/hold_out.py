@@ -14,7 +14,7 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import Source, open_source
 
 
-def open_dataset(config: ExtractConfig) -> Source:
+def open_extraction_source(config: ExtractConfig) -> Source:
     """Open the source of an extraction, with its held-out split unless ``--hold-out`` makes one.
 
     Raises
@@ -31,17 +31,19 @@ def open_dataset(config: ExtractConfig) -> Source:
     return source
 
 
-def count_held_out(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
+def count_held_out(class_counts: npt.NDArray[np.int64], held_out_fraction: float) -> npt.NDArray[np.int64]:
     """Return how many samples of each class to hold out: at least one, and not all; none of a single one."""
-    return np.clip(np.round(fraction * counts).astype(np.int64), 1, np.maximum(counts - 1, 0))
+    return np.clip(
+        np.round(held_out_fraction * class_counts).astype(np.int64), 1, np.maximum(class_counts - 1, 0)
+    )
 
 
-def require_two_samples_per_class(class_ids: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
+def require_two_samples_per_class(class_ids: Sequence[str], class_counts: npt.NDArray[np.int64]) -> None:
     """Refuse classes that have a single sample.
 
     Parameters
     ----------
-    counts : ndarray of int64, shape (C,)
+    class_counts : ndarray of int64, shape (C,)
         Training images per class.
 
     Raises
@@ -49,7 +51,7 @@ def require_two_samples_per_class(class_ids: Sequence[str], counts: npt.NDArray[
     InputError
         If there is one; names it.
     """
-    single = np.flatnonzero(counts == 1)
+    single = np.flatnonzero(class_counts == 1)
     if len(single):
         raise InputError(f"class {class_ids[single[0]]} has one training image; --hold-out needs two or more")
 
@@ -68,9 +70,9 @@ def make_hold_out_keys(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray
 
 def mark_held_out_rows(
     labels: npt.NDArray[np.int32],
-    keys: npt.NDArray[np.uint64],
+    hold_out_keys: npt.NDArray[np.uint64],
     class_ids: Sequence[str],
-    fraction: float,
+    held_out_fraction: float,
 ) -> npt.NDArray[np.bool_]:
     """Mark the samples of every class with the lowest keys: a share of them, at least one and not all.
 
@@ -81,7 +83,7 @@ def mark_held_out_rows(
     ----------
     labels : ndarray of int32, shape (n,)
         Negative for samples in no entry.
-    keys : ndarray of uint64, shape (n,)
+    hold_out_keys : ndarray of uint64, shape (n,)
         As :func:`make_hold_out_keys` returns them.
 
     Raises
@@ -92,13 +94,13 @@ def mark_held_out_rows(
     counts = np.bincount(labels[labels >= 0], minlength=len(class_ids))
     require_two_samples_per_class(class_ids, counts)
     held_out = np.zeros(len(labels), dtype=bool)
-    for c, count in enumerate(count_held_out(counts, fraction).tolist()):
+    for c, count in enumerate(count_held_out(counts, held_out_fraction).tolist()):
         own = np.flatnonzero(labels == c)
-        held_out[own[mark_lowest_keys(keys[own], count)]] = True
+        held_out[own[mark_lowest_keys(hold_out_keys[own], count)]] = True
     return held_out
 
 
-def mark_lowest_keys(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.bool_]:
+def mark_lowest_keys(keys: npt.NDArray[np.uint64], target_count: int) -> npt.NDArray[np.bool_]:
     """Mark up to a number of samples, lowest keys first; samples of one key stay together.
 
     Keys of more samples than remain to be marked are skipped. If all are, the key of the fewest samples is
@@ -107,14 +109,14 @@ def mark_lowest_keys(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np
     Parameters
     ----------
     keys : ndarray of uint64, shape (n,)
-    count : int
+    target_count : int
         Less than n. It is exceeded only where every key has more samples.
     """
     _, key_index, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     if len(sizes) <= 1:
-        return np.arange(len(keys)) < count
+        return np.arange(len(keys)) < target_count
     chosen = np.zeros(len(sizes), dtype=bool)
-    remaining = count
+    remaining = target_count
     for index, size in enumerate(sizes.tolist()):
         if size <= remaining:
             chosen[index] = True

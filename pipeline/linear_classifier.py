@@ -1,34 +1,21 @@
 """The linear classifier of all real features: the penalty is chosen on a part, then all are fitted."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from sfm.pipeline.block_moments import accumulate_moments
-from sfm.pipeline.class_means import calibrate_logits, compute_losses, fit_class_means, scale_logits
-from sfm.pipeline.feature_scaling import (
-    FeatureScaling,
-    compute_feature_scaling,
-    convert_to_raw_features,
-    standardise_rows,
-)
-from sfm.pipeline.folds import Mask, make_folds, mark_per_class
-from sfm.pipeline.logistic import (
-    GRADIENT_TOLERANCE,
-    LogisticFit,
-    RowsCallback,
-    fit_logistic,
-    ignore_rows,
-    make_zero_fit,
-)
+from sfm.pipeline.class_means import choose_logit_factor, compute_sample_losses, fit_nearest_mean_classifier, scale_logits
+from sfm.pipeline.feature_scaling import FeatureScaling, compute_feature_scaling, convert_to_raw_features, standardise_rows
+from sfm.pipeline.folds import Mask, make_validation_masks, mark_evenly_per_class
+from sfm.pipeline.logistic import GRADIENT_TOLERANCE, LogisticFit, PassRowsCallback, fit_logistic, ignore_pass_rows, make_zero_fit
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.classifier_accuracy import compute_top1_top5_accuracies
+from torch import Tensor
+
 
 SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the training split"
 
@@ -81,7 +68,7 @@ class LinearClassifier:
         Of the final fit.
     converged : bool
         Whether the largest entry of the gradient, times C, fell to ``GRADIENT_TOLERANCE``.
-    towards_means : bool
+    shrinks_to_class_means : bool
         Whether the penalty is on the distance of weights from those of the nearest class mean, not from zero.
     common_scale : bool
         Whether the penalty is on weights of features divided by one number, not each by its deviation.
@@ -93,13 +80,13 @@ class LinearClassifier:
     iterations: int
     converged: bool
     common_scale: bool = False
-    towards_means: bool = False
+    shrinks_to_class_means: bool = False
 
     @property
     def solver(self) -> str:
         """Description of the training, for the entry's card."""
         scaling = "one scale for all features" if self.common_scale else "standardised features"
-        return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.towards_means}"
+        return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.shrinks_to_class_means}"
 
 
 @dataclass(frozen=True)
@@ -108,17 +95,17 @@ class ValidationFold:
 
     Attributes
     ----------
-    rows : iterable of (features, labels)
+    training_rows : iterable of (features, labels)
         Standardised; see ``standardise_rows``.
-    samples : int
+    training_row_count : int
         Number of rows.
-    validation : StagedFeatures
+    validation_features : StagedFeatures
         Raw features, without views.
     """
 
-    rows: Iterable[tuple[Tensor, Tensor]]
-    samples: int
-    validation: StagedFeatures
+    training_rows: Iterable[tuple[Tensor, Tensor]]
+    training_row_count: int
+    validation_features: StagedFeatures
 
 
 @dataclass(frozen=True)
@@ -128,15 +115,15 @@ class PenaltyCandidate:
     Attributes
     ----------
     scaling : FeatureScaling
-    towards_means : bool
+    shrinks_to_class_means : bool
         Shrink to the nearest class mean, not to zero.
-    path : sequence of float
+    l2_path : sequence of float
         Penalties to choose from, strongest first.
     """
 
     scaling: FeatureScaling
-    towards_means: bool
-    path: Sequence[float]
+    shrinks_to_class_means: bool
+    l2_path: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -148,39 +135,31 @@ class ChosenPenalty:
     l2 : float
         For the number of samples given to ``train_classifier``.
     scaling : FeatureScaling
-    start : LogisticFit
+    start_fit : LogisticFit
         Fit with this penalty on a part of the samples.
-    means_factor : float
+    class_means_logit_factor : float
         Factor of the logits of the nearest class mean that weights are shrunk to; 0 if shrunk to zero.
     """
 
     l2: float
     scaling: FeatureScaling
-    start: LogisticFit
-    means_factor: float = 0.0
+    start_fit: LogisticFit
+    class_means_logit_factor: float = 0.0
 
 
-def make_validation_fold(
-    feature_sets: Sequence[StagedFeatures],
-    labels: npt.NDArray[np.int32],
-    held_out: Mask,
-    scaling: FeatureScaling,
-    device: torch.device,
-) -> ValidationFold:
+def make_validation_fold(feature_sets: Sequence[StagedFeatures], labels: npt.NDArray[np.int32], held_out_mask: Mask, scaling: FeatureScaling, device: torch.device) -> ValidationFold:
     """Return a fold that validates on held-out samples; of many samples, with equally many of each class.
 
     Images validate without their views, which are not fitted either.
     """
     classes = int(labels.max()) + 1
-    fitted, validating = ~held_out, held_out.copy()
+    fitted, validating = ~held_out_mask, held_out_mask.copy()
     max_per_class = max(MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(feature_sets)))
     if len(feature_sets) * len(labels) > MAX_SELECTION_ROWS:
-        fitted[fitted] = mark_per_class(labels[fitted], max_per_class)
-        validating[validating] = mark_per_class(labels[validating], max_per_class)
+        fitted[fitted] = mark_evenly_per_class(labels[fitted], max_per_class)
+        validating[validating] = mark_evenly_per_class(labels[validating], max_per_class)
     samples = len(feature_sets) * int(fitted.sum())
-    rows = standardise_rows(
-        [features.select_rows(fitted) for features in feature_sets], samples, scaling, device
-    )
+    rows = standardise_rows([features.select_rows(fitted) for features in feature_sets], samples, scaling, device)
     return ValidationFold(rows, samples, feature_sets[0].select_rows(validating))
 
 
@@ -191,65 +170,46 @@ class PenaltyScore:
     Attributes
     ----------
     l2 : float
-    losses : ndarray of float64, shape (n,)
+    validation_losses : ndarray of float64, shape (n,)
         Cross-entropy on every validation sample of all folds.
-    start : LogisticFit
+    first_fold_fit : LogisticFit
         Fit of the first fold.
     """
 
     l2: float
-    losses: npt.NDArray[np.float64]
-    start: LogisticFit
+    validation_losses: npt.NDArray[np.float64]
+    first_fold_fit: LogisticFit
 
 
 def count_standard_errors(worse: PenaltyScore, better: PenaltyScore) -> float:
     """Return how many standard errors one mean cross-entropy is above another, on the same samples."""
-    difference = worse.losses - better.losses
+    difference = worse.validation_losses - better.validation_losses
     error = float(difference.std()) / len(difference) ** 0.5
     return float(difference.mean()) / error if error > 0 else 0.0
 
 
-def search_penalty_path(
-    folds: Sequence[ValidationFold],
-    priors: Sequence[LogisticFit],
-    candidate: PenaltyCandidate,
-    device: torch.device,
-    on_rows: RowsCallback,
-) -> PenaltyScore:
+def search_penalty_path(folds: Sequence[ValidationFold], prior_fits: Sequence[LogisticFit], candidate: PenaltyCandidate, device: torch.device, report_pass_rows: PassRowsCallback) -> PenaltyScore:
     """Try penalties from strong to weak, until the cross-entropy on all folds together rises.
 
     The first fits start at their priors, each other at the one before. The result is the penalty with
     the lowest cross-entropy; towards the class means, the strongest that is within
     ``TIE_STANDARD_ERRORS`` standard errors of it.
     """
-    scaling, fits = candidate.scaling, list(priors)
+    scaling, fits = candidate.scaling, list(prior_fits)
     scores: list[PenaltyScore] = []
-    for l2 in candidate.path:
-        fits = [
-            fit_logistic(
-                *(fold.rows, fold.samples, scaling, l2, start, device),
-                *(PATH_TOLERANCE, on_rows, prior, MAX_PATH_ITERATIONS),
-            )
-            for fold, start, prior in zip(folds, fits, priors, strict=True)
-        ]
-        losses = [
-            compute_losses(fit, scaling, fold.validation) for fit, fold in zip(fits, folds, strict=True)
-        ]
+    for l2 in candidate.l2_path:
+        fits = [fit_logistic(*(fold.training_rows, fold.training_row_count, scaling, l2, start, device), *(PATH_TOLERANCE, report_pass_rows, prior, MAX_PATH_ITERATIONS)) for fold, start, prior in zip(folds, fits, prior_fits, strict=True)]
+        losses = [compute_sample_losses(fit, scaling, fold.validation_features) for fit, fold in zip(fits, folds, strict=True)]
         score = PenaltyScore(l2, np.concatenate(losses), fits[0])
-        if scores and not score.losses.mean() < scores[-1].losses.mean():
+        if scores and not score.validation_losses.mean() < scores[-1].validation_losses.mean():
             break
         scores.append(score)
-    if not candidate.towards_means:
+    if not candidate.shrinks_to_class_means:
         return scores[-1]
     return next(score for score in scores if count_standard_errors(score, scores[-1]) <= TIE_STANDARD_ERRORS)
 
 
-def choose_penalty(
-    feature_sets: Sequence[StagedFeatures],
-    candidates: Sequence[PenaltyCandidate],
-    device: torch.device,
-    on_rows: RowsCallback = ignore_rows,
-) -> ChosenPenalty:
+def choose_penalty(feature_sets: Sequence[StagedFeatures], candidates: Sequence[PenaltyCandidate], device: torch.device, report_pass_rows: PassRowsCallback = ignore_pass_rows) -> ChosenPenalty:
     """Choose a candidate and its penalty by the cross-entropy on samples that the fit did not see.
 
     Another than the first candidate must be better by ``MARGIN_STANDARD_ERRORS`` standard errors. One tenth
@@ -267,55 +227,40 @@ def choose_penalty(
     """
     labels = feature_sets[0].concatenate_labels()
     zero = make_zero_fit(int(labels.max()) + 1, len(candidates[0].scaling.mean))
-    held_out_masks = make_folds(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
+    held_out_masks = make_validation_masks(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
     if not held_out_masks:
         first = candidates[0]
-        return ChosenPenalty(first.path[len(first.path) // 2], first.scaling, zero)
+        return ChosenPenalty(first.l2_path[len(first.l2_path) // 2], first.scaling, zero)
     best_score: PenaltyScore | None = None
     best = ChosenPenalty(0.0, candidates[0].scaling, zero)
     for candidate in candidates:
         scaling, factor = candidate.scaling, 0.0
-        folds = [
-            make_validation_fold(feature_sets, labels, held_out, scaling, device)
-            for held_out in held_out_masks
-        ]
+        folds = [make_validation_fold(feature_sets, labels, held_out, scaling, device) for held_out in held_out_masks]
         priors = [zero] * len(folds)
-        if candidate.towards_means:
-            means = [fit_class_means(fold.rows, *zero.weight.shape) for fold in folds]
-            factor = calibrate_logits(means, [fold.validation for fold in folds], scaling)
+        if candidate.shrinks_to_class_means:
+            means = [fit_nearest_mean_classifier(fold.training_rows, *zero.weight.shape) for fold in folds]
+            factor = choose_logit_factor(means, [fold.validation_features for fold in folds], scaling)
             priors = [scale_logits(mean, factor) for mean in means]
-        score = search_penalty_path(folds, priors, candidate, device, on_rows)
+        score = search_penalty_path(folds, priors, candidate, device, report_pass_rows)
         if best_score is None or count_standard_errors(best_score, score) > MARGIN_STANDARD_ERRORS:
-            share = folds[0].samples / (len(feature_sets) * int((~held_out_masks[0]).sum()))
-            best_score, best = score, ChosenPenalty(score.l2 * share, scaling, score.start, factor)
+            share = folds[0].training_row_count / (len(feature_sets) * int((~held_out_masks[0]).sum()))
+            best_score, best = score, ChosenPenalty(score.l2 * share, scaling, score.first_fold_fit, factor)
     return best
 
 
-def list_penalty_candidates(
-    feature_sets: Sequence[StagedFeatures], moments: ClassMoments, path: Sequence[float]
-) -> list[PenaltyCandidate]:
+def list_penalty_candidates(feature_sets: Sequence[StagedFeatures], moments: ClassMoments, l2_path: Sequence[float]) -> list[PenaltyCandidate]:
     """Return the candidates that validation chooses from; for many samples, there is one."""
     if moments.count.sum() > MAX_SMALL_DATASET_ROWS:
         # Views may vary along axes along which the images themselves do not.
-        return [
-            PenaltyCandidate(compute_feature_scaling(moments, all_axes=len(feature_sets) > 1), False, path)
-        ]
+        return [PenaltyCandidate(compute_feature_scaling(moments, keep_constant_axes=len(feature_sets) > 1), False, l2_path)]
     if len(feature_sets) > 1:
         moments = accumulate_moments(chain.from_iterable(feature_sets), *moments.mean.shape)
-    common = compute_feature_scaling(moments, common_scale=True, all_axes=False)
-    plain = compute_feature_scaling(moments, all_axes=False)
-    return [PenaltyCandidate(common, True, [*STRONG_L2, *path]), PenaltyCandidate(plain, False, path)]
+    common = compute_feature_scaling(moments, use_common_scale=True, keep_constant_axes=False)
+    plain = compute_feature_scaling(moments, keep_constant_axes=False)
+    return [PenaltyCandidate(common, True, [*STRONG_L2, *l2_path]), PenaltyCandidate(plain, False, l2_path)]
 
 
-def train_classifier(
-    train: StagedFeatures,
-    moments: ClassMoments,
-    device: torch.device,
-    views: Sequence[StagedFeatures] = (),
-    path: Sequence[float] = L2_PATH,
-    on_rows: RowsCallback = ignore_rows,
-    tolerance: float = GRADIENT_TOLERANCE,
-) -> LinearClassifier:
+def train_classifier(train: StagedFeatures, moments: ClassMoments, device: torch.device, view_feature_sets: Sequence[StagedFeatures] = (), l2_path: Sequence[float] = L2_PATH, report_pass_rows: PassRowsCallback = ignore_pass_rows, gradient_tolerance: float = GRADIENT_TOLERANCE) -> LinearClassifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
     Of at most ``MAX_SMALL_DATASET_ROWS`` samples, the penalty draws the weights to those of the nearest class
@@ -331,34 +276,28 @@ def train_classifier(
         Of the same samples; they standardise the features.
     device : torch.device
         Where products are computed.
-    views : sequence of StagedFeatures
+    view_feature_sets : sequence of StagedFeatures
         Features of augmented views of the same samples, in the same order; the classifier learns from them
         too.
-    path : sequence of float
+    l2_path : sequence of float
         Penalties to choose from, strongest first.
-    on_rows : callable, optional
+    report_pass_rows : callable, optional
         Called after every pass with the number of its rows.
-    tolerance : float
+    gradient_tolerance : float
         Of the final fit.
     """
-    feature_sets = [train, *views]
+    feature_sets = [train, *view_feature_sets]
     samples = len(feature_sets) * len(train.concatenate_labels())
-    choice = choose_penalty(
-        feature_sets, list_penalty_candidates(feature_sets, moments, path), device, on_rows
-    )
+    choice = choose_penalty(feature_sets, list_penalty_candidates(feature_sets, moments, l2_path), device, report_pass_rows)
     scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
-    prior, start = None, choice.start
-    if choice.means_factor:
-        start = prior = scale_logits(fit_class_means(rows, *moments.mean.shape), choice.means_factor)
-    final = fit_logistic(rows, samples, scaling, choice.l2, start, device, tolerance, on_rows, prior)
+    prior, start = None, choice.start_fit
+    if choice.class_means_logit_factor:
+        start = prior = scale_logits(fit_nearest_mean_classifier(rows, *moments.mean.shape), choice.class_means_logit_factor)
+    final = fit_logistic(rows, samples, scaling, choice.l2, start, device, gradient_tolerance, report_pass_rows, prior)
     weight, bias = (x.float().numpy() for x in convert_to_raw_features(final.weight, final.bias, scaling))
-    return LinearClassifier(
-        weight, bias, choice.l2, final.iterations, final.converged, scaling.common_scale, prior is not None
-    )
+    return LinearClassifier(weight, bias, choice.l2, final.iterations, final.converged, scaling.common_scale, prior is not None)
 
 
-def measure_accuracies(
-    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier
-) -> tuple[float | None, float | None]:
+def measure_top1_and_top5(blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier) -> tuple[float | None, float | None]:
     """Return top-1 and top-5 accuracy as fractions; see `compute_top1_top5_accuracies`."""
     return compute_top1_top5_accuracies(blocks, classifier.weight, classifier.bias)

@@ -32,11 +32,11 @@ PIECE_ROWS = 1024
 T = TypeVar("T")
 U = TypeVar("U")
 
-RowsCallback = Callable[[int], None]
+PassRowsCallback = Callable[[int], None]
 """Called after every pass with the number of rows it was over."""
 
 
-def ignore_rows(_: int) -> None:
+def ignore_pass_rows(_: int) -> None:
     """Do nothing."""
 
 
@@ -50,14 +50,14 @@ class LogisticFit:
     converged: bool
 
 
-def make_zero_fit(classes: int, features: int) -> LogisticFit:
+def make_zero_fit(class_count: int, feature_count: int) -> LogisticFit:
     """Return the classifier whose weights and biases are zero."""
-    weight = torch.zeros(classes, features, dtype=torch.float64)
-    return LogisticFit(weight, torch.zeros(classes, dtype=torch.float64), 0, False)
+    weight = torch.zeros(class_count, feature_count, dtype=torch.float64)
+    return LogisticFit(weight, torch.zeros(class_count, dtype=torch.float64), 0, False)
 
 
 @contextmanager
-def deterministic_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
+def deterministic_thread_pool(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
     """Start as many threads as torch has, each of which computes single-threaded; None on a GPU.
 
     The order of sums then depends on the rows only: no bit of a result depends on the number of cores or
@@ -74,22 +74,22 @@ def deterministic_threads(device: torch.device) -> Iterator[ThreadPoolExecutor |
 
 
 def map_in_order(
-    threads: ThreadPoolExecutor | None, function: Callable[[T], U], items: Iterable[T]
+    thread_pool: ThreadPoolExecutor | None, function: Callable[[T], U], items: Iterable[T]
 ) -> Iterator[U]:
     """Yield a function's results for items, in their order; only a few are computed ahead."""
-    if threads is None:
+    if thread_pool is None:
         yield from map(function, items)
         return
     pending: deque[Future[U]] = deque()
     for item in items:
-        pending.append(threads.submit(function, item))
+        pending.append(thread_pool.submit(function, item))
         if len(pending) > MAX_PENDING_PER_CORE * count_cores():
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def split_into_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def split_rows_into_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Split blocks of rows into pieces for one core each."""
     for x, y in rows:
         yield from zip(torch.split(x, PIECE_ROWS), torch.split(y, PIECE_ROWS), strict=True)
@@ -97,11 +97,11 @@ def split_into_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[T
 
 def compute_loss_and_gradient(
     rows: Iterable[tuple[Tensor, Tensor]],
-    samples: int,
+    sample_count: int,
     weight: Tensor,
     bias: Tensor,
     device: torch.device,
-    threads: ThreadPoolExecutor | None = None,
+    thread_pool: ThreadPoolExecutor | None = None,
 ) -> tuple[float, Tensor, Tensor]:
     """Return the mean cross-entropy and its gradients by weight and bias, float64, in one pass over the rows.
 
@@ -109,8 +109,8 @@ def compute_loss_and_gradient(
 
     Parameters
     ----------
-    threads : ThreadPoolExecutor, optional
-        As :func:`deterministic_threads` yields it.
+    thread_pool : ThreadPoolExecutor, optional
+        As :func:`deterministic_thread_pool` yields it.
     """
     w, b = weight.to(device), bias.to(device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -125,12 +125,18 @@ def compute_loss_and_gradient(
         residual[torch.arange(len(y), device=device), y] -= 1
         return likelihood, residual.T @ x, residual.sum(dim=0, dtype=torch.float64)
 
-    pieces = split_into_pieces(rows) if device.type == "cpu" else rows
-    for likelihood, piece_weight_gradient, piece_bias_gradient in map_in_order(threads, compute_sums, pieces):
+    pieces = split_rows_into_pieces(rows) if device.type == "cpu" else rows
+    for likelihood, piece_weight_gradient, piece_bias_gradient in map_in_order(
+        thread_pool, compute_sums, pieces
+    ):
         loss -= likelihood
         bias_gradient += piece_bias_gradient
         weight_gradient += piece_weight_gradient
-    return loss.item() / samples, weight_gradient.cpu() / samples, bias_gradient.cpu() / samples
+    return (
+        loss.item() / sample_count,
+        weight_gradient.cpu() / sample_count,
+        bias_gradient.cpu() / sample_count,
+    )
 
 
 class PenalisedLoss:
@@ -148,19 +154,24 @@ class PenalisedLoss:
     def __init__(
         self,
         rows: Iterable[tuple[Tensor, Tensor]],
-        samples: int,
+        sample_count: int,
         scaling: FeatureScaling,
         l2: float,
-        prior: LogisticFit | None,
-        classes: int,
+        prior_fit: LogisticFit | None,
+        class_count: int,
         device: torch.device,
-        on_rows: RowsCallback,
+        report_pass_rows: PassRowsCallback,
     ) -> None:
-        self.rows, self.samples, self.device, self.on_rows = rows, samples, device, on_rows
-        self.axes, self.l2, self.bias_l2 = scaling.axes, l2, l2 if prior else 0.0
-        self.prior = prior or make_zero_fit(classes, len(scaling.mean))
-        self.weight_scale = (scaling.variance / classes + l2).rsqrt()
-        self.bias_scale = (1 / classes + self.bias_l2) ** -0.5
+        self.rows, self.samples, self.device, self.report_pass_rows = (
+            rows,
+            sample_count,
+            device,
+            report_pass_rows,
+        )
+        self.axes, self.l2, self.bias_l2 = scaling.axes, l2, l2 if prior_fit else 0.0
+        self.prior = prior_fit or make_zero_fit(class_count, len(scaling.mean))
+        self.weight_scale = (scaling.variance / class_count + l2).rsqrt()
+        self.bias_scale = (1 / class_count + self.bias_l2) ** -0.5
         self.threads: ThreadPoolExecutor | None = None
         self.largest_gradient = float("inf")
 
@@ -182,7 +193,7 @@ class PenalisedLoss:
         loss, weight_gradient, bias_gradient = compute_loss_and_gradient(
             self.rows, self.samples, weight, bias, self.device, self.threads
         )
-        self.on_rows(self.samples)
+        self.report_pass_rows(self.samples)
         weight_change, bias_change = weight - self.prior.weight, bias - self.prior.bias
         weight_gradient += self.l2 * weight_change
         bias_gradient += self.bias_l2 * bias_change
@@ -200,14 +211,14 @@ class PenalisedLoss:
 
 def fit_logistic(
     rows: Iterable[tuple[Tensor, Tensor]],
-    samples: int,
+    sample_count: int,
     scaling: FeatureScaling,
     l2: float,
-    start: LogisticFit,
+    start_fit: LogisticFit,
     device: torch.device,
-    tolerance: float = GRADIENT_TOLERANCE,
-    on_rows: RowsCallback = ignore_rows,
-    prior: LogisticFit | None = None,
+    gradient_tolerance: float = GRADIENT_TOLERANCE,
+    report_pass_rows: PassRowsCallback = ignore_pass_rows,
+    prior_fit: LogisticFit | None = None,
     max_iterations: int | None = None,
 ) -> LogisticFit:
     """Minimise mean cross-entropy + l2/2 |W - P|^2 on standardised features, with L-BFGS and full gradients.
@@ -218,33 +229,35 @@ def fit_logistic(
     ----------
     rows : iterable of (features, labels)
         Standardised; see ``standardise_rows``.
-    samples : int
+    sample_count : int
         Number of rows.
     scaling : FeatureScaling
     l2 : float
-    start : LogisticFit
+    start_fit : LogisticFit
         First point of the search; its weights are projected on the axes of the scaling.
     device : torch.device
         Device of the rows.
-    tolerance : float
+    gradient_tolerance : float
         Of the largest entry of the gradient, times C.
-    on_rows : callable, optional
-    prior : LogisticFit, optional
+    report_pass_rows : callable, optional
+    prior_fit : LogisticFit, optional
         Its weights are P, and its biases are penalised alike; else P is zero, and biases are free.
     max_iterations : int, optional
         Default: ``MAX_LBFGS_ITERATIONS``.
     """
     max_iterations = max_iterations or MAX_LBFGS_ITERATIONS
-    loss = PenalisedLoss(rows, samples, scaling, l2, prior, len(start.bias), device, on_rows)
+    loss = PenalisedLoss(
+        rows, sample_count, scaling, l2, prior_fit, len(start_fit.bias), device, report_pass_rows
+    )
 
     def stop_at_tolerance(_: npt.NDArray[np.float64]) -> None:
-        if loss.largest_gradient <= tolerance:
+        if loss.largest_gradient <= gradient_tolerance:
             raise StopIteration
 
-    with deterministic_threads(device) as loss.threads:
+    with deterministic_thread_pool(device) as loss.threads:
         found = minimize(
             loss,
-            loss.encode_fit(start),
+            loss.encode_fit(start_fit),
             jac=True,
             method="L-BFGS-B",
             callback=stop_at_tolerance,
@@ -256,10 +269,12 @@ def fit_logistic(
                 "gtol": 0,
             },
         )
-        if loss.largest_gradient > tolerance:
+        if loss.largest_gradient > gradient_tolerance:
             # The search may have ended at a point before the one that it tried last.
             loss(found.x)
-        return LogisticFit(*loss.decode_point(found.x), int(found.nit), loss.largest_gradient <= tolerance)
+        return LogisticFit(
+            *loss.decode_point(found.x), int(found.nit), loss.largest_gradient <= gradient_tolerance
+        )
 
 
 def compute_cross_entropies(

@@ -11,7 +11,7 @@ from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.file_counts import count_files
 from sfm.pipeline.partition_tasks import PartitionTask
-from sfm.pipeline.pixel_marks import find_marked_rows
+from sfm.pipeline.pixel_marks import make_mark_masks
 from sfm.pipeline.selection import SampleSelection, select_samples
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.class_labels import require_consistent_labels
@@ -60,13 +60,13 @@ def collect_pass_result(
     InputError
         If a sample could not be decoded and is not to be skipped, or the classes cannot be distilled.
     """
-    results = read_results(tasks, staging)
+    results = read_task_results(tasks, staging)
     skipped = [escape_non_utf8(f"{s.where}: {s.why}") for _, result in results for s in result.skipped]
     if skipped and config.on_error == "fail":
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
-    positions = compute_positions(source, results)
+    positions = compute_sample_positions(source, results)
     if source.labels is None:
-        class_ids, labels = collect_classes(source, results)
+        class_ids, labels = collect_class_ids_and_labels(source, results)
         shard_sizes = {
             name: [result.read for task, result in results if task.split == name] for name in source.splits
         }
@@ -97,7 +97,7 @@ def collect_pass_result(
     for task, result in results:
         samples = positions[task.name][result.kept]
         kept_labels = selection.labels[task.split][samples]
-        marked = find_marked_rows(result)
+        marked = make_mark_masks(result)
         partitions.append(
             StagedPartition(task.split, task.number, samples, kept_labels, marked, result.examples)
         )
@@ -105,7 +105,7 @@ def collect_pass_result(
     return PassResult(selection, partitions, shard_sizes, skipped, files)
 
 
-def read_results(tasks: Sequence[PartitionTask], staging: Staging) -> TaskResults:
+def read_task_results(tasks: Sequence[PartitionTask], staging: Staging) -> TaskResults:
     """Return all tasks with their results.
 
     Raises
@@ -122,7 +122,7 @@ def read_results(tasks: Sequence[PartitionTask], staging: Staging) -> TaskResult
     return results
 
 
-def compute_positions(source: Source, results: TaskResults) -> dict[str, npt.NDArray[np.int64]]:
+def compute_sample_positions(source: Source, results: TaskResults) -> dict[str, npt.NDArray[np.int64]]:
     """Return, by task, the positions in the split of the samples that were read."""
     start = dict.fromkeys(source.splits, 0)
     positions = {}
@@ -132,7 +132,7 @@ def compute_positions(source: Source, results: TaskResults) -> dict[str, npt.NDA
     return positions
 
 
-def collect_classes(
+def collect_class_ids_and_labels(
     source: Source, results: TaskResults
 ) -> tuple[list[str], dict[str, npt.NDArray[np.int32]]]:
     """Return the class ids of a source whose labels came with its samples, and all labels, by split.

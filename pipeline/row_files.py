@@ -28,7 +28,7 @@ def write_rows(file: IO[bytes], rows: npt.NDArray[Any]) -> None:
 
 
 def read_rows(
-    path: Path, dtype: npt.DTypeLike, rows: int, columns: tuple[int, ...] | None = None
+    path: Path, dtype: npt.DTypeLike, row_count: int, row_shape: tuple[int, ...] | None = None
 ) -> npt.NDArray[Any]:
     """Read rows; nothing is unpickled, and no more memory is allocated than the file has.
 
@@ -36,8 +36,8 @@ def read_rows(
     ----------
     path : Path
     dtype : dtype
-    rows : int
-    columns : tuple of int, optional
+    row_count : int
+    row_shape : tuple of int, optional
         Shape of a row; default: a vector of any length.
 
     Raises
@@ -50,8 +50,8 @@ def read_rows(
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("not a file of rows")
             shape, fortran_order, file_dtype = np.lib.format.read_array_header_1_0(file)
-            shape_fits = len(shape) == 2 if columns is None else shape[1:] == columns
-            if not shape_fits or shape[:1] != (rows,) or fortran_order or file_dtype != np.dtype(dtype):
+            shape_fits = len(shape) == 2 if row_shape is None else shape[1:] == row_shape
+            if not shape_fits or shape[:1] != (row_count,) or fortran_order or file_dtype != np.dtype(dtype):
                 raise ValueError(f"{file_dtype} of shape {shape}")
             count = int(np.prod(shape, dtype=object))
             if os.fstat(file.fileno()).st_size - file.tell() != count * file_dtype.itemsize:
@@ -63,11 +63,11 @@ def read_rows(
         ) from error
 
 
-def has_valid_rows(
-    path: Path, dtype: npt.DTypeLike, rows: int, columns: tuple[int, ...] | None = None
+def has_finite_rows(
+    path: Path, dtype: npt.DTypeLike, row_count: int, row_shape: tuple[int, ...] | None = None
 ) -> bool:
     """Return whether a file holds such rows, and finite values only."""
     try:
-        return bool(np.isfinite(read_rows(path, dtype, rows, columns)).all())
+        return bool(np.isfinite(read_rows(path, dtype, row_count, row_shape)).all())
     except DamagedRowsError:
         return False

@@ -82,7 +82,7 @@ def optimize_for_inference(
         ]
 
 
-def choose_batch_size(backbone: Backbone) -> int:
+def choose_forward_batch_size(backbone: Backbone) -> int:
     """Return how many images go through a backbone together."""
     large = backbone.card.preprocessing.input_size > LARGE_INPUT
     return (
@@ -92,16 +92,16 @@ def choose_batch_size(backbone: Backbone) -> int:
     )
 
 
-def pad_to_power_of_two(images: Tensor) -> Tensor:
+def pad_batch_to_power_of_two(image_batch: Tensor) -> Tensor:
     """Fill a batch up with black images.
 
     cuDNN plans convolutions anew for every batch size, which takes a second or more; tar shards end with
     batches of any size.
     """
-    padding = (1 << (len(images) - 1).bit_length()) - len(images)
+    padding = (1 << (len(image_batch) - 1).bit_length()) - len(image_batch)
     if not padding:
-        return images
-    return torch.nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, padding))
+        return image_batch
+    return torch.nn.functional.pad(image_batch, (0, 0, 0, 0, 0, 0, 0, padding))
 
 
 def forward_batch(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
@@ -127,10 +127,12 @@ def compute_pixel_features(
     forward : callable
         Signature and result of :func:`forward_batch`.
     """
-    device, batch_size, parts = backbone.device, choose_batch_size(backbone), []
+    device, batch_size, parts = backbone.device, choose_forward_batch_size(backbone), []
     for start in range(0, len(pixels), batch_size):
         images = pixels_to_device(pixels[start : start + batch_size], device)
-        rows = forward(backbone, images if device.type == "cpu" else pad_to_power_of_two(images), precision)
+        rows = forward(
+            backbone, images if device.type == "cpu" else pad_batch_to_power_of_two(images), precision
+        )
         parts.append(rows[: len(images)].float().cpu().numpy())
     return np.concatenate(parts)
 
@@ -169,7 +171,7 @@ class ExtractionRuntime:
 
 
 @contextmanager
-def extraction_runtime(source: Source, device: str, cores: int) -> Iterator[ExtractionRuntime]:
+def extraction_runtime(source: Source, device_type: str, core_count: int) -> Iterator[ExtractionRuntime]:
     """Start the threads and processes for passes over a source.
 
     On a CPU every thread reads, decodes and computes. For a GPU, processes read and decode, one per core, and
@@ -179,8 +181,8 @@ def extraction_runtime(source: Source, device: str, cores: int) -> Iterator[Extr
     Parameters
     ----------
     source : Source
-    device : {"cpu", "cuda"}
-    cores : int
+    device_type : {"cpu", "cuda"}
+    core_count : int
         Number of cores to use.
 
     Raises
@@ -188,16 +190,16 @@ def extraction_runtime(source: Source, device: str, cores: int) -> Iterator[Extr
     InputError
         If the source's decoder cannot be sent to other processes.
     """
-    if device == "cpu":
+    if device_type == "cpu":
         yield ExtractionRuntime(
-            cores, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features
+            core_count, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features
         )
         return
     # Enough to keep all processes busy, those at the device, and the next one.
-    batches = math.ceil(cores * CHUNK_IMAGES / BATCH_IMAGES[device]) + MAX_DEVICE_BATCHES + 1
+    batches = math.ceil(core_count * CHUNK_IMAGES / BATCH_IMAGES[device_type]) + MAX_DEVICE_BATCHES + 1
     device_slots = threading.Semaphore(MAX_DEVICE_BATCHES)
     with (
-        decoding_process_pool(source.decode, cores, batches) as decode_batch,
+        decoding_process_pool(source.decode, core_count, batches) as decode_batch,
         ThreadPoolExecutor(1, thread_name_prefix="compute") as compute_thread,
     ):
 

@@ -43,7 +43,7 @@ def select_samples(
     class_ids: Sequence[str],
     class_names: Sequence[str] | None,
     labels: Mapping[str, npt.NDArray[np.int32]],
-    unreadable: Mapping[str, npt.NDArray[np.int64]],
+    undecodable_positions: Mapping[str, npt.NDArray[np.int64]],
 ) -> SampleSelection:
     """Select samples and classes as the config asks.
 
@@ -55,7 +55,7 @@ def select_samples(
         None: the names of WordNet ids, else the ids.
     labels : mapping of str to ndarray of int32
         By split, index into `class_ids` of every sample that the source has.
-    unreadable : mapping of str to ndarray of int64
+    undecodable_positions : mapping of str to ndarray of int64
         By split, positions of samples to leave out. They count towards ``--limit-per-class``, so that whether
         a sample is read does not depend on the content of others.
 
@@ -70,12 +70,12 @@ def select_samples(
         labels_in_use[split] = np.full(len(split_labels), UNUSED_LABEL, dtype=np.int32)
         first = list_first_per_class(split_labels, config.limit_per_class)
         labels_in_use[split][first] = split_labels[first]
-        labels_in_use[split][unreadable[split]] = UNUSED_LABEL
-    counts = count_per_class(labels_in_use, len(class_ids))
+        labels_in_use[split][undecodable_positions[split]] = UNUSED_LABEL
+    counts = count_used_per_class(labels_in_use, len(class_ids))
     if config.hold_out is not None:
         counts["test"] = count_held_out(counts["train"], config.hold_out)
         counts["train"] = counts["train"] - counts["test"]
-    left_out = sum(map(len, unreadable.values()))
+    left_out = sum(map(len, undecodable_positions.values()))
     when = f" once the {left_out} unreadable ones are skipped" if left_out else ""
     keep = np.ones(len(class_ids), dtype=bool)
     min_count = config.min_count or 0
@@ -116,12 +116,12 @@ def select_listed_samples(config: ExtractConfig, source: Source) -> SampleSelect
     return select_samples(config, source.class_ids or [], source.class_names, source.labels, none)
 
 
-def count_per_class(
-    labels: Mapping[str, npt.NDArray[np.int32]], classes: int
+def count_used_per_class(
+    labels: Mapping[str, npt.NDArray[np.int32]], class_count: int
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Return the samples in use per class, by split."""
     return {
-        split: np.bincount(split_labels[split_labels != UNUSED_LABEL], minlength=classes)
+        split: np.bincount(split_labels[split_labels != UNUSED_LABEL], minlength=class_count)
         for split, split_labels in labels.items()
     }
 

@@ -7,33 +7,26 @@ by the next.
 import dataclasses
 import errno
 import json
+import numpy as np
+import numpy.typing as npt
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-import numpy.typing as npt
-
 from sfm.atomic import atomic_open
 from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.locking import acquire_lock
 from sfm.pipeline.partition_tasks import PartitionTask
-from sfm.pipeline.row_files import has_valid_rows, read_rows, write_rows
+from sfm.pipeline.row_files import has_finite_rows, read_rows, write_rows
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
-from sfm.pipeline.task_results import (
-    MAX_TASK_RESULT_BYTES,
-    TASK_RESULT_ADAPTER,
-    TaskResult,
-    is_plausible_result,
-)
+from sfm.pipeline.task_results import MAX_TASK_RESULT_BYTES, TASK_RESULT_ADAPTER, TaskResult, is_plausible_result
 from sfm.stats_store.local_files import copy_permissions
 from sfm.text import escape_non_utf8_values
 from sfm.untrusted_files import read_bounded_file
+from typing import Any, IO
 
 
 class IncompleteExtractionError(Exception):
@@ -50,22 +43,13 @@ class Staging:
         """Return the file of an array (``digests``, ``sizes``, or a feature array) of a partition."""
         return self.root / array_name / f"{partition.name}.npy"
 
-    def has_array(
-        self,
-        array_name: str,
-        partition: PartitionTask | StagedPartition,
-        dtype: npt.DTypeLike,
-        rows: int,
-        columns: tuple[int, ...],
-    ) -> bool:
+    def has_array(self, array_name: str, partition: PartitionTask | StagedPartition, dtype: npt.DTypeLike, row_count: int, row_shape: tuple[int, ...]) -> bool:
         """Return whether an array is complete and valid: others may write here, too."""
-        return has_valid_rows(self.array_path(array_name, partition), dtype, rows, columns)
+        return has_finite_rows(self.array_path(array_name, partition), dtype, row_count, row_shape)
 
-    def write_array(
-        self, array_name: str, partition: PartitionTask | StagedPartition, rows: npt.NDArray[Any]
-    ) -> None:
+    def write_array(self, array_name: str, partition: PartitionTask | StagedPartition, rows: npt.NDArray[Any]) -> None:
         """Write an array atomically."""
-        with staged_file(self.array_path(array_name, partition)) as file:
+        with atomic_staged_file(self.array_path(array_name, partition)) as file:
             write_rows(file, rows)
 
     def read_sizes(self, partition: StagedPartition) -> npt.NDArray[np.int64]:
@@ -79,7 +63,7 @@ class Staging:
     def has_other_digests(self, task: PartitionTask, digests: npt.NDArray[np.uint8]) -> bool:
         """Return whether an earlier, complete pass over a task read other samples than these."""
         result, file = self.read_result(task), self.array_path("digests", task)
-        if result is None or not has_valid_rows(file, np.uint8, len(result.kept), (32,)):
+        if result is None or not has_finite_rows(file, np.uint8, len(result.kept), (32,)):
             return False
         return not np.array_equal(read_rows(file, np.uint8, len(result.kept), (32,)), digests)
 
@@ -89,7 +73,7 @@ class Staging:
 
     def write_result(self, task: PartitionTask, result: TaskResult) -> None:
         """Write a task's result atomically; it comes last, so where it is, the arrays are."""
-        with staged_file(self.result_path(task)) as file:
+        with atomic_staged_file(self.result_path(task)) as file:
             file.write(json.dumps(escape_non_utf8_values(dataclasses.asdict(result))).encode())
 
     def read_result(self, task: PartitionTask) -> TaskResult | None:
@@ -109,14 +93,11 @@ class Staging:
 
     def open_features(self, array_name: str, partitions: Sequence[StagedPartition]) -> StagedFeatures:
         """Return a feature array of several partitions as one sequence of rows."""
-        return StagedFeatures(
-            tuple(self.array_path(array_name, partition) for partition in partitions),
-            tuple(partition.labels for partition in partitions),
-        )
+        return StagedFeatures(tuple(self.array_path(array_name, partition) for partition in partitions), tuple(partition.labels for partition in partitions))
 
 
 @contextmanager
-def staged_file(file: Path) -> Iterator[IO[bytes]]:
+def atomic_staged_file(file: Path) -> Iterator[IO[bytes]]:
     """Open a file of the staging folder for an atomic write.
 
     Two workers may write the same file, when one was given up for dead: each has a temporary file of its own.
@@ -131,7 +112,7 @@ def staged_file(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[Staging]:
+def open_staging(parent_folder: Path, staging_key: str, permissions_folder: Path | None = None) -> Iterator[Staging]:
     """Lock the staging folder of an extraction; it is deleted on success and kept on failure.
 
     A second process with the same key gets a folder of its own: both work, and the store decides who
@@ -139,11 +120,11 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
 
     Parameters
     ----------
-    folder : Path
+    parent_folder : Path
         Parent of all staging folders.
-    key : str
+    staging_key : str
         Equal for extractions that would compute the same features.
-    like : Path, optional
+    permissions_folder : Path, optional
         A folder whose permissions all staged files get: the store's, if work is staged there, so that
         another member of a team can resume or collect it.
 
@@ -152,20 +133,20 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
     InputError
         If nothing can be written there.
     """
-    with staging_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if like:
-        copy_permissions(folder, like)
-    with lock_staging(folder / f"{key}.lock") as locked:
-        root = folder / (key if locked and is_safe_folder(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
-        with staging_errors(folder):
+    with explained_staging_errors(parent_folder):
+        parent_folder.mkdir(parents=True, exist_ok=True)
+    if permissions_folder:
+        copy_permissions(parent_folder, permissions_folder)
+    with lock_staging(parent_folder / f"{staging_key}.lock") as locked:
+        root = parent_folder / (staging_key if locked and is_safe_folder(parent_folder / staging_key) else f"{staging_key}-{uuid.uuid4().hex[:8]}")
+        with explained_staging_errors(parent_folder):
             root.mkdir(exist_ok=True)
-        if like:
-            copy_permissions(root, like)
+        if permissions_folder:
+            copy_permissions(root, permissions_folder)
         yield Staging(root)
-        delete_below(folder, root.name)
+        delete_below(parent_folder, root.name)
         if locked:
-            delete_below(folder, f"{key}.lock")
+            delete_below(parent_folder, f"{staging_key}.lock")
 
 
 def is_safe_folder(folder: Path) -> bool:
@@ -180,30 +161,27 @@ def is_safe_folder(folder: Path) -> bool:
 
 
 @contextmanager
-def staging_errors(folder: Path) -> Iterator[None]:
+def explained_staging_errors(folder: Path) -> Iterator[None]:
     """Translate errors of writing a folder into an :class:`InputError` that names --staging."""
     try:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise InputError(
-            f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written "
-            f"with --staging"
-        ) from error
+        raise InputError(f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written " f"with --staging") from error
 
 
 @contextmanager
-def lock_staging(file: Path) -> Iterator[bool]:
+def lock_staging(lock_file: Path) -> Iterator[bool]:
     """Hold a lock that all who may write its folder can take; yield whether it was acquired."""
-    if file.exists() and not os.access(file, os.W_OK):
+    if lock_file.exists() and not os.access(lock_file, os.W_OK):
         yield False  # of another user
         return
-    with staging_errors(file.parent):
-        lock = acquire_lock(file)
+    with explained_staging_errors(lock_file.parent):
+        lock = acquire_lock(lock_file)
     try:
         if lock is not None:
-            copy_permissions(file, reference_folder=file.parent)
+            copy_permissions(lock_file, reference_folder=lock_file.parent)
         yield lock is not None
     finally:
         if lock is not None:

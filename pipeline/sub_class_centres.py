@@ -22,22 +22,22 @@ MAX_ROWS_PER_CLASS = 2048
 MAX_CLUSTERING_BYTES = 2**30
 """Samples in memory while centres are placed; every group of classes is one pass over the features."""
 
-CentresCallback = Callable[[int, int], None]
+PlacedCentresCallback = Callable[[int, int], None]
 """Called for every class and K with the number of samples that placed the centres, and K."""
 
 
-def ignore_centres(_samples: int, _k: int) -> None:
+def ignore_placed_centres(_samples: int, _k: int) -> None:
     """Do nothing."""
 
 
 def compute_sub_class_centres(
     train: StagedFeatures,
     labels: npt.NDArray[np.int32],
-    classes: int,
-    features: int,
+    class_count: int,
+    feature_count: int,
     sub_class_counts: Sequence[int],
     seed: int,
-    on_centres: CentresCallback = ignore_centres,
+    report_progress: PlacedCentresCallback = ignore_placed_centres,
 ) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Compute the sub-class centres of every class, for each K.
 
@@ -53,7 +53,7 @@ def compute_sub_class_centres(
         Labels of all rows of `train`.
     sub_class_counts : sequence of int
         The K.
-    on_centres : callable, optional
+    report_progress : callable, optional
         Called when centres of a class are placed.
 
     Returns
@@ -64,9 +64,11 @@ def compute_sub_class_centres(
     """
     if not sub_class_counts:
         return {}
-    centres_by_k = place_centres(train, labels, classes, features, sub_class_counts, seed, on_centres)
-    sums = {k: np.zeros((classes, k, features)) for k in sub_class_counts}
-    counts = {k: np.zeros((classes, k), dtype=np.int64) for k in sub_class_counts}
+    centres_by_k = place_centres(
+        train, labels, class_count, feature_count, sub_class_counts, seed, report_progress
+    )
+    sums = {k: np.zeros((class_count, k, feature_count)) for k in sub_class_counts}
+    counts = {k: np.zeros((class_count, k), dtype=np.int64) for k in sub_class_counts}
     # One thread, since how many there are would shape the sums.
     with threadpool_limits(limits=1, user_api="blas"):
         for rows, block_labels in train:
@@ -99,22 +101,22 @@ def find_nearest_centres(
 def place_centres(
     train: StagedFeatures,
     labels: npt.NDArray[np.int32],
-    classes: int,
-    features: int,
+    class_count: int,
+    feature_count: int,
     sub_class_counts: Sequence[int],
     seed: int,
-    on_centres: CentresCallback = ignore_centres,
+    report_progress: PlacedCentresCallback = ignore_placed_centres,
 ) -> dict[int, npt.NDArray[np.float64]]:
     """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples.
 
     Every core takes a class and a K at a time.
     """
-    centres_by_k = {k: np.full((classes, k, features), np.nan) for k in sub_class_counts}
-    class_sizes = np.minimum(np.bincount(labels, minlength=classes), MAX_ROWS_PER_CLASS)
+    centres_by_k = {k: np.full((class_count, k, feature_count), np.nan) for k in sub_class_counts}
+    class_sizes = np.minimum(np.bincount(labels, minlength=class_count), MAX_ROWS_PER_CLASS)
     with single_threaded_pool() as pool, warnings.catch_warnings():
         # Fewer distinct rows than centres: the empty ones end up with count 0, which says the same.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for members in group_classes(class_sizes, max(1, MAX_CLUSTERING_BYTES // (4 * features))):
+        for members in group_classes(class_sizes, max(1, MAX_CLUSTERING_BYTES // (4 * feature_count))):
             is_sampled = np.zeros(len(labels), dtype=bool)
             for c in members:
                 own = np.flatnonzero(labels == c)
@@ -128,7 +130,7 @@ def place_centres(
             results = pool.map(lambda job: run_k_means(job[0], job[1], seed, job[2]), jobs)
             for (sample, k, c), centres in zip(jobs, results, strict=True):
                 centres_by_k[k][c, : len(centres)] = centres
-                on_centres(len(sample), k)
+                report_progress(len(sample), k)
     return centres_by_k
 
 
@@ -145,23 +147,23 @@ def single_threaded_pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def group_classes(sizes: npt.NDArray[np.int64], max_samples: int) -> list[range]:
+def group_classes(class_sizes: npt.NDArray[np.int64], max_group_samples: int) -> list[range]:
     """Split consecutive classes into groups of a maximum number of samples, or of one class."""
     groups, start, total = [], 0, 0
-    for c, size in enumerate(sizes.tolist()):
-        if c > start and total + size > max_samples:
+    for c, size in enumerate(class_sizes.tolist()):
+        if c > start and total + size > max_group_samples:
             groups.append(range(start, c))
             start, total = c, 0
         total += size
-    return [*groups, range(start, len(sizes))]
+    return [*groups, range(start, len(class_sizes))]
 
 
 def run_k_means(
-    rows: npt.NDArray[np.float32], k: int, seed: int, class_index: int
+    rows: npt.NDArray[np.float32], centre_count: int, seed: int, class_index: int
 ) -> npt.NDArray[np.float64]:
     """Return the k centres of rows, or as many as there are rows."""
     state = int(make_rng(seed, 2, class_index).integers(2**31))
-    model = KMeans(min(k, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(
+    model = KMeans(min(centre_count, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(
         rows.astype(np.float64)
     )
     centres: npt.NDArray[np.float64] = model.cluster_centers_

@@ -94,7 +94,7 @@ def is_plausible_result(result: TaskResult, task: PartitionTask) -> bool:
     )
 
 
-def are_ascending_indices(indices: npt.NDArray[np.int64], length: int) -> bool:
+def are_ascending_indices(indices: npt.NDArray[np.int64], list_length: int) -> bool:
     """Return whether these are distinct, ascending indices into a list of a length."""
-    inside = bool(((indices >= 0) & (indices < length)).all())
+    inside = bool(((indices >= 0) & (indices < list_length)).all())
     return inside and bool((np.diff(indices) > 0).all())

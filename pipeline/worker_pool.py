@@ -34,9 +34,9 @@ from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import dask_worker
 from sfm.pipeline.batch_features import PassOptions
-from sfm.pipeline.dask_worker import WorkerConfig, check_worker, release_worker, stage_task
+from sfm.pipeline.dask_worker import WorkerConfig, check_worker_and_get_device, release_worker, stage_task
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.feature_pass import PassProgress
+from sfm.pipeline.feature_pass import PassIncrement
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import count_cores
 from sfm.pipeline.scheduler_errors import explain_scheduler_error
@@ -66,7 +66,7 @@ class WorkerPool:
     client: Client
     device: str
 
-    def stage_tasks(self, tasks: Sequence[PartitionTask]) -> Generator[PassProgress, None, None]:
+    def stage_tasks(self, tasks: Sequence[PartitionTask]) -> Generator[PassIncrement, None, None]:
         """Have tasks staged; those of a worker that is lost go to others.
 
         Raises
@@ -127,15 +127,15 @@ def worker_pool(
     count = config.workers or 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     worker_config = WorkerConfig(
-        source=config.source,
-        listing=tuple(split.listing for split in source.splits.values()),
-        backbones=tuple((spec, backbone.card.hash) for spec, backbone in backbones.items()),
+        source_spec=config.source,
+        split_listings=tuple(split.listing for split in source.splits.values()),
+        backbone_specs_and_hashes=tuple((spec, backbone.card.hash) for spec, backbone in backbones.items()),
         image_size=config.image_size,
         device=config.device,
         staging=str(staging.root.resolve()),
         options=options,
-        cores=max(1, (config.threads or count_cores()) // count) if local else None,
-        gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
+        cores_per_worker=max(1, (config.threads or count_cores()) // count) if local else None,
+        shared_gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
     large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT
     connection = (
@@ -147,7 +147,7 @@ def worker_pool(
         progress(Progress("starting", 0, len(thread_counts), f"workers{link}"))
         for address, versions in run_on_each_worker(client, make_version_query()).items():
             require_same_versions(address, versions)
-        check = functools.partial(check_worker, worker_config, write_probe_file(staging))
+        check = functools.partial(check_worker_and_get_device, worker_config, write_probe_file(staging))
         devices = run_on_each_worker(client, check)
         kinds = sorted(set(devices.values()))
         if len(kinds) > 1:
@@ -164,20 +164,20 @@ def worker_pool(
 
 
 @contextmanager
-def local_cluster_client(workers: int, large: bool) -> Iterator[Client]:
+def local_cluster_client(worker_count: int, share_heap: bool) -> Iterator[Client]:
     """Start workers on this machine, each a process that takes one task at a time, and connect to them.
 
     Parameters
     ----------
-    workers : int
-    large : bool
+    worker_count : int
+    share_heap : bool
         Whether images are so large that each worker's threads should share a heap.
     """
-    environment = {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if large else {}
+    environment = {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if share_heap else {}
     with (
         dask.config.set(environment),
         LocalCluster(
-            n_workers=workers,
+            n_workers=worker_count,
             threads_per_worker=1,
             processes=True,
             memory_limit=0,
@@ -187,7 +187,7 @@ def local_cluster_client(workers: int, large: bool) -> Iterator[Client]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.wait_for_workers(workers)
+        client.wait_for_workers(worker_count)
         yield client
 
 
@@ -255,7 +255,7 @@ def make_version_query() -> Callable[[], dict[str, str]]:
     return query_versions
 
 
-def require_same_versions(worker: str, versions: Mapping[str, str]) -> None:
+def require_same_versions(worker_address: str, worker_versions: Mapping[str, str]) -> None:
     """Refuse a worker whose package versions differ from those here.
 
     Raises
@@ -264,14 +264,14 @@ def require_same_versions(worker: str, versions: Mapping[str, str]) -> None:
         Names the worker and the packages.
     """
     different = [
-        f"{name} {versions[name]} (here {version(name)})"
+        f"{name} {worker_versions[name]} (here {version(name)})"
         for name in FEATURE_PACKAGES
-        if versions[name] != version(name)
+        if worker_versions[name] != version(name)
     ]
     if different:
         raise InputError(
-            f"worker {worker} has {', '.join(different)}: install the same versions there, or the features "
-            f"would not be comparable"
+            f"worker {worker_address} has {', '.join(different)}: install the same versions there, or the "
+            f"features would not be comparable"
         )
 
 

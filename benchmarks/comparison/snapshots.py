@@ -28,7 +28,7 @@ from sfm.distill.run_files import write_run_folder
 from sfm.distill.state_dict import gather_state, make_state
 from sfm.distill.train_step import DistillState, init_distill_state, train_step
 from sfm.errors import InputError
-from sfm.pipeline.entry_rows import draw_held_out_rows
+from sfm.pipeline.entry_rows import draw_held_out_mask
 from sfm.pipeline.selection import UNUSED_LABEL, select_listed_samples
 from sfm.pipeline.sources import Source, open_source
 from sfm.stats_store.store import Entry
@@ -124,7 +124,7 @@ def select_training_rows(config: ExtractConfig, source: Source, role: Role) -> n
     used = labels != UNUSED_LABEL
     if role == "tuning":
         assert config.tune_fraction is not None
-        used &= ~draw_held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
+        used &= ~draw_held_out_mask(labels, selection.class_ids, config.tune_fraction, config.seed)
     return np.flatnonzero(used)
 
 

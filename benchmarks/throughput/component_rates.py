@@ -26,7 +26,7 @@ from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.runtime import (
     BATCH_IMAGES,
     ExtractionRuntime,
-    choose_batch_size,
+    choose_forward_batch_size,
     count_cores,
     optimize_for_inference,
 )
@@ -165,7 +165,7 @@ def measure_forward_rates(backbone: Backbone, images: int) -> list[float]:
     if device.type == "cpu":
         settings = [
             (1, torch.get_num_threads(), PLAIN_BATCH),
-            (count_cores(), 1, choose_batch_size(backbone)),
+            (count_cores(), 1, choose_forward_batch_size(backbone)),
         ]
     for threads, torch_threads, batch in settings:
         pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)

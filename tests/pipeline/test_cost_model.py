@@ -7,7 +7,7 @@ import torch
 
 from sfm.pipeline.cost_model import (
     StatisticsProgress,
-    estimate_statistics_cost,
+    estimate_statistics_operations,
     measure_operations_per_second,
 )
 from sfm.pipeline.dry_run import estimate_extraction
@@ -16,12 +16,12 @@ from sfm.pipeline.extract_config import ExtractConfig
 
 
 def test_more_of_anything_takes_longer():
-    least = estimate_statistics_cost(10, 64, 1000, 1, (5,)).total
+    least = estimate_statistics_operations(10, 64, 1000, 1, (5,)).total
     for more in ((20, 64, 1000, 1, (5,)), (10, 128, 1000, 1, (5,)), (10, 64, 9000, 1, (5,))):
-        assert estimate_statistics_cost(*more).total > least
-    assert estimate_statistics_cost(10, 64, 1000, 3, (5,)).total > least
-    assert estimate_statistics_cost(10, 64, 1000, 1, (5, 10)).total > least
-    assert estimate_statistics_cost(10, 64, 1000, 1, ()).centres == 0
+        assert estimate_statistics_operations(*more).total > least
+    assert estimate_statistics_operations(10, 64, 1000, 3, (5,)).total > least
+    assert estimate_statistics_operations(10, 64, 1000, 1, (5, 10)).total > least
+    assert estimate_statistics_operations(10, 64, 1000, 1, ()).centres == 0
 
 
 def test_the_speed_of_this_machine_is_tried():
@@ -30,7 +30,7 @@ def test_the_speed_of_this_machine_is_tried():
 
 def test_a_meter_tells_whole_percents_once_and_never_runs_past_a_phase():
     events = []
-    cost = estimate_statistics_cost(2, 2000, 5000, 1, (5,))
+    cost = estimate_statistics_operations(2, 2000, 5000, 1, (5,))
     meter = StatisticsProgress(lambda event: events.append((event.done, event.figures)), "statistics", cost)
     meter.report()
     meter.advance(cost.total, cost.moments)

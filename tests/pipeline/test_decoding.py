@@ -329,7 +329,7 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
     with extraction_runtime(source, "cuda", 1) as runtime:
         list(stage_tasks(source, tasks, backbones, whole, PassOptions(), runtime))
         steps = stage_tasks(source, tasks, backbones, cut, PassOptions(), runtime)
-        while not next(steps).partitions:
+        while not next(steps).completed_partitions:
             pass
         os.kill(list_decoding_processes()[0].pid, signal.SIGKILL)
         with pytest.raises(IncompleteExtractionError, match="a process that decodes images died"):
@@ -383,17 +383,19 @@ def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_pat
     )
     tasks = [PartitionTask("train", number, np.arange(50) + 50 * number) for number in range(3)]
     try:
-        assert dask_worker.stage_task(worker_config, tasks[0]).images == 50
+        assert dask_worker.stage_task(worker_config, tasks[0]).image_count == 50
         for each in list_decoding_processes():
             os.kill(each.pid, signal.SIGKILL)
         with pytest.raises(IncompleteExtractionError):
             dask_worker.stage_task(worker_config, tasks[1])
-        assert dask_worker.stage_task(worker_config, tasks[1]).images == 50
+        assert dask_worker.stage_task(worker_config, tasks[1]).image_count == 50
         # A config that cannot be opened does not leave the one before without its processes.
         with pytest.raises(InputError, match="other weights"):
-            dask_worker.stage_task(replace(worker_config, backbones=(("lite0", "another"),)), tasks[2])
+            dask_worker.stage_task(
+                replace(worker_config, backbone_specs_and_hashes=(("lite0", "another"),)), tasks[2]
+            )
         assert list_decoding_processes() == []
-        assert dask_worker.stage_task(worker_config, tasks[2]).images == 50
+        assert dask_worker.stage_task(worker_config, tasks[2]).image_count == 50
     finally:
         dask_worker.release_worker()
     assert list_decoding_processes() == []

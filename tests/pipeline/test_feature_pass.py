@@ -26,11 +26,11 @@ from sfm.pipeline.flow_agreement import compute_flow_cosine
 from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.runtime import (
     ExtractionRuntime,
-    choose_batch_size,
+    choose_forward_batch_size,
     compute_pixel_features,
     extraction_runtime,
     optimize_for_inference,
-    pad_to_power_of_two,
+    pad_batch_to_power_of_two,
 )
 from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
@@ -231,7 +231,7 @@ def stage_source(root: Path, source: Source, runtime: ExtractionRuntime) -> dict
     steps = stage_tasks(
         source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), runtime
     )
-    assert sum(step.images for step in steps) == 400
+    assert sum(step.image_count for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
 
@@ -308,7 +308,7 @@ def test_features_are_quicker_and_to_rounding_those_of_the_backbone(size):
 @pytest.mark.parametrize(("count", "whole"), [(1, 1), (5, 8), (8, 8), (77, 128)])
 def test_a_batch_for_a_gpu_has_one_of_few_sizes(count, whole):
     images = torch.rand(count, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    found = pad_to_power_of_two(images)
+    found = pad_batch_to_power_of_two(images)
     assert found.shape == (whole, 3, 4, 5)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found[:count], images)
@@ -317,14 +317,14 @@ def test_a_batch_for_a_gpu_has_one_of_few_sizes(count, whole):
 
 def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
     small, large = (load_backbone("lite0", image_size=size, device="cpu") for size in (32, 160))
-    assert choose_batch_size(small) > choose_batch_size(large)
+    assert choose_forward_batch_size(small) > choose_forward_batch_size(large)
     pixels = np.random.default_rng(0).integers(
-        256, size=(choose_batch_size(large) + 3, 160, 160, 3), dtype=np.uint8
+        256, size=(choose_forward_batch_size(large) + 3, 160, 160, 3), dtype=np.uint8
     )
     seen = []
     large.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     found = compute_pixel_features(large, pixels)
-    assert seen == [choose_batch_size(large), 3]
+    assert seen == [choose_forward_batch_size(large), 3]
     alone = np.concatenate([compute_pixel_features(large, image[None]) for image in pixels])
     np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
 

@@ -12,7 +12,7 @@ from sfm.pipeline import feature_pass
 from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.file_counts import describe_file_counts, make_file_counts
+from sfm.pipeline.file_counts import describe_file_counts, make_bounded_file_counts
 from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.store import open_store
 
@@ -140,7 +140,7 @@ def test_the_line_names_kinds_the_most_frequent_first():
 def test_kinds_can_be_written_and_read_whatever_files_are_called():
     """Names of files are any bytes, and their ends may be numbers."""
     unused = {".x\udce9\n": 9, "in " + "a" * 200 + "/": 8} | {f".{i:03d}": 1 for i in range(100)}
-    counts = make_file_counts(5, unused)
+    counts = make_bounded_file_counts(5, unused)
     assert FileCounts.model_validate_json(counts.model_dump_json()) == counts
     assert counts.found == 5 + 9 + 8 + 100
     assert counts.unused[r".x\xe9\n"] == 9

@@ -10,8 +10,8 @@ from sfm.pipeline import feature_scaling, logistic
 from sfm.pipeline import linear_classifier as module
 from sfm.pipeline.block_moments import accumulate_moments, compute_moments
 from sfm.pipeline.feature_scaling import compute_feature_scaling, convert_to_raw_features, standardise_rows
-from sfm.pipeline.folds import make_folds, mark_fold, mark_per_class
-from sfm.pipeline.linear_classifier import LinearClassifier, measure_accuracies, train_classifier
+from sfm.pipeline.folds import make_validation_masks, mark_evenly_per_class, mark_fold_samples
+from sfm.pipeline.linear_classifier import LinearClassifier, measure_top1_and_top5, train_classifier
 from sfm.pipeline.logistic import LogisticFit, compute_loss_and_gradient, fit_logistic
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging
@@ -46,7 +46,7 @@ def test_the_optimum_is_that_of_scikit_learn(toy):
     spread = compute_feature_scaling(moments)
     zero = LogisticFit(torch.zeros(5, 12, dtype=torch.float64), torch.zeros(5, dtype=torch.float64), 0, False)
     ours = fit_logistic(
-        standardise_rows([train], 600, spread, CPU), 600, spread, 0.01, zero, CPU, tolerance=1e-4
+        standardise_rows([train], 600, spread, CPU), 600, spread, 0.01, zero, CPU, gradient_tolerance=1e-4
     )
     assert ours.converged
     rows = (features[:600].astype(np.float64) - spread.mean.numpy()) / spread.std.numpy()
@@ -64,7 +64,7 @@ def test_no_bit_of_a_classifier_depends_on_the_number_of_threads(tmp_path):
     for threads in (1, 2, 3, 4):
         with limit_cpu_threads(threads):
             moments = accumulate_moments(train, 40, 130)
-            trained = train_classifier(train, moments, CPU, path=(1e-1, 1e-2))
+            trained = train_classifier(train, moments, CPU, l2_path=(1e-1, 1e-2))
         found.add(b"".join(a.tobytes() for a in (moments.within_scatter, trained.weight, trained.bias)))
     assert len(found) == 1
 
@@ -143,7 +143,7 @@ def test_of_many_samples_some_choose_the_penalty_and_all_are_fitted(toy, monkeyp
     choices = np.array(module.L2_PATH) * 300 / 540
     assert np.isclose(by_half.l2, choices, rtol=0.1).any()
     held = [(features[600:], labels[600:])]
-    assert measure_accuracies(held, by_half)[0] >= measure_accuracies(held, by_all)[0] - 0.02
+    assert measure_top1_and_top5(held, by_half)[0] >= measure_top1_and_top5(held, by_all)[0] - 0.02
 
 
 def test_views_equal_to_their_images_change_nothing(toy):
@@ -202,7 +202,9 @@ def test_accuracies_count_as_the_definition_does():
     order = np.argsort(-features, axis=1)
     top1 = np.mean(order[:, 0] == labels)
     top5 = np.mean([label in row[:5] for label, row in zip(labels, order, strict=True)])
-    assert measure_accuracies([(features[:20], labels[:20]), (features[20:], labels[20:])], Identity()) == (
+    assert measure_top1_and_top5(
+        [(features[:20], labels[:20]), (features[20:], labels[20:])], Identity()
+    ) == (
         top1,
         top5,
     )
@@ -210,7 +212,7 @@ def test_accuracies_count_as_the_definition_does():
 
 def test_folds_divide_every_class_but_never_hold_out_its_only_sample():
     labels = np.array([0] * 25 + [1] * 3 + [2] + [0] * 5, dtype=np.int32)
-    folds = [mark_fold(labels, fold, 10) for fold in range(10)]
+    folds = [mark_fold_samples(labels, fold, 10) for fold in range(10)]
     assert np.sum(folds, axis=0).tolist() == [1] * 28 + [0] + [1] * 5
     assert [int((fold & (labels == 1)).sum()) for fold in folds] == [1] * 3 + [0] * 7
     assert np.flatnonzero(folds[0]).tolist() == [9, 19, 27, 33]
@@ -221,13 +223,15 @@ def test_folds_divide_every_class_but_never_hold_out_its_only_sample():
 )
 def test_few_samples_are_validated_on_in_several_folds_and_many_in_one(per_class, folds, validating):
     labels = np.arange(5 * per_class, dtype=np.int32) % 5
-    found = make_folds(labels, module.VALIDATION_FOLDS, module.MIN_VALIDATION_ROWS, module.MAX_FOLDS)
+    found = make_validation_masks(
+        labels, module.VALIDATION_FOLDS, module.MIN_VALIDATION_ROWS, module.MAX_FOLDS
+    )
     assert (len(found), sum(int(fold.sum()) for fold in found)) == (folds, validating)
 
 
 def test_the_samples_that_choose_are_balanced_and_spread_over_the_order():
     labels = np.array([0] * 8 + [1] * 3 + [2] + [0] * 4, dtype=np.int32)
-    marked = mark_per_class(labels, 4)
+    marked = mark_evenly_per_class(labels, 4)
     assert np.bincount(labels[marked]).tolist() == [4, 3, 1]
     assert np.flatnonzero(marked & (labels == 0)).tolist() == [2, 5, 12, 15]
 
@@ -260,8 +264,8 @@ def test_of_few_samples_the_classifier_does_not_lose_to_the_class_mean(tmp_path,
         assert classifier.common_scale
         assert "one scale for all features" in classifier.solver
         # One sample per class: nothing is left to validate on, and nothing is drawn to the class means.
-        assert classifier.towards_means == (per_class > 1)
-        found.append(measure_accuracies(held, classifier)[0])
+        assert classifier.shrinks_to_class_means == (per_class > 1)
+        found.append(measure_top1_and_top5(held, classifier)[0])
         mean = moments.mean.astype(np.float32)
         nearest.append(compute_top1_top5_accuracies(held, mean, -np.square(mean).sum(axis=1) / 2)[0])
     assert np.mean(found) >= np.mean(nearest) - 0.02
@@ -276,8 +280,8 @@ def test_badly_scaled_features_are_standardised_even_of_few_samples(tmp_path):
     train = stage_partition(tmp_path, features.astype(np.float32), labels)
     classifier = train_classifier(train, compute_moments(features.astype(np.float32), labels, 4), CPU)
     assert not classifier.common_scale
-    assert not classifier.towards_means
-    assert measure_accuracies(train, classifier)[0] > 0.9
+    assert not classifier.shrinks_to_class_means
+    assert measure_top1_and_top5(train, classifier)[0] > 0.9
 
 
 def make_low_rank_features(rng, shape):
@@ -308,7 +312,7 @@ def test_features_of_any_rank_give_a_classifier_and_centres(tmp_path, kind, per_
     classifier = train_classifier(train, moments, CPU)
     assert np.isfinite(classifier.weight).all()
     assert np.isfinite(classifier.bias).all()
-    assert 0 <= measure_accuracies(train, classifier)[0] <= 1
+    assert 0 <= measure_top1_and_top5(train, classifier)[0] <= 1
     discriminant = fit_linear_discriminant(moments)
     assert np.isfinite(discriminant.weight).all()
     assert np.isfinite(discriminant.bias).all()
@@ -328,7 +332,9 @@ def test_axes_that_no_driver_finds_make_the_search_slower_and_not_another(toy, m
     monkeypatch.setattr(feature_scaling, "eigendecompose_symmetric", fail)
     plain, zero = compute_feature_scaling(moments), logistic.make_zero_fit(5, 12)
     rows = standardise_rows([train], 600, spread, CPU)
-    first, second = (fit_logistic(rows, 600, s, 0.1, zero, CPU, tolerance=1e-4) for s in (spread, plain))
+    first, second = (
+        fit_logistic(rows, 600, s, 0.1, zero, CPU, gradient_tolerance=1e-4) for s in (spread, plain)
+    )
     assert first.converged
     assert second.converged
     torch.testing.assert_close(first.weight, second.weight, atol=1e-3, rtol=0)
@@ -337,10 +343,10 @@ def test_axes_that_no_driver_finds_make_the_search_slower_and_not_another(toy, m
 def test_a_classifier_that_says_the_same_of_every_class_is_never_right():
     features, labels = np.zeros((30, 4), np.float32), np.arange(30, dtype=np.int32) % 10
     same = LinearClassifier(np.ones((10, 4), np.float32), np.zeros(10, np.float32), 1.0, 1, True)
-    assert measure_accuracies([(features, labels)], same) == (0.0, 0.0)
+    assert measure_top1_and_top5([(features, labels)], same) == (0.0, 0.0)
 
 
 def test_accuracies_of_no_samples_are_not_defined():
-    assert measure_accuracies(
+    assert measure_top1_and_top5(
         [], LinearClassifier(np.eye(8, dtype=np.float32), np.zeros(8, np.float32), 1.0, 1, True)
     ) == (None, None)

@@ -12,7 +12,7 @@ from peak_memory import peak_memory
 from sfm.deletion import LinkError
 from sfm.errors import InputError
 from sfm.pipeline.partition_tasks import PartitionTask
-from sfm.pipeline.row_files import has_valid_rows, read_rows
+from sfm.pipeline.row_files import has_finite_rows, read_rows
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging, open_staging
 from sfm.pipeline.task_results import TaskResult
@@ -111,10 +111,10 @@ def make_npy_header(shape: str, dtype: str = "<f4") -> bytes:
 def test_rows_that_are_not_what_they_should_be_do_not_count(tmp_path, content):
     (tmp_path / "rows.npy").write_bytes(content)
     with peak_memory() as growth:
-        assert not has_valid_rows(tmp_path / "rows.npy", np.float32, 3, (2,))
+        assert not has_finite_rows(tmp_path / "rows.npy", np.float32, 3, (2,))
     assert growth[0] < 2**24
     (tmp_path / "sound.npy").write_bytes(make_npy_header("(3, 2)") + np.arange(6, dtype=np.float32).tobytes())
-    assert has_valid_rows(tmp_path / "sound.npy", np.float32, 3, (2,))
+    assert has_finite_rows(tmp_path / "sound.npy", np.float32, 3, (2,))
 
 
 def test_rows_that_are_gone_or_never_end_are_one_line(tmp_path):
