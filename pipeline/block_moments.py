@@ -1,12 +1,16 @@
 """Sufficient statistics of features, computed block by block."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
-from collections.abc import Iterable
+
 from sfm.stats_store.class_moments import ClassMoments, make_empty_moments, merge_moments
 
 
-def compute_moments(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], class_count: int) -> ClassMoments:
+def compute_moments(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], class_count: int
+) -> ClassMoments:
     """Compute the moments of a block of samples in two passes over it, in float64.
 
     Parameters
@@ -31,7 +35,11 @@ def compute_moments(features: npt.NDArray[np.float32], labels: npt.NDArray[np.in
     return result
 
 
-def accumulate_moments(blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], class_count: int, feature_count: int) -> ClassMoments:
+def accumulate_moments(
+    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]],
+    class_count: int,
+    feature_count: int,
+) -> ClassMoments:
     """Merge the moments of blocks of (features, labels), in their order."""
     total = make_empty_moments(class_count, feature_count)
     for rows, labels in blocks:

@@ -3,15 +3,18 @@
 This module works in the calling thread; `sfm.pipeline.decoding_processes` has processes do it.
 """
 
-import numpy as np
-import numpy.typing as npt
 import struct
 import time
 import zlib
-from PIL import Image
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import draw_crops
 from sfm.backbones.preprocessing import crop_image_views, resize_and_crop_image
@@ -23,8 +26,6 @@ from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.task_results import IMAGE_MARKS, SkippedSample
 from sfm.random_streams import make_rng
 from sfm.text import summarize_error
-from typing import Literal
-
 
 VIEW_STREAM = 5
 """Key of the random streams that views are drawn from."""
@@ -35,7 +36,18 @@ BATCH_READER_THREADS = 2
 MAX_REASON_CHARACTERS = 300
 """Length of an image library's error message that is kept."""
 
-DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error, zlib.error)
+DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+)
 """Errors that image libraries raise on bytes that are no image."""
 
 SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
@@ -104,7 +116,12 @@ BatchDecoder = Callable[[SampleBatch, DecodingOptions], AbstractContextManager[D
 """Decodes a batch; its pixels are valid within the context only."""
 
 
-def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], options: DecodingOptions, pixel_arrays_to_fill: PixelArrays | None = None) -> DecodedBatch:
+def decode_batch(
+    batch: SampleBatch,
+    decode: Callable[[bytes], Image.Image],
+    options: DecodingOptions,
+    pixel_arrays_to_fill: PixelArrays | None = None,
+) -> DecodedBatch:
     """Decode and crop the samples of a batch in this thread.
 
     Parameters
@@ -123,7 +140,9 @@ def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], opt
         If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
     """
     if pixel_arrays_to_fill is None:
-        pixel_arrays_to_fill = split_into_pixel_arrays(np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch))
+        pixel_arrays_to_fill = split_into_pixel_arrays(
+            np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch)
+        )
     decoded: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
     skipped: list[SkippedSample] = []
@@ -147,7 +166,10 @@ def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], opt
         except DECODING_ERRORS as error:
             reason = summarize_error(error)[:MAX_REASON_CHARACTERS]
             if options.on_error == "fail":
-                raise InputError(f"cannot decode {sample.location}: {reason}; repair or remove it, or leave out what " f"cannot be decoded with --on-error skip") from error
+                raise InputError(
+                    f"cannot decode {sample.location}: {reason}; repair or remove it, or leave out what "
+                    f"cannot be decoded with --on-error skip"
+                ) from error
             skipped.append(SkippedSample(index, sample.location, reason))
         seconds += time.perf_counter() - began
     return DecodedBatch(
@@ -157,7 +179,9 @@ def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], opt
         sizes=[size for _, _, _, size in decoded],
         skipped=skipped,
         seconds=seconds,
-        pixels={preprocessing: rows[:, : len(decoded)] for preprocessing, rows in pixel_arrays_to_fill.items()},
+        pixels={
+            preprocessing: rows[:, : len(decoded)] for preprocessing, rows in pixel_arrays_to_fill.items()
+        },
         marked=marked,
     )
 
@@ -171,7 +195,9 @@ def merge_marked_samples(marked_samples: Iterable[dict[str, dict[int, str]]]) ->
     return merged
 
 
-def render_views(image: Image.Image, image_digest: bytes, preprocessing: Preprocessing, view_count: int, seed: int) -> npt.NDArray[np.uint8]:
+def render_views(
+    image: Image.Image, image_digest: bytes, preprocessing: Preprocessing, view_count: int, seed: int
+) -> npt.NDArray[np.uint8]:
     """Return augmented views of an image as input of a backbone: shape (views, y, x, channel).
 
     Their crops depend on the image's digest and the seed alone.
@@ -187,7 +213,9 @@ def count_pixel_bytes(options: DecodingOptions, image_count: int) -> int:
     return (1 + options.views) * image_count * sum(3 * p.input_size**2 for p in options.preprocessings)
 
 
-def split_into_pixel_arrays(buffer: npt.NDArray[np.uint8], options: DecodingOptions, image_count: int) -> PixelArrays:
+def split_into_pixel_arrays(
+    buffer: npt.NDArray[np.uint8], options: DecodingOptions, image_count: int
+) -> PixelArrays:
     """Return the pixel arrays of a number of images, laid out one after the other in a buffer.
 
     Each has the shape (1 + views, images, y, x, channel).

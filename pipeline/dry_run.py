@@ -1,12 +1,15 @@
 """The dry run of an extraction: what it would do, with time and space estimated from a few images."""
 
 import itertools
-import numpy as np
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.determinism import tf32_disabled
@@ -19,15 +22,19 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.file_counts import count_files, make_bounded_file_counts
 from sfm.pipeline.hold_out import count_held_out, open_extraction_source
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
-from sfm.pipeline.runtime import BATCH_IMAGES, count_cores, extraction_runtime, one_torch_thread, optimize_for_inference
+from sfm.pipeline.runtime import (
+    BATCH_IMAGES,
+    count_cores,
+    extraction_runtime,
+    one_torch_thread,
+    optimize_for_inference,
+)
 from sfm.pipeline.selection import SampleSelection, select_listed_samples
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample
 from sfm.pipeline.task_results import IMAGE_MARKS
 from sfm.stats_store.cards import FileCounts
-from typing import Any
-
 
 PROBE_SHARE = 0.01
 MIN_PROBE_IMAGES, MAX_PROBE_IMAGES = 96, 384
@@ -122,7 +129,9 @@ class ProbeResult:
     mark_counts: dict[str, int]
 
 
-def estimate_extraction(config: ExtractConfig, progress: ProgressCallback = no_progress) -> ExtractionEstimate:
+def estimate_extraction(
+    config: ExtractConfig, progress: ProgressCallback = no_progress
+) -> ExtractionEstimate:
     """Open source and backbones, extract a few images, and estimate the whole; nothing is written.
 
     Raises
@@ -134,7 +143,16 @@ def estimate_extraction(config: ExtractConfig, progress: ProgressCallback = no_p
     """
     source = open_extraction_source(config)
     selection = select_listed_samples(config, source)
-    backbones = [load_backbone(spec, image_size=config.image_size, device=config.device, fold_norms=config.execution != "eager", progress=progress) for spec in dict.fromkeys(config.backbone)]
+    backbones = [
+        load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.execution != "eager",
+            progress=progress,
+        )
+        for spec in dict.fromkeys(config.backbone)
+    ]
     tasks = make_tasks(source, selection)
     samples, classes_met = count_samples_by_split(source, selection, progress)
     total = sum(samples.values())
@@ -147,9 +165,15 @@ def estimate_extraction(config: ExtractConfig, progress: ProgressCallback = no_p
     classes = None if source.class_ids is None else len(source.class_ids)
     if selection is not None:
         classes = len(selection.class_ids)
-    estimates = [BackboneEstimate(b.card.spec, b.card.hash, b.card.preprocessing.input_size, b.card.features) for b in backbones]
+    estimates = [
+        BackboneEstimate(b.card.spec, b.card.hash, b.card.preprocessing.input_size, b.card.features)
+        for b in backbones
+    ]
     features = sum(estimate.features for estimate in estimates)
-    entry_bytes = [estimate_entry_bytes(config, e.features, e.image_size, classes or classes_met, samples) for e in estimates]
+    entry_bytes = [
+        estimate_entry_bytes(config, e.features, e.image_size, classes or classes_met, samples)
+        for e in estimates
+    ]
     return ExtractionEstimate(
         **probe.mark_counts,
         source=source.spec,
@@ -167,12 +191,16 @@ def estimate_extraction(config: ExtractConfig, progress: ProgressCallback = no_p
         store_bytes=len(list_roles(config)) * sum(entry_bytes),
         files=files.model_dump(),
         notes=source.inventory.notes,
-        statistics_seconds=estimate_statistics_seconds(config, backbones, classes or classes_met, samples["train"]),
+        statistics_seconds=estimate_statistics_seconds(
+            config, backbones, classes or classes_met, samples["train"]
+        ),
         classes_met=classes_met,
     )
 
 
-def estimate_statistics_seconds(config: ExtractConfig, backbones: Sequence[Backbone], class_count: int | None, training_sample_count: int) -> float | None:
+def estimate_statistics_seconds(
+    config: ExtractConfig, backbones: Sequence[Backbone], class_count: int | None, training_sample_count: int
+) -> float | None:
     """Estimate the seconds that the statistics of all entries take after the pass, on this machine."""
     if not class_count:
         return None
@@ -182,13 +210,21 @@ def estimate_statistics_seconds(config: ExtractConfig, backbones: Sequence[Backb
         with limit_cpu_threads(config.threads):
             rate = measure_operations_per_second(class_count, features, backbone.device)
         for role in list_roles(config):
-            rows = round(training_sample_count * (1 - (config.tune_fraction or 0.0))) if role == "tuning" else training_sample_count
-            cost = estimate_statistics_operations(class_count, features, rows, 1 + config.views, config.sub_classes)
+            rows = (
+                round(training_sample_count * (1 - (config.tune_fraction or 0.0)))
+                if role == "tuning"
+                else training_sample_count
+            )
+            cost = estimate_statistics_operations(
+                class_count, features, rows, 1 + config.views, config.sub_classes
+            )
             seconds += cost.total / rate
     return seconds
 
 
-def count_samples_by_split(source: Source, selection: SampleSelection | None, progress: ProgressCallback) -> tuple[dict[str, int], int]:
+def count_samples_by_split(
+    source: Source, selection: SampleSelection | None, progress: ProgressCallback
+) -> tuple[dict[str, int], int]:
     """Return the number of samples by split, and the number of classes that counting met.
 
     Where labels are not known, the samples of the first shard are counted, times the number of shards.
@@ -207,7 +243,9 @@ def count_samples_by_split(source: Source, selection: SampleSelection | None, pr
     return counts, len(classes)
 
 
-def count_samples_after_hold_out(selection: SampleSelection | None, sample_counts: dict[str, int], held_out_fraction: float) -> dict[str, int]:
+def count_samples_after_hold_out(
+    selection: SampleSelection | None, sample_counts: dict[str, int], held_out_fraction: float
+) -> dict[str, int]:
     """Return the number of samples by split once a share of the training split is held out."""
     held_out = round(held_out_fraction * sample_counts["train"])
     if selection is not None:
@@ -216,7 +254,9 @@ def count_samples_after_hold_out(selection: SampleSelection | None, sample_count
     return {"train": sample_counts["train"] - held_out, "test": held_out}
 
 
-def count_files_before_pass(source: Source, selection: SampleSelection | None, used_sample_count: int) -> FileCounts:
+def count_files_before_pass(
+    source: Source, selection: SampleSelection | None, used_sample_count: int
+) -> FileCounts:
     """Return the used and unused files of a source as far as they are known before the pass.
 
     Where labels are not known, the files in the first shard of a split are multiplied by the number of
@@ -244,14 +284,27 @@ def read_probe_samples(source: Source, tasks: Sequence[PartitionTask], max_sampl
         yield from prefetch_samples(itertools.islice(itertools.chain.from_iterable(streams), max_samples))
 
 
-def probe_images(source: Source, tasks: Sequence[PartitionTask], backbones: Sequence[Backbone], config: ExtractConfig, total_image_count: int) -> ProbeResult:
+def probe_images(
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Sequence[Backbone],
+    config: ExtractConfig,
+    total_image_count: int,
+) -> ProbeResult:
     """Decode a few images and compute their features as the pass does, and time it."""
     backbones = optimize_for_inference(backbones, config.precision, config.execution)
     device = backbones[0].device.type
-    options = PassOptions(None, "skip", config.precision, config.views, config.seed, source.rendering, config.execution)
+    options = PassOptions(
+        None, "skip", config.precision, config.views, config.seed, source.rendering, config.execution
+    )
     max_samples = min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, round(PROBE_SHARE * total_image_count)))
     samples = list(enumerate(read_probe_samples(source, tasks, max_samples)))
-    with one_torch_thread(), tf32_disabled(), extraction_runtime(source, device, config.threads or count_cores()) as runtime, ThreadPoolExecutor(runtime.threads) as pool:
+    with (
+        one_torch_thread(),
+        tf32_disabled(),
+        extraction_runtime(source, device, config.threads or count_cores()) as runtime,
+        ThreadPoolExecutor(runtime.threads) as pool,
+    ):
         size = min(BATCH_IMAGES[device], max(1, len(samples) // runtime.threads))
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         # Not timed: a first batch of another size takes a GPU a second or more.
@@ -266,12 +319,25 @@ def probe_images(source: Source, tasks: Sequence[PartitionTask], backbones: Sequ
         results = list(pool.map(compute_features, batches))
         images_per_second = sum(map(len, batches)) / (time.perf_counter() - began)
         results += [compute_features(last_batch)] if last_batch else []
-    return ProbeResult(len(samples), sum(len(result.skipped) for result in results), images_per_second, {mark: sum(len(result.marked.get(mark, ())) for result in results) for mark in IMAGE_MARKS})
+    return ProbeResult(
+        len(samples),
+        sum(len(result.skipped) for result in results),
+        images_per_second,
+        {mark: sum(len(result.marked.get(mark, ())) for result in results) for mark in IMAGE_MARKS},
+    )
 
 
-def estimate_entry_bytes(config: ExtractConfig, feature_count: int, image_size: int, class_count: int, sample_counts: dict[str, int]) -> int:
+def estimate_entry_bytes(
+    config: ExtractConfig,
+    feature_count: int,
+    image_size: int,
+    class_count: int,
+    sample_counts: dict[str, int],
+) -> int:
     """Return the size of an entry's arrays: features in two bytes, everything else as in the schema."""
-    class_bytes = feature_count * (8 + 8 + 4) + sum(k * (4 * feature_count + 8) for k in config.sub_classes) + 12
+    class_bytes = (
+        feature_count * (8 + 8 + 4) + sum(k * (4 * feature_count + 8) for k in config.sub_classes) + 12
+    )
     size = class_count * class_bytes + 8 * feature_count * feature_count
     size += 0 if config.no_held_out else sample_counts["test"] * (2 * feature_count + 4)
     size += sample_counts["train"] * (2 * feature_count + 4) if config.keep_train_features else 0
