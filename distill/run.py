@@ -42,7 +42,7 @@ from sfm.distill.worker_processes import spawn_workers
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.locking import lock_folder
-from sfm.paths import is_clutter
+from sfm.paths import is_hidden_or_system_file
 from sfm.text import escape_non_utf8_values
 
 
@@ -279,7 +279,7 @@ def find_resumable_run(out: Path, resume: bool) -> tuple[Path, RunCheckpoint] | 
 def holds_files(folder: Path) -> bool:
     """Say whether there is a file below a folder, except clutter, or too many folders to search."""
     try:
-        return any(path.is_file() and not is_clutter(path.name) for path in folder.rglob("*"))
+        return any(path.is_file() and not is_hidden_or_system_file(path.name) for path in folder.rglob("*"))
     except RecursionError:
         return True
 

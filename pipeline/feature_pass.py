@@ -18,7 +18,7 @@ from sfm.pipeline.decoding import SampleBatch, merge_marks
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, one_torch_thread
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.class_labels import require_consistent_labels
+from sfm.pipeline.sources.class_labels import require_one_spelling_per_class
 from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_QUEUED_BYTES
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import Staging
@@ -263,7 +263,7 @@ def save_task(
     InputError
         If its samples are not those of an earlier pass, or a class is spelled in two ways.
     """
-    require_consistent_labels(source.spec, labels)
+    require_one_spelling_per_class(source.spec, labels)
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in batches)])
     if staging.has_other_digests(task, digests):
         staging.delete_task(task)

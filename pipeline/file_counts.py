@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.pipeline.selection import UNUSED_LABEL, SampleSelection
-from sfm.pipeline.sources.inventory import format_counts
+from sfm.pipeline.sources.inventory import format_counts_by_kind
 from sfm.stats_store.cards import FileCounts
 from sfm.text import sanitize_line
 
@@ -70,5 +70,5 @@ def describe_file_counts(files: FileCounts) -> str:
     """Return one line with the files found, used, and not used, by kind."""
     line = f"{files.found:,} files found, {files.used:,} used"
     if files.unused:
-        line += f", {sum(files.unused.values()):,} not used: {format_counts(files.unused)}"
+        line += f", {sum(files.unused.values()):,} not used: {format_counts_by_kind(files.unused)}"
     return line

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from sfm.atomic import atomic_open
 from sfm.deletion import delete_below
 from sfm.errors import InputError
-from sfm.locking import acquire_lock
+from sfm.locking import acquire_file_lock
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.row_files import has_valid_rows, read_rows, write_rows
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
@@ -200,7 +200,7 @@ def lock_staging(file: Path) -> Iterator[bool]:
         yield False  # of another user
         return
     with staging_errors(file.parent):
-        lock = acquire_lock(file)
+        lock = acquire_file_lock(file)
     try:
         if lock is not None:
             copy_permissions(file, reference=file.parent)

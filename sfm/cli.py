@@ -28,7 +28,7 @@ from sfm.extraction_output import make_extraction_document, print_extraction
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.progress_display import show_progress
 from sfm.store_commands import store_app
-from sfm.tables import print_plan_table
+from sfm.tables import print_extraction_plan
 from sfm.terminal import configure_output, print_json, print_line, print_next_command
 
 app = StrictTyper(
@@ -98,7 +98,7 @@ def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json({"store": config.store, "plan": asdict(estimate)})
         return
-    print_plan_table(estimate)
+    print_extraction_plan(estimate)
     from sfm.pipeline.file_counts import describe_file_counts
     from sfm.stats_store.cards import FileCounts
 
@@ -155,7 +155,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         raise report_error(describe_partial_results(result_files), EXIT_INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in evaluations]
     cells = [cell.model_dump(mode="json") for cell in make_matrix(evaluations)]
-    accuracies.print_warnings(records)
+    accuracies.print_evaluation_warnings(records)
     if as_json:
         document = records[0] if len(records) == 1 else {"evaluations": records}
         print_json(document | {"matrix": cells})
@@ -163,7 +163,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         for record in records:
             accuracies.print_evaluation_accuracies(record)
         if len(records) > 1:
-            accuracies.print_matrix(cells)
+            accuracies.print_cross_backbone_matrix(cells)
     if unwritten:
         raise unwritten
     if as_json:
@@ -302,7 +302,7 @@ def run_quickstart_command(
     if as_json:
         print_json(record)
         return
-    accuracies.print_warnings([record["evaluation"]])
+    accuracies.print_evaluation_warnings([record["evaluation"]])
     accuracies.print_evaluation_accuracies(record["evaluation"])
     print_line(f"Ten distilled images: {record['preview']}")
     print_line(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")

@@ -121,14 +121,18 @@ def add_command(
         as_json, quiet = options.pop("json"), options.pop("quiet")
         file, trusted = options.pop("config"), options.pop("trust_config")
         with exit_on_error():
-            run_command(make_config(model, name, file, options, is_file_trusted=trusted), as_json, quiet)
+            run_command(
+                make_config_from_file_and_options(model, name, file, options, is_file_trusted=trusted),
+                as_json,
+                quiet,
+            )
 
     parameters = [
         *(make_field_parameter(field_name, field) for field_name, field in model.model_fields.items()),
-        make_parameter("config", ConfigOption, None),
-        make_parameter("trust_config", TrustConfigOption, False),
-        make_parameter("json", JsonOption, False),
-        make_parameter("quiet", QuietOption, False),
+        make_keyword_parameter("config", ConfigOption, None),
+        make_keyword_parameter("trust_config", TrustConfigOption, False),
+        make_keyword_parameter("json", JsonOption, False),
+        make_keyword_parameter("quiet", QuietOption, False),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -136,7 +140,7 @@ def add_command(
     app.command(name, help=summary, epilog=epilog, no_args_is_help=True)(command)
 
 
-def make_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def make_keyword_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
     """Return a keyword-only parameter for the signature of a command."""
     return inspect.Parameter(
         parameter_name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
@@ -156,7 +160,7 @@ def make_field_parameter(field_name: str, field: FieldInfo) -> inspect.Parameter
             show_default=format_default(field),
         )
     )
-    return make_parameter(field_name, Annotated[get_option_type(field.annotation), info], None)
+    return make_keyword_parameter(field_name, Annotated[get_option_type(field.annotation), info], None)
 
 
 def get_argument_metavar(field_name: str, field: FieldInfo) -> str | None:
@@ -202,7 +206,7 @@ def get_option_type(annotation: Any) -> Any:
     return annotation | None
 
 
-def make_config(
+def make_config_from_file_and_options(
     model: type[BaseModel],
     command_name: str,
     config_file: Path | None,
@@ -232,7 +236,9 @@ def make_config(
     file_values = read_config_file(config_file, command_name) if config_file else {}
     options = {name: value for name, value in options.items() if value not in (None, [])}
     if config_file and not is_file_trusted:
-        require_recipe_only(model, config_file, {n: v for n, v in file_values.items() if n not in options})
+        refuse_restricted_file_values(
+            model, config_file, {n: v for n, v in file_values.items() if n not in options}
+        )
     try:
         return model(**file_values | options)
     except ValidationError as error:
@@ -265,7 +271,9 @@ def read_config_file(file: Path, command_name: str) -> dict[str, Any]:
     return values
 
 
-def require_recipe_only(model: type[BaseModel], config_file: Path, file_values: dict[str, Any]) -> None:
+def refuse_restricted_file_values(
+    model: type[BaseModel], config_file: Path, file_values: dict[str, Any]
+) -> None:
     """Refuse values of a config file that name places, let data leave, or take much memory.
 
     Raises

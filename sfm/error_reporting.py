@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from sfm.errors import DamageError, InputError
-from sfm.interrupts import allow_keyboard_interrupt
+from sfm.interrupts import raise_interrupt_on_signal
 from sfm.terminal import print_line
 from sfm.text import sanitize_line
 
@@ -28,7 +28,7 @@ def report_error(message: str, exit_status: int) -> typer.Exit:
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """Turn exceptions into one line and an exit status: 2 bad input, 1 damage, 130 interrupted."""
-    allow_keyboard_interrupt()
+    raise_interrupt_on_signal()
     try:
         yield
     except InputError as error:

@@ -18,7 +18,7 @@ def install_signal_handlers() -> None:
         signal.signal(signal.SIGTERM, _handle_signal)
 
 
-def allow_keyboard_interrupt() -> None:
+def raise_interrupt_on_signal() -> None:
     """From now on raise KeyboardInterrupt on a signal, because the caller reports it."""
     global _interrupts_are_reported
     _interrupts_are_reported = True

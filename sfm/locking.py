@@ -70,7 +70,7 @@ def _remove_if_empty(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def acquire_lock(lock_path: Path) -> IO[str] | None:
+def acquire_file_lock(lock_path: Path) -> IO[str] | None:
     """Acquire the lock of a lock file, which is created if missing.
 
     Returns
@@ -84,7 +84,7 @@ def acquire_lock(lock_path: Path) -> IO[str] | None:
         with suppress(FileNotFoundError):
             lock_path.parent.mkdir(parents=True, exist_ok=True)
             lock = open_lock_file(lock_path)
-            if try_lock(lock, lock_path):
+            if lock_without_waiting(lock, lock_path):
                 return lock
             lock.close()
         if time.monotonic() > deadline:
@@ -123,7 +123,7 @@ def _open_without_links(file: Path, flags: int) -> int:
     raise InputError(f"{file} is not a file of its own, which cannot be a lock: delete it")
 
 
-def try_lock(lock_file_handle: IO[str], lock_path: Path) -> bool:
+def lock_without_waiting(lock_file_handle: IO[str], lock_path: Path) -> bool:
     """Lock an open lock file without waiting; return whether this process holds the lock."""
     try:
         fcntl.flock(lock_file_handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +140,7 @@ def try_lock(lock_file_handle: IO[str], lock_path: Path) -> bool:
 def _hold_lock(lock_path: Path, output_path: Path) -> Iterator[None]:
     """Hold the lock of an output and write the holder to the lock file, which is deleted at the end."""
     try:
-        lock = acquire_lock(lock_path)
+        lock = acquire_file_lock(lock_path)
     except OSError:
         yield
         return

@@ -10,7 +10,7 @@ import typer
 from sfm.backbones.execution.wait_policy import choose_wait_policy
 from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
 from sfm.error_reporting import exit_on_error, explain_interrupt, report_error
-from sfm.events import ProgressCallback, delay_progress
+from sfm.events import ProgressCallback, hide_progress_of_short_stages
 from sfm.progress_display import show_progress
 from sfm.tables import print_entry_table
 from sfm.terminal import print_json, print_line
@@ -40,16 +40,16 @@ PROGRESS_DELAY_SECONDS = 1.0
 def show_slow_progress(quiet: bool, interrupt_message: str) -> Iterator[ProgressCallback]:
     """Show the progress of slow stages; on an interrupt, end with the message `interrupt_message`."""
     with explain_interrupt(f": {interrupt_message}"), show_progress(quiet) as progress:
-        yield delay_progress(PROGRESS_DELAY_SECONDS, progress)
+        yield hide_progress_of_short_stages(PROGRESS_DELAY_SECONDS, progress)
 
 
-def format_examples(*lines: str) -> str:
+def format_help_examples(*lines: str) -> str:
     """Return the examples at the end of a command's help."""
     return "\n\n".join(["Examples:", *(f"  $ sfm store {line}" for line in lines)])
 
 
 @store_app.command(
-    "ls", no_args_is_help=True, epilog=format_examples("ls ./store", "ls s3://team/stats --json")
+    "ls", no_args_is_help=True, epilog=format_help_examples("ls ./store", "ls s3://team/stats --json")
 )
 def store_ls(url: StoreUrl, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """List the entries of a store."""
@@ -70,7 +70,7 @@ def store_ls(url: StoreUrl, as_json: JsonOption = False, quiet: QuietOption = Fa
 @store_app.command(
     "show",
     no_args_is_help=True,
-    epilog=format_examples(
+    epilog=format_help_examples(
         "show ./store fashion-mnist-6k --backbone lite0", "show s3://team/stats birds --history --json"
     ),
 )
@@ -126,7 +126,7 @@ def store_show(
 @store_app.command(
     "verify",
     no_args_is_help=True,
-    epilog=format_examples("verify ./store", "verify s3://team/stats --dataset birds --json"),
+    epilog=format_help_examples("verify ./store", "verify s3://team/stats --dataset birds --json"),
 )
 def store_verify(
     url: StoreUrl,
@@ -166,7 +166,7 @@ def store_verify(
 @store_app.command(
     "copy",
     no_args_is_help=True,
-    epilog=format_examples(
+    epilog=format_help_examples(
         "copy ./store s3://team/stats", "copy s3://team/stats ./mine --dataset birds --backbone lite0"
     ),
 )
@@ -232,7 +232,7 @@ def store_copy(
 @store_app.command(
     "merge",
     no_args_is_help=True,
-    epilog=format_examples(
+    epilog=format_help_examples(
         "merge ./union ./mine#birds s3://team/stats#birds --name all-birds",
         "merge ./store spring autumn --backbone lite0",
     ),
@@ -303,7 +303,9 @@ def store_merge(
 @store_app.command(
     "rm",
     no_args_is_help=True,
-    epilog=format_examples("rm ./store birds --backbone lite0", "rm s3://team/stats birds --all --dry-run"),
+    epilog=format_help_examples(
+        "rm ./store birds --backbone lite0", "rm s3://team/stats birds --all --dry-run"
+    ),
 )
 def store_rm(
     url: StoreUrl,
@@ -368,7 +370,9 @@ def store_rm(
 @store_app.command(
     "gc",
     no_args_is_help=True,
-    epilog=format_examples("gc ./store --dry-run", "gc ./store --older-than 30d", "gc s3://team/stats --now"),
+    epilog=format_help_examples(
+        "gc ./store --dry-run", "gc ./store --older-than 30d", "gc s3://team/stats --now"
+    ),
 )
 def store_gc(
     url: StoreUrl,
@@ -410,6 +414,6 @@ def store_gc(
                 }
             )
         else:
-            store_tables.print_collection(result, "Would be deleted" if dry_run else "Deleted")
+            store_tables.print_garbage_collection(result, "Would be deleted" if dry_run else "Deleted")
             for note in result.notes:
                 print_line(f"note: left alone, with all that may belong to it: {note}")

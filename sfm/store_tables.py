@@ -205,7 +205,7 @@ def make_garbage_document(garbage: Garbage) -> dict[str, Any]:
     }
 
 
-def print_collection(collection: CollectionResult, deleted_title: str) -> None:
+def print_garbage_collection(collection: CollectionResult, deleted_title: str) -> None:
     """Print tables of deleted and retained garbage; `deleted_title` is the title of the first."""
     now = datetime.datetime.now(datetime.UTC)
     for title, garbage_items in (
@@ -214,7 +214,7 @@ def print_collection(collection: CollectionResult, deleted_title: str) -> None:
     ):
         if garbage_items:
             rows = [
-                [g.path, g.reason, format_age(now - g.since), str(g.objects), format_size(g.size)]
+                [g.path, g.reason, format_hours_or_days(now - g.since), str(g.objects), format_size(g.size)]
                 for g in garbage_items
             ]
             columns = ["path", "why", "age", "objects", "size"]
@@ -239,7 +239,7 @@ def format_size(byte_count: int) -> str:
     raise AssertionError(byte_count)
 
 
-def format_age(duration: datetime.timedelta) -> str:
+def format_hours_or_days(duration: datetime.timedelta) -> str:
     """Return a duration in hours or days."""
     hours = max(duration.total_seconds(), 0) / 3600
     return f"{hours / 24:.1f} d" if hours >= 48 else f"{hours:.1f} h"

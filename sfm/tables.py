@@ -122,8 +122,8 @@ def print_accuracy_table(record: dict[str, Any]) -> None:
             IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
             row["backbone"],
             row["mode"],
-            format_over_seeds(row, "top1"),
-            format_over_seeds(row, "top5"),
+            format_mean_over_seeds(row, "top1"),
+            format_mean_over_seeds(row, "top5"),
             format_percent(row["recovered"]),
             str(row["seeds"]),
         ]
@@ -170,19 +170,19 @@ def print_matrix_table(evaluation_rows: Sequence[dict[str, Any]]) -> None:
         for run, distilled_on in runs:
             row = [cells_by_key.get((mode, run, backbone)) for backbone in backbones]
             accuracies = [
-                format_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in row
+                format_mean_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in row
             ]
             rows.append([mode, distilled_on, shorten_path(run), *accuracies])
     columns = ["trained", "distilled on", "run", *backbones]
     print_table("Top-1 %, by the backbone evaluated on", columns, rows, right_aligned_heads=set(backbones))
 
 
-def format_over_seeds(row: dict[str, Any], metric_name: str) -> str:
+def format_mean_over_seeds(row: dict[str, Any], metric_name: str) -> str:
     """Return the mean of a metric over seeds in percent, with its deviation if there are several."""
     return format_percent(row[f"{metric_name}_mean"], row[f"{metric_name}_std"] if row["seeds"] > 1 else None)
 
 
-def print_plan_table(plan: Any) -> None:
+def print_extraction_plan(plan: Any) -> None:
     """Print the plan of an extraction (a dry run)."""
     about = "" if plan.counted else "about "
     images = sum(plan.samples.values())

@@ -13,7 +13,7 @@ from typing import Literal
 
 from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.paths import is_clutter
+from sfm.paths import is_hidden_or_system_file
 from sfm.stats_store.cards import Commit
 from sfm.stats_store.commits import is_commit_path, parse_cards
 from sfm.stats_store.entry_history import CommitStatus, read_commit_statuses
@@ -259,7 +259,7 @@ def find_staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
     links = []
     for path in sorted((root / "staging").iterdir()):
         below = path.relative_to(root).as_posix()
-        if is_clutter(path.name):
+        if is_hidden_or_system_file(path.name):
             continue
         if path.is_symlink():
             links.append(below)

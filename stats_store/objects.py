@@ -15,9 +15,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore
 
 from sfm.constrained_types import RUN_ID_PATTERN
-from sfm.deletion import LinkError, delete_below
+from sfm.deletion import DeletionThroughLinkError, delete_below
 from sfm.errors import DamageError, InputError
-from sfm.paths import is_clutter
+from sfm.paths import is_hidden_or_system_file
 from sfm.stats_store.concurrency import call_interruptibly
 from sfm.stats_store.folder_walk import walk_store_files
 from sfm.stats_store.local_files import (
@@ -159,7 +159,7 @@ def is_empty_store(objects: ObjectStore) -> bool:
         return not any(
             found.is_file
             and not UNFINISHED_FILE_NAME.search(found.path)
-            and not any(map(is_clutter, found.path.split("/")))
+            and not any(map(is_hidden_or_system_file, found.path.split("/")))
             for found in walk_store_files(root, "", lambda _: None)
         )
     return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
@@ -311,7 +311,7 @@ def delete_run(objects: ObjectStore, run: str) -> None:
             pass
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in (root / prefix).iterdir():
-                with contextlib.suppress(LinkError):  # a link goes with its folder
+                with contextlib.suppress(DeletionThroughLinkError):  # a link goes with its folder
                     if path.name != CARDS_NAME:
                         delete_below(root, path.relative_to(root))
         delete_below(root, prefix)

@@ -19,7 +19,7 @@ import numpy as np
 from sfm.backbones.rendering import parse_background, parse_white
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.class_labels import ClassList, get_display_names, read_class_list
+from sfm.pipeline.sources.class_labels import ClassList, get_wordnet_display_names, read_class_list
 from sfm.pipeline.sources.class_subsets import select_source_classes
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.idx import open_builtin_source, open_idx_source
@@ -74,7 +74,7 @@ def open_source(spec: str, *, require_held_out: bool = True) -> Source:
     rendering_options = pop_rendering_options(spec, options)
     source = opener(format_spec_options(place, options))
     if require_held_out and not source.test.shards:
-        reason = source.inventory.no_held_out or f"{spec} has no held-out split"
+        reason = source.inventory.no_held_out_reason or f"{spec} has no held-out split"
         raise InputError(f"{reason}; or hold out a tenth of the training images: --hold-out 0.1")
     if source.class_ids is not None:
         require_storable_classes(source.class_ids, source.class_names, source.spec)
@@ -147,7 +147,7 @@ def select_listed_classes(source: Source, class_list: ClassList) -> Source:
     class_list = replace_class_ids(
         class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.ids]
     )
-    names = dict(zip(class_list.ids, get_display_names(class_list.ids), strict=True))
+    names = dict(zip(class_list.ids, get_wordnet_display_names(class_list.ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))
     names |= class_list.names

@@ -23,7 +23,7 @@ from sfm.text import sanitize_line
 __all__ = [
     "ClassList",
     "class_id_from_label",
-    "get_display_names",
+    "get_wordnet_display_names",
     "list_shipped_class_lists",
     "read_class_list",
 ]
@@ -138,14 +138,14 @@ def class_id_from_label(label: object, label_list: ClassList | None, where: str)
     return class_id
 
 
-def format_numeric_label(label: object) -> str:
+def format_label_if_numeric(label: object) -> str:
     """Return the text of a label that is a number, or text of digits; "" for any other label."""
     if isinstance(label, str) and LABEL_NUMBER.fullmatch(label.strip()):
         return label.strip()
     return str(label) if isinstance(label, int) else ""
 
 
-def encode_label_list(label_list: ClassList | None) -> str:
+def format_label_list_for_digest(label_list: ClassList | None) -> str:
     """Return what the listing of a split holds of the class list that gives label numbers their meaning.
 
     Where ids are digits, earlier versions took text labels for positions: their entries are not the same.
@@ -156,7 +156,7 @@ def encode_label_list(label_list: ClassList | None) -> str:
     return "\n".join(label_list.ids) + suffix
 
 
-def require_consistent_labels(spec: str, class_ids_and_label_texts: Iterable[tuple[str, str]]) -> None:
+def require_one_spelling_per_class(spec: str, class_ids_and_label_texts: Iterable[tuple[str, str]]) -> None:
     """Refuse labels that are spelled differently but would be one class, such as 1 and 01.
 
     They may be two classes, or an id and a position in a list; only the user can tell.
@@ -166,7 +166,7 @@ def require_consistent_labels(spec: str, class_ids_and_label_texts: Iterable[tup
     spec : str
         Dataset spec, for messages.
     class_ids_and_label_texts : iterable of (str, str)
-        Class id, and the text of its label (see :func:`format_numeric_label`).
+        Class id, and the text of its label (see :func:`format_label_if_numeric`).
 
     Raises
     ------
@@ -183,12 +183,12 @@ def require_consistent_labels(spec: str, class_ids_and_label_texts: Iterable[tup
             )
 
 
-def normalize_class_name(name: str) -> str:
+def normalize_name_for_comparison(name: str) -> str:
     """Return a class name without differences in case, blanks and Unicode variants, to compare names."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
-def get_display_names(class_ids: Sequence[str]) -> list[str]:
+def get_wordnet_display_names(class_ids: Sequence[str]) -> list[str]:
     """Return display names of classes: the first lemma of WordNet ids; other ids stay as they are."""
     if not all(WORDNET_ID.fullmatch(class_id) for class_id in class_ids):
         return list(class_ids)

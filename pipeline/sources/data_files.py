@@ -21,7 +21,7 @@ from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.file_tree import accept_any_name, describe_dangling_link, walk_files
+from sfm.pipeline.sources.file_tree import describe_dangling_link, refuse_any_dangling_link, walk_files
 from sfm.pipeline.sources.inventory import HIDDEN_KIND
 from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
@@ -61,15 +61,15 @@ class DataFile:
     ----------
     url : str
         Path or URL, without credentials.
-    size : int
+    size_bytes : int
         In bytes.
-    version : str
+    version_tag : str
         Changes when the file does: its entity tag, or else its time of change.
     """
 
     url: str
-    size: int
-    version: str
+    size_bytes: int
+    version_tag: str
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -108,7 +108,7 @@ def resolve_local_path(path_or_url: str) -> Path:
     return expand_home(unquote(urlsplit(path_or_url).path) if is_url else path_or_url)
 
 
-def find_files(pattern: str) -> list[DataFile]:
+def find_files_by_pattern(pattern: str) -> list[DataFile]:
     """Return the files that a pattern stands for, in the order of the pattern.
 
     Parameters
@@ -123,7 +123,7 @@ def find_files(pattern: str) -> list[DataFile]:
     """
     names = expand_braces(pattern)
     with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
-        files = [file for found in pool.map(_match_pattern, names) for file in found]
+        files = [file for found in pool.map(_find_files_by_wildcard, names) for file in found]
     urls = [file.url for file in files]
     if len(set(urls)) < len(urls):
         repeated = next(url for url, count in Counter(urls).items() if count > 1)
@@ -131,7 +131,7 @@ def find_files(pattern: str) -> list[DataFile]:
     return files
 
 
-def _match_pattern(name: str) -> list[DataFile]:
+def _find_files_by_wildcard(name: str) -> list[DataFile]:
     if not is_remote_url(name):
         name = str(resolve_local_path(name))
     if "*" in name:
@@ -143,7 +143,7 @@ def _match_pattern(name: str) -> list[DataFile]:
 
         found = [
             file
-            for file in list_files(
+            for file in list_files_below(
                 folder, refuses_dangling_link=matches, max_depth=name.count("/", len(folder) + 1)
             )
             if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")
@@ -158,7 +158,7 @@ def _match_pattern(name: str) -> list[DataFile]:
 def _stat_local_file(path: Path, missing_message: str = MISSING_MESSAGE) -> DataFile:
     if missing_message == MISSING_MESSAGE and path.is_symlink() and not path.exists():
         raise InputError(describe_dangling_link(path))
-    with translate_read_errors(str(path), missing_message):
+    with raise_input_error_on_read_error(str(path), missing_message):
         status = path.stat()
     if not path.is_file():
         raise InputError(f"{path} is not a file")
@@ -167,7 +167,7 @@ def _stat_local_file(path: Path, missing_message: str = MISSING_MESSAGE) -> Data
 
 def _stat_remote_file(url: str) -> DataFile:
     store, path = _connect_to_url(url, retry_for_long=False)
-    with translate_read_errors(url):
+    with raise_input_error_on_read_error(url):
         return _make_data_file(url, obstore.head(store, path))
 
 
@@ -175,10 +175,10 @@ def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
     return DataFile(url, meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
 
 
-def list_files(
+def list_files_below(
     folder: str,
     unused_by_kind: Counter[str] | None = None,
-    refuses_dangling_link: Callable[[str], bool] = accept_any_name,
+    refuses_dangling_link: Callable[[str], bool] = refuse_any_dangling_link,
     max_depth: int | None = None,
 ) -> list[DataFile]:
     """Return all files below a folder, or below a prefix in a bucket, sorted by path; links are followed.
@@ -212,7 +212,7 @@ def list_files(
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
     bucket = "/".join(folder.split("/")[:3])
     store, prefix = _connect_to_url(folder, retry_for_long=False)
-    with translate_read_errors(folder):
+    with raise_input_error_on_read_error(folder):
         objects = [item for batch in obstore.list(store, prefix=prefix or None) for item in batch]
     files = []
     for item in objects:
@@ -242,7 +242,7 @@ def _connect_to_url(url: str, *, retry_for_long: bool) -> tuple[ObjectStore, str
 
 
 @contextlib.contextmanager
-def translate_read_errors(url: str, missing_message: str = MISSING_MESSAGE) -> Iterator[None]:
+def raise_input_error_on_read_error(url: str, missing_message: str = MISSING_MESSAGE) -> Iterator[None]:
     """Translate errors of servers and disks into one line that names the file.
 
     Raises
@@ -278,14 +278,14 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
         If it is not there any more, has changed, or the connection is lost for good.
     """
     if not is_remote_url(file.url):
-        require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
-        with translate_read_errors(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
+        require_unchanged_file(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
+        with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
             yield local
         return
     store, path = _connect_to_url(file.url, retry_for_long=True)
-    with translate_read_errors(file.url, VANISHED_MESSAGE):
+    with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE):
         response = obstore.get(store, path)
-    require_unchanged(file, _make_data_file(file.url, response.meta))
+    require_unchanged_file(file, _make_data_file(file.url, response.meta))
     body = _ResponseBody(file.url, response.stream(min_chunk_size=STREAM_CHUNK_BYTES))
     yield io.BufferedReader(body, STREAM_CHUNK_BYTES)
 
@@ -299,16 +299,16 @@ def open_seekable(file: DataFile) -> BinaryIO:
         If it is not there any more, or has changed.
     """
     if not is_remote_url(file.url):
-        require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
-        with translate_read_errors(file.url, VANISHED_MESSAGE):
+        require_unchanged_file(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
+        with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE):
             return Path(file.url).open("rb")
     store, path = _connect_to_url(file.url, retry_for_long=True)
-    with translate_read_errors(file.url, VANISHED_MESSAGE):
-        require_unchanged(file, _make_data_file(file.url, obstore.head(store, path)))
+    with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE):
+        require_unchanged_file(file, _make_data_file(file.url, obstore.head(store, path)))
     return io.BufferedReader(_RangeReader(file, store, path), STREAM_CHUNK_BYTES)
 
 
-def require_unchanged(listed: DataFile, current: DataFile) -> None:
+def require_unchanged_file(listed: DataFile, current: DataFile) -> None:
     """Refuse a file that has changed since the dataset was opened.
 
     Raises
@@ -316,7 +316,7 @@ def require_unchanged(listed: DataFile, current: DataFile) -> None:
     InputError
         Names it.
     """
-    if (listed.size, listed.version) != (current.size, current.version):
+    if (listed.size_bytes, listed.version_tag) != (current.size_bytes, current.version_tag):
         raise InputError(CHANGED_MESSAGE.format(listed.url))
 
 
@@ -333,7 +333,7 @@ class _ResponseBody(io.RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         if not self._remaining:
-            with translate_read_errors(self._url, VANISHED_MESSAGE):
+            with raise_input_error_on_read_error(self._url, VANISHED_MESSAGE):
                 self._remaining = memoryview(bytes(next(self._chunks, b"")))
         target = memoryview(buffer).cast("B")
         size = min(len(target), len(self._remaining))
@@ -353,7 +353,9 @@ class _RangeReader(io.RawIOBase):
         self._path = path
         self._position = 0
         # Weak entity tags (W/"…") never match, and dates are no entity tags.
-        self._condition: GetOptions = {"if_match": file.version} if file.version.startswith('"') else {}
+        self._condition: GetOptions = (
+            {"if_match": file.version_tag} if file.version_tag.startswith('"') else {}
+        )
 
     def readable(self) -> bool:
         return True
@@ -362,17 +364,17 @@ class _RangeReader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size_bytes}[whence]
         self._position = origin + offset
         return self._position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         target = memoryview(buffer).cast("B")
-        end = min(self._position + len(target), self._file.size)
+        end = min(self._position + len(target), self._file.size_bytes)
         if end <= self._position:
             return 0
         options: GetOptions = {**self._condition, "range": (self._position, end)}
-        with translate_read_errors(self._file.url, VANISHED_MESSAGE):
+        with raise_input_error_on_read_error(self._file.url, VANISHED_MESSAGE):
             data = memoryview(bytes(obstore.get(self._store, self._path, options=options).bytes()))
         target[: len(data)] = data
         self._position += len(data)
@@ -397,4 +399,4 @@ def derive_dataset_name(pattern: str, file_suffixes: str | tuple[str, ...]) -> s
 
 def digest_file_states(files: Sequence[DataFile]) -> str:
     """Return the digest (hexadecimal) of the names, sizes and versions of files; see `Split.listing`."""
-    return compute_digest("\n".join(f"{file.url} {file.size} {file.version}" for file in files))
+    return compute_digest("\n".join(f"{file.url} {file.size_bytes} {file.version_tag}" for file in files))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import ClassList, class_id_from_number, normalize_class_name
+from sfm.pipeline.sources.class_labels import ClassList, class_id_from_number, normalize_name_for_comparison
 from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import format_names
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ImageColumns:
+class ImageAndLabelColumns:
     """The columns of images and labels, and the class names of the metadata.
 
     Attributes
     ----------
-    image, label : str
+    image_column, label_column : str
         Names of the columns.
     class_names : list of str or None
         Names of the label numbers 0, 1, … in the dataset's own metadata.
     """
 
-    image: str
-    label: str
+    image_column: str
+    label_column: str
     class_names: list[str] | None
 
 
-def find_columns(
+def find_image_and_label_columns(
     schema: "pyarrow.Schema", where: str, image_column: str | None, label_column: str | None
-) -> ImageColumns:
+) -> ImageAndLabelColumns:
     """Return the columns of images and labels.
 
     Parameters
@@ -64,7 +64,7 @@ def find_columns(
     if repeated:
         raise InputError(f"{where} has several columns {repeated[0]}: rename them")
     class_names = parse_class_names(features.get(columns["label"], {}))
-    return ImageColumns(columns["image"], columns["label"], class_names)
+    return ImageAndLabelColumns(columns["image"], columns["label"], class_names)
 
 
 def parse_hub_features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
@@ -90,11 +90,15 @@ def parse_class_names(feature: dict[str, Any]) -> list[str] | None:
     return list(names) if usable and isinstance(names, list) else None
 
 
-def note_unusable_metadata(schema: "pyarrow.Schema", where: str, columns: ImageColumns) -> list[str]:
+def list_unusable_metadata_notes(
+    schema: "pyarrow.Schema", where: str, columns: ImageAndLabelColumns
+) -> list[str]:
     """Return a note for the user if metadata that should name the classes cannot be used."""
     features = parse_hub_features(schema)
     is_foreign = b"huggingface" in (schema.metadata or {}) and not features
-    is_nameless = features.get(columns.label, {}).get("_type") == "ClassLabel" and columns.class_names is None
+    is_nameless = (
+        features.get(columns.label_column, {}).get("_type") == "ClassLabel" and columns.class_names is None
+    )
     if not (is_foreign or is_nameless):
         return []
     return [
@@ -103,7 +107,9 @@ def note_unusable_metadata(schema: "pyarrow.Schema", where: str, columns: ImageC
     ]
 
 
-def label_list_from_metadata(columns: ImageColumns, where: str) -> tuple[ClassList | None, dict[str, str]]:
+def label_list_from_metadata(
+    columns: ImageAndLabelColumns, where: str
+) -> tuple[ClassList | None, dict[str, str]]:
     """Return the class list of the label numbers in a dataset's own metadata, and display names by class id.
 
     Names that differ in case or blanks only cannot be ids: the classes are numbered, and there is no list.
@@ -111,6 +117,6 @@ def label_list_from_metadata(columns: ImageColumns, where: str) -> tuple[ClassLi
     if columns.class_names is None:
         return None, {}
     require_storable_classes(columns.class_names, None, f"the metadata of {where}")
-    if len({normalize_class_name(name) for name in columns.class_names}) == len(columns.class_names):
+    if len({normalize_name_for_comparison(name) for name in columns.class_names}) == len(columns.class_names):
         return ClassList(where, [normalize_class_id(name) for name in columns.class_names], {}), {}
     return None, {class_id_from_number(label): name for label, name in enumerate(columns.class_names)}

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import (
     DataFile,
-    find_files,
+    find_files_by_pattern,
     is_remote_url,
-    list_files,
+    list_files_below,
     resolve_local_path,
 )
-from sfm.pipeline.sources.inventory import Inventory, could_be_folder, get_unused_kind
+from sfm.pipeline.sources.inventory import Inventory, could_be_folder_name, get_unused_kind
 from sfm.text import format_names
 
 SPLIT_WORDS = {
@@ -50,40 +50,42 @@ class SplitFiles:
     train, test : list of DataFile
         `test` is empty if nothing is held out; the inventory says why.
     inventory : Inventory
-    val : list of DataFile
+    unused_val : list of DataFile
         Files that can be held out in place of `test`, if the user chose neither.
-    test_word : str
+    test_split_word : str
         The split that the words in the paths of `test` name: test or val; "" if the user chose the files.
     """
 
     train: list[DataFile]
     test: list[DataFile]
     inventory: Inventory
-    val: list[DataFile] = field(default_factory=list)
-    test_word: str = ""
+    unused_val: list[DataFile] = field(default_factory=list)
+    test_split_word: str = ""
 
     def replace_unlabelled_test(self, has_labels: Callable[[DataFile], bool]) -> "SplitFiles":
         """Return the files with ``val`` held out if ``test`` has no labels, as that of a competition.
 
         If ``val`` has no labels either, nothing is held out. What the user chose stays.
         """
-        if not self.test_word or any(map(has_labels, self.test)):
+        if not self.test_split_word or any(map(has_labels, self.test)):
             return self
         name = posixpath.basename(self.test[0].url)
-        if self.val:
-            note = f"held out is val: {self.test_word} has no labels ({name})"
-            unused = Counter(self.inventory.unused) - Counter({"of val": len(self.val)})
-            files = SplitFiles(self.train, self.val, Inventory(dict(unused), (note,)), test_word="val")
+        if self.unused_val:
+            note = f"held out is val: {self.test_split_word} has no labels ({name})"
+            unused = Counter(self.inventory.unused_by_kind) - Counter({"of val": len(self.unused_val)})
+            files = SplitFiles(
+                self.train, self.unused_val, Inventory(dict(unused), (note,)), test_split_word="val"
+            )
             files = files.replace_unlabelled_test(has_labels)
         else:
-            note = f"{self.test_word} is not used: it has no labels ({name})"
-            reason = f"there is no held-out split to use: {self.test_word} has no labels ({name})"
-            files = SplitFiles(self.train, [], Inventory(self.inventory.unused, (note,), reason))
-        inventory = files.inventory.with_unused(f"of {self.test_word}", len(self.test))
+            note = f"{self.test_split_word} is not used: it has no labels ({name})"
+            reason = f"there is no held-out split to use: {self.test_split_word} has no labels ({name})"
+            files = SplitFiles(self.train, [], Inventory(self.inventory.unused_by_kind, (note,), reason))
+        inventory = files.inventory.with_more_unused(f"of {self.test_split_word}", len(self.test))
         return replace(files, inventory=inventory)
 
 
-def find_split_word(path: str) -> str | None:
+def find_split_named_in_path(path: str) -> str | None:
     """Return the split that a path names by a word: train, test or val; None if it names none."""
     text = _HELD_OUT.sub("heldout", path.lower())
     return next((SPLIT_WORDS[word] for word in _WORD.findall(text) if word in SPLIT_WORDS), None)
@@ -124,7 +126,7 @@ def find_split_files(
             if "/" in test_name_or_pattern
             else posixpath.join(posixpath.dirname(place), test_name_or_pattern)
         )
-        return SplitFiles(find_files(place), find_files(test_pattern), Inventory())
+        return SplitFiles(find_files_by_pattern(place), find_files_by_pattern(test_pattern), Inventory())
     if test_name_or_pattern is not None and (
         any(sign in test_name_or_pattern for sign in "{*/") or test_name_or_pattern.endswith(file_suffixes)
     ):
@@ -135,23 +137,25 @@ def find_split_files(
         )
     unused: Counter[str] = Counter()
     if is_pattern:
-        root, files = posixpath.dirname(re.split(r"[{*]", place)[0]), find_files(place)
+        root, files = posixpath.dirname(re.split(r"[{*]", place)[0]), find_files_by_pattern(place)
     else:
         root = place.rstrip("/") or "/"
         files = list_data_files(root, file_suffixes, unused)
     base = root if is_remote_url(root) else str(resolve_local_path(root))
     file_by_path = {file.url.removeprefix(base).lstrip("/"): file for file in files}
-    chosen = choose_splits(place, list(file_by_path), train_name, test_name_or_pattern)
+    chosen = divide_paths_into_splits(place, list(file_by_path), train_name, test_name_or_pattern)
     if not is_pattern:
         require_one_dataset(place, chosen.train, chosen.test)
     for path in file_by_path.keys() - {*chosen.train, *chosen.test}:
-        unused[f"of {find_split_word(path) or 'other splits'}"] += 1
+        unused[f"of {find_split_named_in_path(path) or 'other splits'}"] += 1
     return SplitFiles(
         [file_by_path[path] for path in chosen.train],
         [file_by_path[path] for path in chosen.test],
-        Inventory(dict(unused), chosen.notes, chosen.no_held_out),
-        [file_by_path[path] for path in chosen.val],
-        find_split_word(chosen.test[0]) or "" if chosen.test and test_name_or_pattern is None else "",
+        Inventory(dict(unused), chosen.notes, chosen.no_held_out_reason),
+        [file_by_path[path] for path in chosen.unused_val],
+        find_split_named_in_path(chosen.test[0]) or ""
+        if chosen.test and test_name_or_pattern is None
+        else "",
     )
 
 
@@ -167,10 +171,10 @@ def list_data_files(
     """
 
     def is_needed(path: str) -> bool:
-        return path.endswith(file_suffixes) or could_be_folder(path)
+        return path.endswith(file_suffixes) or could_be_folder_name(path)
 
     files = []
-    for file in list_files(root, unused_by_kind, is_needed):
+    for file in list_files_below(root, unused_by_kind, is_needed):
         if file.url.endswith(file_suffixes):
             files.append(file)
         else:
@@ -185,11 +189,11 @@ class _SplitPaths:
     train: list[str]
     test: list[str]
     notes: tuple[str, ...] = ()
-    no_held_out: str = ""
-    val: tuple[str, ...] = ()
+    no_held_out_reason: str = ""
+    unused_val: tuple[str, ...] = ()
 
 
-def choose_splits(
+def divide_paths_into_splits(
     place: str, paths: Sequence[str], train_name: str | None, test_name: str | None
 ) -> _SplitPaths:
     """Tell training from held-out files by their paths below the dataset's folder.
@@ -201,20 +205,20 @@ def choose_splits(
     """
     paths_by_word: dict[str | None, list[str]] = {"train": [], "test": [], "val": [], None: []}
     for path in paths:
-        paths_by_word[find_split_word(path)].append(path)
+        paths_by_word[find_split_named_in_path(path)].append(path)
     hint = "choose with ?train=NAME&test=NAME, or write PATTERN?test=PATTERN"
     if train_name is None and test_name is None and len(paths_by_word[None]) == len(paths):
         reason = (
             f"cannot tell training from held-out files in {place} by words in their names "
             f"({SPLIT_WORDS_HELP}): {hint}"
         )
-        return _SplitPaths(list(paths), [], no_held_out=reason)
+        return _SplitPaths(list(paths), [], no_held_out_reason=reason)
     if test_name:
-        held_out = match_split_name(place, paths, test_name, paths_by_word)
+        held_out = find_paths_of_split(place, paths, test_name, paths_by_word)
     else:
         held_out = paths_by_word["test"] or paths_by_word["val"]
     training = (
-        match_split_name(place, paths, train_name, paths_by_word) if train_name else paths_by_word["train"]
+        find_paths_of_split(place, paths, train_name, paths_by_word) if train_name else paths_by_word["train"]
     )
     held_out_set = set(held_out)
     training = [path for path in training if path not in held_out_set]
@@ -233,11 +237,11 @@ def choose_splits(
     notes: tuple[str, ...] = ()
     if unused_val:
         notes = (f"held out is test, not val ({format_names(unused_val, 2)}); ?test=val chooses it",)
-    no_held_out = "" if held_out else f"{place} has training files only ({SPLIT_WORDS_HELP}): {hint}"
-    return _SplitPaths(training, held_out, notes, no_held_out, tuple(unused_val))
+    no_held_out_reason = "" if held_out else f"{place} has training files only ({SPLIT_WORDS_HELP}): {hint}"
+    return _SplitPaths(training, held_out, notes, no_held_out_reason, tuple(unused_val))
 
 
-def match_split_name(
+def find_paths_of_split(
     place: str, paths: Sequence[str], split_name: str, paths_by_split: Mapping[str | None, list[str]]
 ) -> list[str]:
     """Return the paths that hold a name as a word, or else those of the split that the name means.
@@ -249,7 +253,7 @@ def match_split_name(
     """
     pattern = re.compile(rf"(?<![a-z0-9]){re.escape(split_name.lower())}(?![a-z0-9])")
     matches = [path for path in paths if pattern.search(path.lower())]
-    if not matches and (word := find_split_word(split_name)) is not None:
+    if not matches and (word := find_split_named_in_path(split_name)) is not None:
         matches = paths_by_split[word]
     if not matches:
         raise InputError(
@@ -273,7 +277,7 @@ def require_one_dataset(place: str, train_paths: Sequence[str], test_paths: Sequ
     folders_by_name: dict[str, set[str]] = {}
     for split, paths in (("train", train_paths), ("test", test_paths)):
         for path in paths:
-            folder, rest = partition_at_split(path)
+            folder, rest = cut_path_before_split_part(path)
             splits_by_folder.setdefault(folder, set()).add(split)
             folders_by_name.setdefault(f"{split}/{_PART_COUNT.sub('', rest)}", set()).add(folder)
     complete = {folder for folder, splits in splits_by_folder.items() if len(splits) == 2}
@@ -287,8 +291,8 @@ def require_one_dataset(place: str, train_paths: Sequence[str], test_paths: Sequ
         )
 
 
-def partition_at_split(path: str) -> tuple[str, str]:
+def cut_path_before_split_part(path: str) -> tuple[str, str]:
     """Split a path before the first part that names a split: ``full/train/0.tar`` after ``full``."""
     parts = path.split("/")
-    first = next((i for i, part in enumerate(parts) if find_split_word(part)), len(parts) - 1)
+    first = next((i for i, part in enumerate(parts) if find_split_named_in_path(part)), len(parts) - 1)
     return "/".join(parts[:first]), "/".join(parts[first:])

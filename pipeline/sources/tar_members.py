@@ -52,7 +52,7 @@ MAX_EMPTY_READS = 64
 """Reads without data after which a shard counts as truncated; tarfile makes a few at the end."""
 
 
-class MeteredStream:
+class PositionLimitedStream:
     """A stream that refuses to be read beyond `max_position`, since headers can have any length."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -95,7 +95,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def decompress_stream(stream: BinaryIO, where: str) -> BinaryIO:
+def decompress_if_gzip(stream: BinaryIO, where: str) -> BinaryIO:
     """Return a stream of the unpacked content: the stream itself if it is not compressed.
 
     Raises
@@ -114,13 +114,13 @@ def decompress_stream(stream: BinaryIO, where: str) -> BinaryIO:
     return cast("BinaryIO", gzip.GzipFile(fileobj=stream)) if start.startswith(GZIP_MAGIC) else stream
 
 
-def read_to_end(stream: BinaryIO) -> None:
+def read_gzip_to_verify_checksum(stream: BinaryIO) -> None:
     """Read a gzip stream to its end, where its checksum is verified."""
     while isinstance(stream, gzip.GzipFile) and stream.read(TAR_BUFFER_BYTES):
         pass
 
 
-def iter_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple[str, Content | None]]:
+def iter_tar_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple[str, Content | None]]:
     """Yield the members of a shard that can be part of a sample.
 
     Parameters
@@ -142,21 +142,21 @@ def iter_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple
     """
     with open_stream(file) as raw_stream:
         try:
-            unpacked = decompress_stream(raw_stream, file.url)
-            stream = MeteredStream(unpacked)
+            unpacked = decompress_if_gzip(raw_stream, file.url)
+            stream = PositionLimitedStream(unpacked)
             with tarfile.open(
                 fileobj=cast("BinaryIO", stream), mode="r|", tarinfo=_StrictTarInfo, bufsize=TAR_BUFFER_BYTES
             ) as archive:
                 count = 0
-                while (info := read_next_header(archive, stream)) is not None:
+                while (info := read_next_tar_header(archive, stream)) is not None:
                     count += 1
                     if count > MAX_MEMBERS:
                         raise InputError(
                             f"{file.url} has more than {MAX_MEMBERS:,} members: cut it into several"
                         )
-                    if can_be_part_of_sample(file, info, unused_by_kind):
-                        yield info.name, read_member(file, archive, info)
-            read_to_end(unpacked)
+                    if is_possible_sample_member(file, info, unused_by_kind):
+                        yield info.name, read_tar_member_content(file, archive, info)
+            read_gzip_to_verify_checksum(unpacked)
         except InputError:
             raise
         except TAR_READ_ERRORS as error:
@@ -166,7 +166,7 @@ def iter_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple
             ) from error
 
 
-def read_next_header(archive: tarfile.TarFile, stream: MeteredStream) -> tarfile.TarInfo | None:
+def read_next_tar_header(archive: tarfile.TarFile, stream: PositionLimitedStream) -> tarfile.TarInfo | None:
     """Return the header of the next member; None at the end.
 
     Raises
@@ -191,7 +191,9 @@ def read_next_header(archive: tarfile.TarFile, stream: MeteredStream) -> tarfile
     return info
 
 
-def read_member(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Content | None:
+def read_tar_member_content(
+    file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo
+) -> Content | None:
     """Return the content of a member that is an image or a label; None for others.
 
     Raises
@@ -215,7 +217,7 @@ def read_member(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo)
     return body.read() if body else None
 
 
-def can_be_part_of_sample(file: DataFile, info: tarfile.TarInfo, unused_by_kind: Counter[str]) -> bool:
+def is_possible_sample_member(file: DataFile, info: tarfile.TarInfo, unused_by_kind: Counter[str]) -> bool:
     """Return whether a member can be part of a sample; count those that cannot, by kind.
 
     Raises

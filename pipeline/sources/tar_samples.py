@@ -9,14 +9,14 @@ from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile
 from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS, get_extension, get_unused_kind
 from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_MEMBER_GROUP_BYTES
-from sfm.pipeline.sources.tar_members import LABEL_EXTENSIONS, Content, iter_members
+from sfm.pipeline.sources.tar_members import LABEL_EXTENSIONS, Content, iter_tar_members
 from sfm.text import format_names
 
 MAX_HELD_SAMPLES = 16
 """Samples with dotted names that are held back, in case they turn out to be parts of one sample."""
 
 
-class NoLabelError(InputError):
+class MissingLabelError(InputError):
     """A sample has an image, but no label."""
 
 
@@ -32,17 +32,17 @@ class MemberGroup:
         Images and labels whose names have one dot, by extension.
     dotted_contents : dict of str to dict
         Images and labels whose names have more dots: by the name up to the last dot, then by extension.
-    other_names : list of str
+    unused_names : list of str
         Names of members that are neither image nor label.
-    size : int
+    content_bytes : int
         Bytes of images and labels.
     """
 
     key: str
     contents: dict[str, Content] = field(default_factory=dict)
     dotted_contents: dict[str, dict[str, Content]] = field(default_factory=dict)
-    other_names: list[str] = field(default_factory=list)
-    size: int = 0
+    unused_names: list[str] = field(default_factory=list)
+    content_bytes: int = 0
 
     def add(self, stem: str, extension: str, content: Content, where: str) -> None:
         """Add an image or a label.
@@ -55,8 +55,8 @@ class MemberGroup:
         contents = self.contents if stem == self.key else self.dotted_contents.setdefault(stem, {})
         if extension in contents:
             raise InputError(f"{where} twice")
-        self.size += len(content) if isinstance(content, bytes) else 0
-        if self.size > MAX_MEMBER_GROUP_BYTES:
+        self.content_bytes += len(content) if isinstance(content, bytes) else 0
+        if self.content_bytes > MAX_MEMBER_GROUP_BYTES:
             raise InputError(
                 f"{where} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together"
             )
@@ -70,11 +70,11 @@ class MemberGroup:
             for stem, contents in self.dotted_contents.items()
             for extension in contents
         ]
-        endings += [name.removeprefix(self.key) for name in self.other_names]
+        endings += [name.removeprefix(self.key) for name in self.unused_names]
         return format_names(endings) if len(endings) != 1 else f"only {endings[0]}"
 
 
-def parse_member_name(name: str) -> tuple[str, str]:
+def split_member_name(name: str) -> tuple[str, str]:
     """Return the key of a member's sample, and what follows the first dot of its name, in lower case."""
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
@@ -102,22 +102,22 @@ def iter_sample_contents(
     """
     group: MemberGroup | None = None
     is_partial = False
-    for name, content in iter_members(file, unused_by_kind):
-        key, extension = parse_member_name(name)
+    for name, content in iter_tar_members(file, unused_by_kind):
+        key, extension = split_member_name(name)
         if group is None or key != group.key:
             yield from () if group is None else iter_group_samples(group, file, unused_by_kind, is_partial)
             group, is_partial = MemberGroup(key), False
         if content is None:
-            group.other_names.append(name)
+            group.unused_names.append(name)
             continue
         stem = key
         if "." in extension:
             stem, extension = name[: name.rindex(".")], get_extension(name)
-        holds_enough = len(group.dotted_contents) == MAX_HELD_SAMPLES or group.size > MAX_BATCH_BYTES
+        holds_enough = len(group.dotted_contents) == MAX_HELD_SAMPLES or group.content_bytes > MAX_BATCH_BYTES
         if stem != key and stem not in group.dotted_contents and group.dotted_contents and holds_enough:
             yield from iter_dotted_samples(group, file)
             group.dotted_contents.clear()
-            group.size = 0
+            group.content_bytes = 0
             is_partial = True
         group.add(stem, extension, content, f"{file.url} holds {name}")
     if group is not None:
@@ -139,7 +139,7 @@ def iter_group_samples(
     InputError
         If there is a label but no image, or an image but no label; names it.
     """
-    unused_by_kind.update(map(get_unused_kind, group.other_names))
+    unused_by_kind.update(map(get_unused_kind, group.unused_names))
     if not group.contents:
         # Captions and metadata without an image are no samples.
         sample_extensions = {"cls", *IMAGE_EXTENSIONS}
@@ -169,12 +169,12 @@ def iter_dotted_samples(group: MemberGroup, file: DataFile) -> Iterator[tuple[st
     Raises
     ------
     InputError
-        If one lacks an image or a label (:class:`NoLabelError`); names it.
+        If one lacks an image or a label (:class:`MissingLabelError`); names it.
     """
     for stem, contents in group.dotted_contents.items():
         images = [extension for extension in contents if extension in IMAGE_EXTENSIONS]
         if len(images) != 1 or len(contents) == len(images):
-            error_type = NoLabelError if len(images) == 1 else InputError
+            error_type = MissingLabelError if len(images) == 1 else InputError
             raise error_type(
                 f"{stem}.{next(iter(contents))} in {file.url} cannot be paired: beside an image there must "
                 f"be a label of the same name (.{', .'.join(LABEL_EXTENSIONS)}); "

@@ -95,11 +95,11 @@ class StoreTests:
 
     def test_a_discarded_draft_leaves_no_object(self, store: Store) -> None:
         """A draft that is not published can be deleted without a trace."""
-        before = read_objects(store)
+        before = read_all_objects(store)
         draft = Draft(store)
         write_random_arrays(draft)
         draft.discard()
-        assert read_objects(store) == before
+        assert read_all_objects(store) == before
 
     def test_exactly_one_of_several_writers_of_a_key_wins(
         self, location: str | ObjectStore, store: Store
@@ -120,7 +120,7 @@ class StoreTests:
         assert set(outcomes) <= {"published", "already there", "another writer was first"}
         (summary,) = store.list_summaries()
         assert {result.summary.entry_digest for result in results} == {summary.entry_digest}
-        assert list_runs(store) == {store.read_entry_commit(summary).run}
+        assert list_run_ids(store) == {store.read_entry_commit(summary).run}
 
     def test_writers_of_different_keys_all_publish(self, location: str | ObjectStore, store: Store) -> None:
         """Writers of different keys do not block each other."""
@@ -138,12 +138,12 @@ class StoreTests:
     def test_a_key_that_is_published_is_not_published_again(self, store: Store) -> None:
         """Publishing under an existing key changes nothing unless `replace` is given."""
         first = publish_random_entry(store)
-        before = read_objects(store)
+        before = read_all_objects(store)
         draft = Draft(store)
         write_random_arrays(draft, seed=1)
         result = publish_random_draft(draft)
         assert (result.outcome, result.summary) == ("already there", first)
-        assert read_objects(store) == before
+        assert read_all_objects(store) == before
 
     def test_no_object_is_ever_overwritten(self, store: Store) -> None:
         """Publishing, replacing and removing add objects and change none."""
@@ -154,9 +154,9 @@ class StoreTests:
             lambda: publish_random_entry(store, seed=2),
         ]
         for step in steps:
-            before = read_objects(store)
+            before = read_all_objects(store)
             step()
-            assert before.items() < read_objects(store).items()
+            assert before.items() < read_all_objects(store).items()
         statuses = [(status.generation, status.state) for status in read_commit_statuses(store)]
         assert statuses == [(1, "removed"), (2, "removed"), (3, "tombstone"), (4, "current")]
 
@@ -172,12 +172,12 @@ class StoreTests:
     def test_a_removed_entry_is_hidden_and_stays_until_garbage_collection(self, store: Store) -> None:
         """A removed entry is gone for readers; its objects stay until `collect_garbage` deletes them."""
         summary = publish_random_entry(store)
-        before = read_objects(store)
+        before = read_all_objects(store)
         remove_entry(store, summary)
         assert store.list_entries() == ([], [])
-        assert before.items() < read_objects(store).items()
+        assert before.items() < read_all_objects(store).items()
         assert [garbage.reason for garbage in collect_garbage(store, now=True).deleted] == ["removed"]
-        assert list_runs(store) == set()
+        assert list_run_ids(store) == set()
         assert [status.state for status in read_commit_statuses(store)] == ["tombstone"]
         assert publish_random_entry(store).generation == 3
 
@@ -214,7 +214,7 @@ class StoreTests:
             "metadata": f"{run}/train/mean/zarr.json",
             "chunk": f"{run}/train/mean/c/0/0",
         }[kind]
-        data = read_objects(store)[path]
+        data = read_all_objects(store)[path]
         if fault == "missing":
             obstore.delete(store.objects, [path])
         else:
@@ -230,7 +230,9 @@ class StoreTests:
         """An entry that requires something unknown is refused with advice to upgrade; others are listed."""
         other = publish_random_entry(store, fingerprint="e" * 64)
         summary = publish_random_entry(store)
-        rewrite_commit(store, summary, lambda content: content["schema"].update(requires=["future"]))
+        rewrite_commit_with_valid_digests(
+            store, summary, lambda content: content["schema"].update(requires=["future"])
+        )
         summaries, reasons = store.list_entries()
         assert summaries == [other]
         assert len(reasons) == 1
@@ -255,12 +257,12 @@ class StoreTests:
 
         for name, data in unknown.items():
             obstore.put(store.objects, f"{run}/{name}", data)
-        rewrite_commit(store, old, add_unknown)
+        rewrite_commit_with_valid_digests(store, old, add_unknown)
         (summary,) = store.list_summaries()
         assert store.open_entry(summary).read_array("train/count").sum() == TRAIN_SAMPLES
         target = create_store(MemoryStore())
         assert [result.outcome for result in copy_entries(store, target, [summary])] == ["copied"]
-        assert read_objects(target) == read_objects(store)
+        assert read_all_objects(target) == read_all_objects(store)
 
     def test_a_copy_is_the_same_entry(self, store: Store) -> None:
         """Entries copied to another store and back have the same bytes; copying them again writes nothing."""
@@ -268,14 +270,14 @@ class StoreTests:
         target, back = create_store(MemoryStore()), create_store(MemoryStore())
         assert [r.outcome for r in copy_entries(store, target, store.list_summaries())] == ["copied"]
         assert [r.outcome for r in copy_entries(target, back, target.list_summaries())] == ["copied"]
-        assert read_objects(back) == read_objects(store)
+        assert read_all_objects(back) == read_all_objects(store)
         (result,) = copy_entries(back, store, back.list_summaries())
         assert (result.outcome, result.objects_written) == ("already there", 0)
 
     def test_listing_reads_no_run(self, store: Store) -> None:
         """Listing reads commits only: it succeeds when all runs are gone."""
         summary = publish_random_entry(store)
-        obstore.delete(store.objects, [path for path in read_objects(store) if path.startswith("runs/")])
+        obstore.delete(store.objects, [path for path in read_all_objects(store) if path.startswith("runs/")])
         assert store.list_entries() == ([summary], [])
 
 
@@ -355,19 +357,19 @@ def publish_random_entry(store: Store, seed: int = 0, **cards: Any) -> Summary:
     return publish_random_draft(draft, **cards).summary
 
 
-def read_objects(store: Store) -> dict[str, bytes]:
+def read_all_objects(store: Store) -> dict[str, bytes]:
     """Return the bytes of all objects of a store, by path."""
     paths = [item["path"] for batch in obstore.list(store.objects) for item in batch]
     return {path: bytes(obstore.get(store.objects, path).bytes()) for path in paths}
 
 
-def list_runs(store: Store) -> set[str]:
+def list_run_ids(store: Store) -> set[str]:
     """Return the ids of the runs that have any object."""
     paths = [item["path"] for batch in obstore.list(store.objects, prefix="runs") for item in batch]
     return {path.split("/")[1] for path in paths} - {"zarr.json"}
 
 
-def rewrite_commit(
+def rewrite_commit_with_valid_digests(
     store: Store, summary: Summary, change_in_place: Callable[[dict[str, Any]], object]
 ) -> None:
     """Change the content of a commit in place, with valid digests, as another program could write it."""
