@@ -23,7 +23,7 @@ from sfm.backbones.weight_files import find_packaged_weights, find_prefixed_tens
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
-from sfm.text import sanitize_line, summarize_error
+from sfm.text import first_error_line, sanitize_line
 
 # Names that training scripts give to the part of a larger model that is the backbone.
 _USUAL_PREFIX_PARTS = frozenset({"", "module", "model", "backbone", "encoder"})
@@ -247,7 +247,7 @@ def _create_pretrained_model(spec: ParsedSpec) -> Any:
         return timm.create_model(spec.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, InputError) as error:
         raise InputError(
-            f"cannot get the weights of '{spec.text}' ({summarize_error(error)}): try again, {advice}"
+            f"cannot get the weights of '{spec.text}' ({first_error_line(error)}): try again, {advice}"
         ) from error
 
 
@@ -362,7 +362,7 @@ def _count_features(trunk: FeatureModel, example: Tensor, spec: str) -> int:
             feature = trunk(example)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
-            f"backbone '{spec}' cannot take images of {size} px: {summarize_error(error)}"
+            f"backbone '{spec}' cannot take images of {size} px: {first_error_line(error)}"
         ) from error
     if feature.ndim != 2:
         raise InputError(

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfm.errors import InputError
-from sfm.text import summarize_error
+from sfm.text import first_error_line
 
 
 class LostProcessError(InputError):
@@ -183,6 +183,6 @@ def _translate_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostProcessError(
-            f"another process of this run has ended ({summarize_error(error)}): see what it says; "
+            f"another process of this run has ended ({first_error_line(error)}): see what it says; "
             "--resume goes on"
         ) from error

@@ -17,8 +17,8 @@ from sfm.error_reporting import (
     EXIT_INTERRUPTED,
     EXIT_UNFINISHED,
     exit_on_error,
-    explain_interrupt,
-    report_error,
+    exit_with_message_on_interrupt,
+    print_error_and_make_exit,
 )
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateRunsConfig
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def print_version(
+def print_version_if_requested(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Distil a vision dataset into a few synthetic images per class, from class statistics alone."""
@@ -70,14 +70,16 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
     try:
         with (
-            explain_interrupt("; run the same command again to resume from the complete partitions"),
+            exit_with_message_on_interrupt(
+                "; run the same command again to resume from the complete partitions"
+            ),
             show_progress(quiet) as progress,
         ):
             from sfm.pipeline.extract import extract
 
             extraction = extract(config, progress)
     except IncompleteExtractionError as stop:
-        raise report_error(str(stop), EXIT_UNFINISHED) from None
+        raise print_error_and_make_exit(str(stop), EXIT_UNFINISHED) from None
     if as_json:
         print_json(make_extraction_document(config, extraction))
     else:
@@ -89,12 +91,12 @@ def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
-        with explain_interrupt("; a dry run saves nothing"), show_progress(quiet) as progress:
+        with exit_with_message_on_interrupt("; a dry run saves nothing"), show_progress(quiet) as progress:
             from sfm.pipeline.dry_run import estimate_extraction
 
             estimate = estimate_extraction(config, progress)
     except IncompleteExtractionError as stop:
-        raise report_error(str(stop), EXIT_UNFINISHED) from None
+        raise print_error_and_make_exit(str(stop), EXIT_UNFINISHED) from None
     if as_json:
         print_json({"store": config.store, "plan": asdict(estimate)})
         return
@@ -115,10 +117,13 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     from sfm.distill.run import DistillInterrupt, describe_checkpoint, distill
 
     try:
-        with explain_interrupt(lambda: describe_checkpoint(config.out)), show_progress(quiet) as progress:
+        with (
+            exit_with_message_on_interrupt(lambda: describe_checkpoint(config.out)),
+            show_progress(quiet) as progress,
+        ):
             result = distill(config, progress)
     except DistillInterrupt as stop:
-        raise report_error(str(stop), EXIT_INTERRUPTED) from None
+        raise print_error_and_make_exit(str(stop), EXIT_INTERRUPTED) from None
     record = result.record
     if as_json:
         print_json({"out": str(result.out), **record})
@@ -152,7 +157,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     except NotWrittenError as error:
         evaluations, unwritten = error.evaluations, error
     except KeyboardInterrupt:
-        raise report_error(describe_partial_results(result_files), EXIT_INTERRUPTED) from None
+        raise print_error_and_make_exit(describe_partial_results(result_files), EXIT_INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in evaluations]
     cells = [cell.model_dump(mode="json") for cell in make_matrix(evaluations)]
     accuracies.print_evaluation_warnings(records)
@@ -180,7 +185,7 @@ def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
     """Write the report, then print where it is."""
     from sfm.eval.report.page import report
 
-    with explain_interrupt("; no report was written"):
+    with exit_with_message_on_interrupt("; no report was written"):
         out = report(config)
     if as_json:
         print_json({"out": str(out), "bytes": out.stat().st_size})
@@ -194,7 +199,7 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
     """Export, then print what was written and under which licence."""
     from sfm.eval.export.run_export import export
 
-    with explain_interrupt("; nothing was exported"):
+    with exit_with_message_on_interrupt("; nothing was exported"):
         exported = export(config)
     if as_json:
         print_json(
@@ -293,10 +298,13 @@ def run_quickstart_command(
         command = shlex.join(["sfm", "quickstart", "--out", str(out)])
 
         try:
-            with explain_interrupt(f": run `{command}` again to resume"), show_progress(quiet) as progress:
+            with (
+                exit_with_message_on_interrupt(f": run `{command}` again to resume"),
+                show_progress(quiet) as progress,
+            ):
                 record: dict[str, Any] = run_quickstart(out, progress, threads)
         except DistillInterrupt as stop:
-            raise report_error(
+            raise print_error_and_make_exit(
                 f"{stop.args[0].partition(':')[0]}: run `{command}` again to resume", EXIT_INTERRUPTED
             ) from None
     if as_json:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sfm.config_fields import select_values_refused_from_file
-from sfm.error_reporting import exit_on_error, report_error
+from sfm.error_reporting import exit_on_error, print_error_and_make_exit
 from sfm.errors import InputError
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, parse_json, read_bounded_file
@@ -35,9 +35,9 @@ SHELL_PIPE_PREFIXES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def make_shared_option(flag: str, text: str) -> Any:
+def make_shared_option(flag: str, help_text: str) -> Any:
     """Return the Typer option of a flag that every command has."""
-    return typer.Option(flag, help=text, rich_help_panel=SHARED_PANEL, show_default=False)
+    return typer.Option(flag, help=help_text, rich_help_panel=SHARED_PANEL, show_default=False)
 
 
 JsonOption = Annotated[
@@ -78,7 +78,7 @@ class SingleValueCommand(typer.core.TyperCommand):
             for option in dict.fromkeys(order):
                 count = order.count(option)
                 if count > 1 and not (option.multiple or getattr(option, "is_flag", False)):
-                    raise report_error(
+                    raise print_error_and_make_exit(
                         f"{option.opts[0]} takes one value and is given {count} times: give it once", 2
                     )
         return rest
@@ -156,11 +156,11 @@ def make_field_parameter(field_name: str, field: FieldInfo) -> inspect.Parameter
         else typer.Option(
             "--" + field_name.replace("_", "-"),
             help=field.description,
-            metavar=format_choices(field.annotation),
-            show_default=format_default(field),
+            metavar=format_choices_for_help(field.annotation),
+            show_default=format_default_for_help(field),
         )
     )
-    return make_keyword_parameter(field_name, Annotated[get_option_type(field.annotation), info], None)
+    return make_keyword_parameter(field_name, Annotated[get_typer_option_type(field.annotation), info], None)
 
 
 def get_argument_metavar(field_name: str, field: FieldInfo) -> str | None:
@@ -176,7 +176,7 @@ def get_option_name(model: type[BaseModel], field_name: str) -> str:
     return metavar.rstrip(".") if metavar else "--" + field_name.replace("_", "-")
 
 
-def format_default(field: FieldInfo) -> str | bool:
+def format_default_for_help(field: FieldInfo) -> str | bool:
     """Return how the help shows a field's default; False if it shows none."""
     if field.is_required():
         return "required"
@@ -186,14 +186,14 @@ def format_default(field: FieldInfo) -> str | bool:
     return ",".join(map(str, default)) if isinstance(default, tuple | list) else str(default)
 
 
-def format_choices(annotation: Any) -> str | None:
+def format_choices_for_help(annotation: Any) -> str | None:
     """Return the choices of a field as ``a|b``; None if it has no fixed set of them."""
     if get_origin(annotation) is list:
         annotation = get_args(annotation)[0]
     return "|".join(get_args(annotation)) if get_origin(annotation) is Literal else None
 
 
-def get_option_type(annotation: Any) -> Any:
+def get_typer_option_type(annotation: Any) -> Any:
     """Return the type as which Typer parses an option; text for what it cannot parse, as tuples."""
     members = [a for a in get_args(annotation) if a is not type(None)]
     # Of several types, the first is that of the command line; others come from a run.json.
@@ -302,7 +302,7 @@ def format_validation_error(model: type[BaseModel], detail: Any) -> str:
         return f"unknown setting '{sanitize_line(name, MAX_VALUE_LENGTH)}' in the configuration"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "literal_error" and name in model.model_fields:
-        choices = (format_choices(model.model_fields[name].annotation) or "").split("|")
+        choices = (format_choices_for_help(model.model_fields[name].annotation) or "").split("|")
         close = difflib.get_close_matches(str(detail["input"])[:MAX_VALUE_LENGTH], choices)
         message += f": did you mean {' or '.join(close)}?" if close else ""
     value = sanitize_line(str(detail["input"]), MAX_VALUE_LENGTH)

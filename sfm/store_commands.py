@@ -9,7 +9,7 @@ import typer
 
 from sfm.backbones.execution.wait_policy import choose_wait_policy
 from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
-from sfm.error_reporting import exit_on_error, explain_interrupt, report_error
+from sfm.error_reporting import exit_on_error, exit_with_message_on_interrupt, print_error_and_make_exit
 from sfm.events import ProgressCallback, hide_progress_of_short_stages
 from sfm.progress_display import show_progress
 from sfm.tables import print_entry_table
@@ -39,7 +39,7 @@ PROGRESS_DELAY_SECONDS = 1.0
 @contextmanager
 def show_slow_progress(quiet: bool, interrupt_message: str) -> Iterator[ProgressCallback]:
     """Show the progress of slow stages; on an interrupt, end with the message `interrupt_message`."""
-    with explain_interrupt(f": {interrupt_message}"), show_progress(quiet) as progress:
+    with exit_with_message_on_interrupt(f": {interrupt_message}"), show_progress(quiet) as progress:
         yield hide_progress_of_short_stages(PROGRESS_DELAY_SECONDS, progress)
 
 
@@ -107,7 +107,7 @@ def store_show(
             if as_json:
                 print_json({"history": [store_tables.make_commit_document(g) for g in found]})
             else:
-                store_tables.print_history(f"History of {dataset} in {url}", found)
+                store_tables.print_commit_history(f"History of {dataset} in {url}", found)
             return
         with show_slow_progress(quiet, "nothing was changed") as progress:
             store = open_store(url)
@@ -160,7 +160,9 @@ def store_verify(
             store_tables.print_verdicts(f"Store {url}", verdicts)
         damaged = sum(not v.sound and v.readable for v in verdicts)
         if damaged:
-            raise report_error(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
+            raise print_error_and_make_exit(
+                f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1
+            )
 
 
 @store_app.command(
@@ -219,14 +221,20 @@ def store_copy(
                 print_line(f"note: left out: {reason}")
         damaged = [c for c in result if c.outcome == "damaged"]
         if damaged:
-            raise report_error(f"{len(damaged)} of {len(result)} entries not copied: {damaged[0].detail}", 1)
+            raise print_error_and_make_exit(
+                f"{len(damaged)} of {len(result)} entries not copied: {damaged[0].detail}", 1
+            )
         not_copied = [c for c in result if not c.arrived]
         if not_copied:
             advice = f"{target} holds others under their keys, or had them removed; --replace goes over them"
             reason = next((c.detail for c in not_copied if c.detail), advice)
-            raise report_error(f"{len(not_copied)} of {len(result)} entries not copied: {reason}", 2)
+            raise print_error_and_make_exit(
+                f"{len(not_copied)} of {len(result)} entries not copied: {reason}", 2
+            )
         if unreadable:
-            raise report_error(f"{len(unreadable)} entries of {url} were left out: {unreadable[0]}", 1)
+            raise print_error_and_make_exit(
+                f"{len(unreadable)} entries of {url} were left out: {unreadable[0]}", 1
+            )
 
 
 @store_app.command(

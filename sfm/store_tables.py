@@ -60,9 +60,9 @@ def add_class_accuracies(
 ) -> None:
     """Add the held-out accuracy of every class to the document of an entry; None where it is undefined."""
     for index, class_document in enumerate(entry_document["classes"]):
-        known_arrays = class_accuracies is not None and np.isfinite(class_accuracies[index])
+        is_defined = class_accuracies is not None and np.isfinite(class_accuracies[index])
         class_document["held_out_top1"] = (
-            float(class_accuracies[index]) if class_accuracies is not None and known_arrays else None
+            float(class_accuracies[index]) if class_accuracies is not None and is_defined else None
         )
 
 
@@ -75,12 +75,12 @@ def sort_by_accuracy(class_documents: list[dict[str, Any]]) -> list[dict[str, An
 
 def sum_bytes_by_array(entry: Entry) -> dict[str, int]:
     """Return the stored bytes of every array, metadata included."""
-    garbage_items = dict.fromkeys(entry.list_arrays(), 0)
+    stored_bytes = dict.fromkeys(entry.list_arrays(), 0)
     for path, record in entry.commit.objects.items():
         name = path.removesuffix("/zarr.json").partition("/c/")[0]
-        if name in garbage_items:
-            garbage_items[name] += record.size
-    return garbage_items
+        if name in stored_bytes:
+            stored_bytes[name] += record.size
+    return stored_bytes
 
 
 def make_array_document(entry: Entry, array_name: str, stored_bytes: int) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def make_commit_document(status: CommitStatus) -> dict[str, Any]:
     }
 
 
-def print_history(title: str, statuses: Sequence[CommitStatus]) -> None:
+def print_commit_history(title: str, statuses: Sequence[CommitStatus]) -> None:
     """Print a table of commits, oldest first within each key."""
     rows = []
     for g in statuses:

@@ -92,7 +92,7 @@ def print_rows_as_lists(console: Console, column_heads: Sequence[str], rows: Ite
         console.print()
 
 
-def print_entry_table(title: str, entries: Sequence[Any], publish_outcomes: Sequence[str] = ()) -> None:
+def print_entry_table(title: str, summaries: Sequence[Any], publish_outcomes: Sequence[str] = ()) -> None:
     """Print summaries of entries, with the outcome of publishing them if there is one."""
     columns = ["dataset", "digest", "backbone", "px", "role", "classes", "train", "held out", "top-1 %"]
     rows = [
@@ -107,7 +107,7 @@ def print_entry_table(title: str, entries: Sequence[Any], publish_outcomes: Sequ
             str(s.test_samples),
             format_percent(s.held_out_top1),
         ]
-        for s in entries
+        for s in summaries
     ]
     if publish_outcomes:
         columns.append("outcome")
@@ -115,7 +115,7 @@ def print_entry_table(title: str, entries: Sequence[Any], publish_outcomes: Sequ
     print_table(title, columns, rows, right_aligned_heads={"px", "classes", "train", "held out", "top-1 %"})
 
 
-def print_accuracy_table(record: dict[str, Any]) -> None:
+def print_accuracy_table(evaluation_record: dict[str, Any]) -> None:
     """Print the accuracies of an evaluation, with its notes."""
     rows = [
         [
@@ -127,7 +127,7 @@ def print_accuracy_table(record: dict[str, Any]) -> None:
             format_percent(row["recovered"]),
             str(row["seeds"]),
         ]
-        for row in record["rows"]
+        for row in evaluation_record["rows"]
     ]
     rows += [
         [
@@ -139,15 +139,15 @@ def print_accuracy_table(record: dict[str, Any]) -> None:
             format_percent(row["recovered"]),
             "–",
         ]
-        for row in record["full_data"]
+        for row in evaluation_record["full_data"]
     ]
     columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
     title = (
-        f"Accuracy on held-out features: {shorten_path(record['config']['run'])}, "
-        f"distilled on {record['provenance']['distilled_on']}"
+        f"Accuracy on held-out features: {shorten_path(evaluation_record['config']['run'])}, "
+        f"distilled on {evaluation_record['provenance']['distilled_on']}"
     )
     print_table(title, columns, rows, right_aligned_heads={"top-1 %", "top-5 %", "of full data %", "seeds"})
-    for note in record["notes"]:
+    for note in evaluation_record["notes"]:
         print_line(f"note: {note}")
 
 

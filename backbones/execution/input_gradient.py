@@ -14,7 +14,7 @@ from sfm.backbones.execution.batch_norms import find_consecutive_modules
 from sfm.backbones.execution.conv_chains import fuse_conv_chains
 from sfm.backbones.execution.conv_kernels import ClipBounds
 from sfm.backbones.execution.input_grad_layers import InputGradClip, InputGradConvs, NaNPropagating
-from sfm.text import summarize_error
+from sfm.text import first_error_line
 
 MIN_CONVOLUTIONS = 2
 """Of a model that gains; transformers have one."""
@@ -72,7 +72,7 @@ def input_gradient_only(model: nn.Module, example: Tensor) -> InputGradModel:
                 return InputGradModel(candidate)
             problem = "convolutions without weight gradients give other features or gradients"
         except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
-            problem = f"convolutions cannot be replaced: {type(error).__name__}: {summarize_error(error)}"
+            problem = f"convolutions cannot be replaced: {type(error).__name__}: {first_error_line(error)}"
         if fuse:
             logger.warning("chains of convolutions are not fused: %s", problem)
     return InputGradModel(model, problem)

@@ -12,7 +12,7 @@ from sfm.backbones.execution.compilation import compile_model
 from sfm.backbones.execution.cuda_graphs import CudaGraphModel
 from sfm.backbones.execution.input_gradient import drop_kernels, input_gradient_only
 from sfm.backbones.execution.modes import ExecutionMode, ExecutionOption
-from sfm.text import summarize_error
+from sfm.text import first_error_line
 
 if TYPE_CHECKING:
     from sfm.backbones.build import Backbone
@@ -70,7 +70,7 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
                 return Prepared(CudaGraphModel(model, example), "compiled")
             reasons.append("the compiled backbone gives other features")
         except EXECUTION_ERRORS as error:
-            reasons.append(f"the backbone cannot be compiled: {summarize_error(error)}")
+            reasons.append(f"the backbone cannot be compiled: {first_error_line(error)}")
     lean = input_gradient_only(backbone.model, example[:1])
     taken: ExecutionMode = "eager" if lean.model is backbone.model else "input-grad"
     if lean.problem:
@@ -80,7 +80,7 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
         try:
             graph, taken = CudaGraphModel(lean.model, example), "cuda-graph"
         except EXECUTION_ERRORS as error:
-            reasons.append(f"the backbone cannot be recorded: {summarize_error(error)}")
+            reasons.append(f"the backbone cannot be recorded: {first_error_line(error)}")
     reason = "; ".join(reasons) or None
     if reason:
         logger.warning("%s runs in mode %s, not %s: %s", backbone.card.spec, taken, mode, reason)

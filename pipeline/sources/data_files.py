@@ -33,7 +33,7 @@ from sfm.stats_store.location import (
     connect_object_store,
     explain_error,
 )
-from sfm.text import sanitize_line, summarize_error
+from sfm.text import first_error_line, sanitize_line
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -262,10 +262,10 @@ def raise_input_error_on_read_error(url: str, missing_message: str = MISSING_MES
         raise InputError(explain_error(error, url)) from None
     except BaseError as error:
         # What follows the first line may quote request headers.
-        line = summarize_error(error) if url.startswith("http") else explain_error(error, url)
+        line = first_error_line(error) if url.startswith("http") else explain_error(error, url)
         raise InputError(f"cannot read {url}: {line}" if url.startswith("http") else line) from None
     except OSError as error:
-        raise InputError(f"cannot read {url}: {error.strerror or summarize_error(error)}") from error
+        raise InputError(f"cannot read {url}: {error.strerror or first_error_line(error)}") from error
 
 
 @contextlib.contextmanager

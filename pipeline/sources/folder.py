@@ -55,15 +55,15 @@ def open_folder_source(place_with_options: str) -> Source:
         raise InputError(f"no dataset at {spec}: {root} is not a folder")
     layout = find_folder_layout(spec, root, options.get("train"), options.get("test"))
     unused = count_files_outside_splits(root, layout)
-    splits = [layout.train, *([layout.held_out] if layout.held_out else [])]
+    splits = [layout.train_folder, *([layout.held_out_folder] if layout.held_out_folder else [])]
     ids = sorted({class_id for split in splits for class_id in get_class_folder_names(split)})
     return Source(
         name=make_name_from_folder(root),
         spec=spec,
         class_ids=ids,
         class_names=get_wordnet_display_names([normalize_class_id(class_id) for class_id in ids]),
-        train=make_folder_split(layout.train, ids, unused),
-        test=make_folder_split(layout.held_out, ids, unused) if layout.held_out else NO_SAMPLES,
+        train=make_folder_split(layout.train_folder, ids, unused),
+        test=make_folder_split(layout.held_out_folder, ids, unused) if layout.held_out_folder else NO_SAMPLES,
         decode=decode_image,
         inventory=Inventory(dict(unused), layout.notes, explain_missing_held_out(spec, root, layout)),
     )
@@ -72,7 +72,7 @@ def open_folder_source(place_with_options: str) -> Source:
 def count_files_outside_splits(root: Path, layout: FolderLayout) -> Counter[str]:
     """Return the number of files beside the class folders, by kind and by the folder that holds them."""
     unused = Counter({f"in {folder.name}/": count_files_below(folder) for folder in layout.unused_folders})
-    splits = (layout.train, layout.held_out)
+    splits = (layout.train_folder, layout.held_out_folder)
     for folder in dict.fromkeys((root, *splits)):
         if folder is None:
             continue

@@ -32,8 +32,8 @@ class FolderLayout:
 
     Attributes
     ----------
-    train : Path
-    held_out : Path or None
+    train_folder : Path
+    held_out_folder : Path or None
         None if no other folder holds training classes.
     unused_folders : tuple of Path
         Folders beside them, which are not used.
@@ -41,8 +41,8 @@ class FolderLayout:
         Choices that were made for the user, a line each.
     """
 
-    train: Path
-    held_out: Path | None
+    train_folder: Path
+    held_out_folder: Path | None
     unused_folders: tuple[Path, ...]
     notes: tuple[str, ...]
 
@@ -209,16 +209,16 @@ def require_split_folder(spec: str, root: Path, folder_name: str) -> Path:
 
 def explain_missing_held_out(spec: str, root: Path, layout: FolderLayout) -> str:
     """Return the error message for a dataset that has nothing held out."""
-    if layout.held_out is not None:
-        return f"{layout.held_out} holds no image"
+    if layout.held_out_folder is not None:
+        return f"{layout.held_out_folder} holds no image"
     names = format_folder_names([Path(entry.path) for entry in list_subfolders(root)])
-    if layout.train == root:
+    if layout.train_folder == root:
         return (
             f"{spec} must hold train/ and test/ (or val/), each with one folder per class; it holds {names}"
         )
     return (
-        f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train.name}/; it "
-        f"holds {names}: choose one with ?test=NAME"
+        f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train_folder.name}/; "
+        f"it holds {names}: choose one with ?test=NAME"
     )
 
 

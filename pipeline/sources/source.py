@@ -200,7 +200,7 @@ def file_split(
     def iter_rows(rows: list[int]) -> Iterator[SampleFile]:
         return (SampleFile(path(i), class_ids[labels[i]]) for i in rows)
 
-    return make_split(labels, iter_rows, path, listing)
+    return make_labelled_split(labels, iter_rows, path, listing)
 
 
 def indexed_split(
@@ -230,10 +230,10 @@ def indexed_split(
     def iter_rows(rows: list[int]) -> Iterator[Sample]:
         return (Sample(read(i), class_ids[labels[i]], where(i)) for i in rows)
 
-    return make_split(labels, iter_rows, where, listing)
+    return make_labelled_split(labels, iter_rows, where, listing)
 
 
-def make_split(
+def make_labelled_split(
     labels: npt.NDArray[np.int32],
     iter_samples_of_rows: Callable[[list[int]], Iterator[Sample | SampleFile]],
     where: Callable[[int], str],

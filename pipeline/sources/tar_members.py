@@ -23,7 +23,7 @@ from sfm.pipeline.sources.limits import (
     MAX_MEMBERS,
     MAX_PATH_CHARACTERS,
 )
-from sfm.text import sanitize_line, summarize_error
+from sfm.text import first_error_line, sanitize_line
 
 LABEL_EXTENSIONS = ("cls", "json", "txt")
 GZIP_MAGIC = b"\x1f\x8b"
@@ -161,7 +161,7 @@ def iter_tar_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[t
             raise
         except TAR_READ_ERRORS as error:
             raise InputError(
-                f"{file.url} is damaged, truncated or no tar archive: {summarize_error(error)}; "
+                f"{file.url} is damaged, truncated or no tar archive: {first_error_line(error)}; "
                 "write it again"
             ) from error
 

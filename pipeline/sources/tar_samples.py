@@ -21,7 +21,7 @@ class MissingLabelError(InputError):
 
 
 @dataclass
-class MemberGroup:
+class TarMemberGroup:
     """Neighbouring members that share the name up to the first dot.
 
     Attributes
@@ -100,13 +100,13 @@ def iter_sample_contents(
     InputError
         If the shard is damaged, or an image or a label cannot be paired; names it.
     """
-    group: MemberGroup | None = None
+    group: TarMemberGroup | None = None
     is_partial = False
     for name, content in iter_tar_members(file, unused_by_kind):
         key, extension = split_member_name(name)
         if group is None or key != group.key:
             yield from () if group is None else iter_group_samples(group, file, unused_by_kind, is_partial)
-            group, is_partial = MemberGroup(key), False
+            group, is_partial = TarMemberGroup(key), False
         if content is None:
             group.unused_names.append(name)
             continue
@@ -125,7 +125,7 @@ def iter_sample_contents(
 
 
 def iter_group_samples(
-    group: MemberGroup, file: DataFile, unused_by_kind: Counter[str], is_partly_yielded: bool
+    group: TarMemberGroup, file: DataFile, unused_by_kind: Counter[str], is_partly_yielded: bool
 ) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of a group of members: one, or as many as there are dotted names.
 
@@ -163,7 +163,7 @@ def iter_group_samples(
     yield group.key, group.contents
 
 
-def iter_dotted_samples(group: MemberGroup, file: DataFile) -> Iterator[tuple[str, dict[str, Content]]]:
+def iter_dotted_samples(group: TarMemberGroup, file: DataFile) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of a group's dotted names, which are cut at the last dot.
 
     Raises

@@ -281,7 +281,7 @@ class StoreTests:
         assert store.list_entries() == ([summary], [])
 
 
-def make_backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> BackboneCard:
+def make_backbone_card(spec: str = "lite0", image_size: int = 96, weights: str = "w") -> BackboneCard:
     """Return a card of a backbone that need not exist."""
     return BackboneCard(
         spec=spec,
@@ -289,7 +289,11 @@ def make_backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") 
         rule="pre-logits",
         weights=hashlib.sha256(weights.encode()).hexdigest(),
         preprocessing=Preprocessing(
-            input_size=size, resize=size, resampling="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+            input_size=image_size,
+            resize=image_size,
+            resampling="bicubic",
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
         ),
         features=FEATURES,
     )
