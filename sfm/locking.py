@@ -104,14 +104,14 @@ def open_lock_file(lock_path: Path) -> IO[str]:
         If it is a link: the description of the holder would overwrite its target.
     """
     try:
-        return os.fdopen(_open_without_links(lock_path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
+        return os.fdopen(_open_unlinked_regular_file(lock_path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
     except PermissionError:
         if not lock_path.exists():
             raise
-        return os.fdopen(_open_without_links(lock_path, os.O_RDONLY), "r")
+        return os.fdopen(_open_unlinked_regular_file(lock_path, os.O_RDONLY), "r")
 
 
-def _open_without_links(file: Path, flags: int) -> int:
+def _open_unlinked_regular_file(file: Path, flags: int) -> int:
     """Open a regular file that has no other name; do not wait for a pipe."""
     try:
         descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)

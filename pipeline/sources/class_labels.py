@@ -85,14 +85,14 @@ def class_id_from_number(label_number: int) -> str:
     return str(label_number).zfill(NUMBER_ID_DIGITS)
 
 
-def class_id_from_label(label: object, label_list: ClassList | None, where: str) -> str:
+def class_id_from_label(stored_label: object, label_list: ClassList | None, where: str) -> str:
     """Return the class id that a stored label means.
 
     Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
 
     Parameters
     ----------
-    label : object
+    stored_label : object
         An integer, or text: a class id or a number.
     label_list : ClassList or None
         Classes of the numbers 0, 1, …; without it a number is its own id.
@@ -104,45 +104,45 @@ def class_id_from_label(label: object, label_list: ClassList | None, where: str)
     InputError
         If the label is missing, out of range or unknown; names the sample.
     """
-    if isinstance(label, str):
-        label = normalize_class_id(require_short_class_name(label.strip(), where))
-        if label_list is not None and label in label_list.ids:
-            return label
-        if LABEL_NUMBER.fullmatch(label):
-            label = int(label)
-    if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-        shown = sanitize_line(repr(label), 40)
+    if isinstance(stored_label, str):
+        stored_label = normalize_class_id(require_short_class_name(stored_label.strip(), where))
+        if label_list is not None and stored_label in label_list.ids:
+            return stored_label
+        if LABEL_NUMBER.fullmatch(stored_label):
+            stored_label = int(stored_label)
+    if isinstance(stored_label, bool) or not isinstance(stored_label, int | str) or stored_label == "":
+        shown = sanitize_line(repr(stored_label), 40)
         raise InputError(f"{where} has no usable label: found {shown}, expected a number or a class id")
-    if isinstance(label, int):
-        if abs(label) > MAX_LABEL:
+    if isinstance(stored_label, int):
+        if abs(stored_label) > MAX_LABEL:
             raise InputError(f"{where} has a label beyond {MAX_LABEL}: it is damaged")
-        if label < 0:
+        if stored_label < 0:
             raise InputError(
-                f"{where} has label {label}, which marks unlabelled images: choose another split"
+                f"{where} has label {stored_label}, which marks unlabelled images: choose another split"
             )
         if label_list is None:
-            return class_id_from_number(label)
-        if label >= len(label_list.ids):
+            return class_id_from_number(stored_label)
+        if stored_label >= len(label_list.ids):
             raise InputError(
-                f"{where} has label {label}, out of range: {label_list.origin} names "
+                f"{where} has label {stored_label}, out of range: {label_list.origin} names "
                 f"{len(label_list.ids)} classes, 0 to {len(label_list.ids) - 1}"
             )
-        return label_list.ids[label]
+        return label_list.ids[stored_label]
     if label_list is None:
-        return label
-    class_id = find_class_id(label, label_list.ids)
+        return stored_label
+    class_id = find_class_id(stored_label, label_list.ids)
     if class_id is None:
-        close = difflib.get_close_matches(label, label_list.ids, n=1)
+        close = difflib.get_close_matches(stored_label, label_list.ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{where} has label {label!r}, which {label_list.origin} does not name{hint}")
+        raise InputError(f"{where} has label {stored_label!r}, which {label_list.origin} does not name{hint}")
     return class_id
 
 
-def format_label_if_numeric(label: object) -> str:
+def format_label_if_numeric(stored_label: object) -> str:
     """Return the text of a label that is a number, or text of digits; "" for any other label."""
-    if isinstance(label, str) and LABEL_NUMBER.fullmatch(label.strip()):
-        return label.strip()
-    return str(label) if isinstance(label, int) else ""
+    if isinstance(stored_label, str) and LABEL_NUMBER.fullmatch(stored_label.strip()):
+        return stored_label.strip()
+    return str(stored_label) if isinstance(stored_label, int) else ""
 
 
 def format_label_list_for_digest(label_list: ClassList | None) -> str:

@@ -37,8 +37,8 @@ from sfm.pipeline.sources.parquet_reader import (
 from sfm.pipeline.sources.parquet_schema import (
     ImageAndLabelColumns,
     find_image_and_label_columns,
-    label_list_from_metadata,
     list_unusable_metadata_notes,
+    make_label_list_and_names,
 )
 from sfm.pipeline.sources.sample import Sample, describe_oversized_image_fault
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
@@ -102,7 +102,7 @@ def open_parquet_source(place_with_options: str) -> Source:
         columns = find_image_and_label_columns(schema, first_url, options.get("image"), options.get("label"))
         notes = [] if "names" in options else list_unusable_metadata_notes(schema, first_url, columns)
     files = files.replace_unlabelled_test(lambda file: first_rows_have_labels(file, columns.label_column))
-    label_list, display_names = label_list_from_metadata(columns, first_url)
+    label_list, display_names = make_label_list_and_names(columns, first_url)
     if "names" in options:
         label_list = read_class_list(options["names"])
         display_names = {class_id: label_list.names.get(class_id, class_id) for class_id in label_list.ids}
@@ -186,7 +186,7 @@ def read_parquet_table_info(
     )
 
 
-def class_id_from_cell(label: object, label_list: ClassList | None, where: str) -> str:
+def class_id_from_cell(stored_label: object, label_list: ClassList | None, where: str) -> str:
     """Return the class id of a row's label; without a list, text is the id itself, digits or not.
 
     Raises
@@ -194,9 +194,9 @@ def class_id_from_cell(label: object, label_list: ClassList | None, where: str) 
     InputError
         See :func:`class_id_from_label`.
     """
-    if label_list is None and isinstance(label, str) and label.strip():
-        return normalize_class_id(require_short_class_name(label.strip(), where))
-    return class_id_from_label(label, label_list, where)
+    if label_list is None and isinstance(stored_label, str) and stored_label.strip():
+        return normalize_class_id(require_short_class_name(stored_label.strip(), where))
+    return class_id_from_label(stored_label, label_list, where)
 
 
 def make_parquet_split(

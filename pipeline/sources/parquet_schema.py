@@ -107,7 +107,7 @@ def list_unusable_metadata_notes(
     ]
 
 
-def label_list_from_metadata(
+def make_label_list_and_names(
     columns: ImageAndLabelColumns, where: str
 ) -> tuple[ClassList | None, dict[str, str]]:
     """Return the class list of the label numbers in a dataset's own metadata, and display names by class id.
