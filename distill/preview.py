@@ -9,12 +9,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sfm.atomic import make_folder
+from sfm.atomic import make_folder_unless_link
 from sfm.config_fields import MAX_CANVAS_PIXELS
 from sfm.distill.distilled_images import decode_pixels
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.run_files import translate_run_errors, write_run_file
-from sfm.image_files import read_png
+from sfm.image_files import read_png_as_rgb
 from sfm.text import sanitize_line
 
 SHEET_CLASSES, MAX_TILE_PIXELS = 10, 64
@@ -73,7 +73,7 @@ def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas
     data = BytesIO()
     sheet.save(data, "PNG", optimize=True)
     with translate_run_errors(folder):
-        make_folder(folder)
+        make_folder_unless_link(folder)
     write_run_file(folder / f"step_{step:08d}.png", data.getvalue())
 
 
@@ -123,7 +123,7 @@ def draw_preview(
         for place, path in enumerate(paths):
             row, column = (index, place) if many else divmod(index, columns)
             x, y = left + column * (tile + gap), top + row * (tile + below + gap)
-            image = Image.fromarray(read_png(path, MAX_CANVAS_PIXELS**2))
+            image = Image.fromarray(read_png_as_rgb(path, MAX_CANVAS_PIXELS**2))
             sheet.paste(image.resize((tile, tile), Image.Resampling.LANCZOS), (x, y))
         if many:
             name = _shorten_to_width(label, font, left - margin - gap)

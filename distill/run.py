@@ -52,7 +52,7 @@ from sfm.distill.worker_processes import spawn_workers
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.locking import lock_folder
-from sfm.paths import is_clutter
+from sfm.paths import is_hidden_or_system_file
 from sfm.text import escape_non_utf8_values
 
 
@@ -289,7 +289,7 @@ def find_resumable_checkpoint(out: Path, allow_resume: bool) -> tuple[Path, RunC
 def holds_files(folder: Path) -> bool:
     """Return whether a folder holds files other than clutter, or too many folders to search."""
     try:
-        return any(path.is_file() and not is_clutter(path.name) for path in folder.rglob("*"))
+        return any(path.is_file() and not is_hidden_or_system_file(path.name) for path in folder.rglob("*"))
     except RecursionError:
         return True
 

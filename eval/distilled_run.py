@@ -14,7 +14,7 @@ from sfm.backbones.card import BackboneCard
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_IMAGES_PER_CLASS
 from sfm.constrained_types import Count, Digest, InputPixels, Name
 from sfm.errors import InputError
-from sfm.image_files import read_png
+from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
 from sfm.text import sanitize_line
 from sfm.untrusted_files import OversizeError, read_bounded_file
@@ -136,7 +136,7 @@ def read_distilled_run(directory: Path) -> DistilledRun:
     require_plausible_compression(directory, files, record.canvas)
     pixels = np.empty((len(files), record.canvas, record.canvas, 3), np.uint8)
     for image, file in zip(pixels, files, strict=True):
-        image[:] = read_png(file, record.canvas**2, (record.canvas, record.canvas))
+        image[:] = read_png_as_rgb(file, record.canvas**2, (record.canvas, record.canvas))
     return DistilledRun(
         record,
         [c.class_id for c in classes],

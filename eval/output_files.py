@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfm.atomic import atomic_folder, atomic_write, delete_path, get_temporary_path
 from sfm.errors import InputError
-from sfm.paths import list_content, resolve_links
+from sfm.paths import list_paths_without_clutter, resolve_links
 
 
 def write_output(path: Path, data: bytes) -> None:
@@ -63,7 +63,7 @@ def write_new_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file: give a folder")
-    if path.is_dir() and list_content(path):
+    if path.is_dir() and list_paths_without_clutter(path):
         raise InputError(f"--out {path} is not empty: give a new folder")
     with translate_write_errors(path), atomic_folder(path, replace=False) as temporary:
         yield temporary

@@ -263,13 +263,15 @@ def count_files_before_pass(
     shards, as the samples are.
     """
     if selection is None or source.labels is None:
-        unused = Counter(source.inventory.unused)
+        unused = Counter(source.inventory.unused_by_kind)
         for split in source.splits.values():
             for kind, count in split.shards[0].unused.items() if split.shards else ():
                 unused[kind] += count * len(split.shards)
         return make_bounded_file_counts(used_sample_count, unused)
     none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
-    return count_files(source.class_ids or [], source.labels, selection, none, source.inventory.unused)
+    return count_files(
+        source.class_ids or [], source.labels, selection, none, source.inventory.unused_by_kind
+    )
 
 
 def read_probe_samples(source: Source, tasks: Sequence[PartitionTask], max_samples: int) -> Iterator[Sample]:

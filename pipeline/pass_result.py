@@ -14,7 +14,7 @@ from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.pixel_marks import make_mark_masks
 from sfm.pipeline.selection import SampleSelection, select_samples
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.class_labels import require_consistent_labels
+from sfm.pipeline.sources.class_labels import require_one_spelling_per_class
 from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging
@@ -90,7 +90,7 @@ def collect_pass_result(
         for name in source.splits
     }
     selection = select_samples(config, class_ids, source.class_names, labels, undecodable)
-    unused = Counter(source.inventory.unused)
+    unused = Counter(source.inventory.unused_by_kind)
     for _, result in results:
         unused.update(result.unused)
     partitions = []
@@ -143,7 +143,7 @@ def collect_class_ids_and_labels(
         If samples are of classes that the source does not name, the splits hold different classes, or a
         class is spelled in two ways.
     """
-    require_consistent_labels(
+    require_one_spelling_per_class(
         source.spec,
         [
             (label, text)

@@ -7,33 +7,26 @@ by the next.
 import dataclasses
 import errno
 import json
+import numpy as np
+import numpy.typing as npt
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-import numpy.typing as npt
-
 from sfm.atomic import atomic_open
 from sfm.deletion import delete_below
 from sfm.errors import InputError
-from sfm.locking import acquire_lock
+from sfm.locking import acquire_file_lock
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.row_files import has_finite_rows, read_rows, write_rows
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
-from sfm.pipeline.task_results import (
-    MAX_TASK_RESULT_BYTES,
-    TASK_RESULT_ADAPTER,
-    TaskResult,
-    is_plausible_result,
-)
+from sfm.pipeline.task_results import MAX_TASK_RESULT_BYTES, TASK_RESULT_ADAPTER, TaskResult, is_plausible_result
 from sfm.stats_store.local_files import copy_permissions
 from sfm.text import escape_non_utf8_values
 from sfm.untrusted_files import read_bounded_file
+from typing import Any, IO
 
 
 class IncompleteExtractionError(Exception):
@@ -50,20 +43,11 @@ class Staging:
         """Return the file of an array (``digests``, ``sizes``, or a feature array) of a partition."""
         return self.root / array_name / f"{partition.name}.npy"
 
-    def has_array(
-        self,
-        array_name: str,
-        partition: PartitionTask | StagedPartition,
-        dtype: npt.DTypeLike,
-        row_count: int,
-        row_shape: tuple[int, ...],
-    ) -> bool:
+    def has_array(self, array_name: str, partition: PartitionTask | StagedPartition, dtype: npt.DTypeLike, row_count: int, row_shape: tuple[int, ...]) -> bool:
         """Return whether an array is complete and valid: others may write here, too."""
         return has_finite_rows(self.array_path(array_name, partition), dtype, row_count, row_shape)
 
-    def write_array(
-        self, array_name: str, partition: PartitionTask | StagedPartition, rows: npt.NDArray[Any]
-    ) -> None:
+    def write_array(self, array_name: str, partition: PartitionTask | StagedPartition, rows: npt.NDArray[Any]) -> None:
         """Write an array atomically."""
         with atomic_staged_file(self.array_path(array_name, partition)) as file:
             write_rows(file, rows)
@@ -109,10 +93,7 @@ class Staging:
 
     def open_features(self, array_name: str, partitions: Sequence[StagedPartition]) -> StagedFeatures:
         """Return a feature array of several partitions as one sequence of rows."""
-        return StagedFeatures(
-            tuple(self.array_path(array_name, partition) for partition in partitions),
-            tuple(partition.labels for partition in partitions),
-        )
+        return StagedFeatures(tuple(self.array_path(array_name, partition) for partition in partitions), tuple(partition.labels for partition in partitions))
 
 
 @contextmanager
@@ -131,9 +112,7 @@ def atomic_staged_file(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_staging(
-    parent_folder: Path, staging_key: str, permissions_folder: Path | None = None
-) -> Iterator[Staging]:
+def open_staging(parent_folder: Path, staging_key: str, permissions_folder: Path | None = None) -> Iterator[Staging]:
     """Lock the staging folder of an extraction; it is deleted on success and kept on failure.
 
     A second process with the same key gets a folder of its own: both work, and the store decides who
@@ -159,11 +138,7 @@ def open_staging(
     if permissions_folder:
         copy_permissions(parent_folder, permissions_folder)
     with lock_staging(parent_folder / f"{staging_key}.lock") as locked:
-        root = parent_folder / (
-            staging_key
-            if locked and is_safe_folder(parent_folder / staging_key)
-            else f"{staging_key}-{uuid.uuid4().hex[:8]}"
-        )
+        root = parent_folder / (staging_key if locked and is_safe_folder(parent_folder / staging_key) else f"{staging_key}-{uuid.uuid4().hex[:8]}")
         with explained_staging_errors(parent_folder):
             root.mkdir(exist_ok=True)
         if permissions_folder:
@@ -193,10 +168,7 @@ def explained_staging_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise InputError(
-            f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written "
-            f"with --staging"
-        ) from error
+        raise InputError(f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written " f"with --staging") from error
 
 
 @contextmanager
@@ -206,7 +178,7 @@ def lock_staging(lock_file: Path) -> Iterator[bool]:
         yield False  # of another user
         return
     with explained_staging_errors(lock_file.parent):
-        lock = acquire_lock(lock_file)
+        lock = acquire_file_lock(lock_file)
     try:
         if lock is not None:
             copy_permissions(lock_file, reference_folder=lock_file.parent)

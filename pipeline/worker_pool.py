@@ -42,7 +42,7 @@ from sfm.pipeline.runtime import count_cores
 from sfm.pipeline.scheduler_errors import explain_scheduler_error
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import IncompleteExtractionError, Staging
-from sfm.text import summarize_error
+from sfm.text import first_error_line
 
 FEATURE_PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
 """Packages that features depend on: workers must have the same versions."""
@@ -232,7 +232,7 @@ def run_on_each_worker(client: Client, function: Callable[[], Any]) -> dict[str,
     for address, future in futures.items():
         error = future.exception()
         if error is not None:
-            raise InputError(f"worker {address}: {summarize_error(error)}") from error
+            raise InputError(f"worker {address}: {first_error_line(error)}") from error
         results[address] = future.result()
     return results
 

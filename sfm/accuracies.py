@@ -15,32 +15,32 @@ FOOTNOTE = (
 )
 
 
-def print_evaluation_accuracies(record: dict[str, Any]) -> None:
+def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
     """Print the rows of an evaluation, with footnote, notes and changes."""
-    provenance = Provenance.model_validate(record["provenance"])
+    provenance = Provenance.model_validate(evaluation_record["provenance"])
     rows = [
-        mark_with_footnote(row)
+        mark_mode_with_footnote(row)
         if is_biased_row(row, is_distillation_backbone(AccuracyRow.model_validate(row), provenance))
         else row
-        for row in record["rows"]
+        for row in evaluation_record["rows"]
     ]
-    warnings = list_warnings(record)
-    notes = [note for note in record["notes"] if note not in warnings]
-    print_accuracy_table(record | {"rows": rows, "notes": notes})
-    if rows != record["rows"]:
+    warnings = list_evaluation_warnings(evaluation_record)
+    notes = [note for note in evaluation_record["notes"] if note not in warnings]
+    print_accuracy_table(evaluation_record | {"rows": rows, "notes": notes})
+    if rows != evaluation_record["rows"]:
         print_line(FOOTNOTE)
-    for change in record["changes"]:
+    for change in evaluation_record["changes"]:
         print_line(change)
 
 
-def print_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> None:
+def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> None:
     """Print the cross-backbone matrix; biased cells are marked with a footnote sign."""
     print_matrix_table(
         [c | {"mark": " *"} if is_biased_row(c, c["own_backbone"]) else c for c in evaluation_rows]
     )
 
 
-def mark_with_footnote(row: dict[str, Any]) -> dict[str, Any]:
+def mark_mode_with_footnote(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row whose mode refers to the footnote."""
     return row | {"mode": f"{row['mode']} *"}
 
@@ -50,13 +50,13 @@ def is_biased_row(row: dict[str, Any], is_own_backbone: bool) -> bool:
     return row["mode"] in OWN_BACKBONE_BIASED_MODES and is_own_backbone
 
 
-def print_warnings(records: Sequence[dict[str, Any]]) -> None:
+def print_evaluation_warnings(evaluation_records: Sequence[dict[str, Any]]) -> None:
     """Print warnings on stderr about distilled images that are no better than random real ones."""
-    for record in records:
-        for line in list_warnings(record):
+    for record in evaluation_records:
+        for line in list_evaluation_warnings(record):
             print_line(f"warning: {shorten_path(record['config']['run'])}: {line}", file=sys.stderr)
 
 
-def list_warnings(record: dict[str, Any]) -> list[str]:
+def list_evaluation_warnings(evaluation_record: dict[str, Any]) -> list[str]:
     """Return the notes of an evaluation that are warnings."""
-    return [note for note in record["notes"] if note.startswith(NOT_BETTER_THAN_RANDOM)]
+    return [note for note in evaluation_record["notes"] if note.startswith(NOT_BETTER_THAN_RANDOM)]

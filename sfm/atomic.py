@@ -5,11 +5,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
-
-from sfm.deletion import LinkError, delete_below
+from sfm.deletion import DeletionThroughLinkError, delete_below
 from sfm.errors import InputError
-from sfm.paths import list_content
+from sfm.paths import list_paths_without_clutter
+from typing import IO
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -77,7 +76,7 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
     OSError
         If it cannot be written.
     """
-    if not replace and path.exists() and not (path.is_dir() and not list_content(path)):
+    if not replace and path.exists() and not (path.is_dir() and not list_paths_without_clutter(path)):
         raise FileExistsError(errno.EEXIST, "it exists already", str(path))
     fill = not replace and path.is_dir()
     temporary = path / get_temporary_path(path).name if fill else get_temporary_path(path)
@@ -108,7 +107,7 @@ def get_temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def make_folder(folder: Path) -> None:
+def make_folder_unless_link(folder: Path) -> None:
     """Make a folder that this program keeps inside another, unless it is there.
 
     Raises
@@ -131,10 +130,7 @@ def require_no_link(folder: Path) -> None:
         If it is one.
     """
     if folder.is_symlink():
-        raise InputError(
-            f"{folder} is a symbolic link, behind which nothing is written or deleted: put a folder in its "
-            f"place, or give another directory"
-        )
+        raise InputError(f"{folder} is a symbolic link, behind which nothing is written or deleted: put a folder in its " f"place, or give another directory")
 
 
 def delete_path(path: Path) -> None:
@@ -149,7 +145,7 @@ def delete_path(path: Path) -> None:
     """
     try:
         delete_below(path.parent, path.name)
-    except LinkError:
+    except DeletionThroughLinkError:
         with suppress(FileNotFoundError):
             path.unlink()
 

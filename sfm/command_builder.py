@@ -2,21 +2,20 @@
 
 import difflib
 import inspect
+import typer
+import typer.core
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
-
-import typer
-import typer.core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-
 from sfm.config_fields import select_values_refused_from_file
-from sfm.error_reporting import exit_on_error, report_error
+from sfm.error_reporting import exit_on_error, print_error_and_make_exit
 from sfm.errors import InputError
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, parse_json, read_bounded_file
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
 
 SHARED_PANEL = "Shared options"
 
@@ -35,35 +34,16 @@ SHELL_PIPE_PREFIXES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def make_shared_option(flag: str, text: str) -> Any:
+def make_shared_option(flag: str, help_text: str) -> Any:
     """Return the Typer option of a flag that every command has."""
-    return typer.Option(flag, help=text, rich_help_panel=SHARED_PANEL, show_default=False)
+    return typer.Option(flag, help=help_text, rich_help_panel=SHARED_PANEL, show_default=False)
 
 
-JsonOption = Annotated[
-    bool, make_shared_option("--json", "Print one JSON document on stdout; progress goes to stderr.")
-]
+JsonOption = Annotated[bool, make_shared_option("--json", "Print one JSON document on stdout; progress goes to stderr.")]
 QuietOption = Annotated[bool, make_shared_option("--quiet", "Show no progress.")]
-ConfigOption = Annotated[
-    Path | None,
-    make_shared_option(
-        "--config", "Take the recipe of a run.json; options override it. Give paths and addresses as options."
-    ),
-]
-TrustConfigOption = Annotated[
-    bool,
-    make_shared_option(
-        "--trust-config",
-        "Also take paths and addresses from --config: where to read and write, schedulers, weight files. "
-        "Only for files that you trust.",
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core."
-    ),
-]
+ConfigOption = Annotated[Path | None, make_shared_option("--config", "Take the recipe of a run.json; options override it. Give paths and addresses as options.")]
+TrustConfigOption = Annotated[bool, make_shared_option("--trust-config", "Also take paths and addresses from --config: where to read and write, schedulers, weight files. " "Only for files that you trust.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core.")]
 
 
 class SingleValueCommand(typer.core.TyperCommand):
@@ -78,9 +58,7 @@ class SingleValueCommand(typer.core.TyperCommand):
             for option in dict.fromkeys(order):
                 count = order.count(option)
                 if count > 1 and not (option.multiple or getattr(option, "is_flag", False)):
-                    raise report_error(
-                        f"{option.opts[0]} takes one value and is given {count} times: give it once", 2
-                    )
+                    raise print_error_and_make_exit(f"{option.opts[0]} takes one value and is given {count} times: give it once", 2)
         return remaining_args
 
 
@@ -92,15 +70,7 @@ class StrictTyper(typer.Typer):
         return super().command(*arguments, **{"cls": SingleValueCommand} | settings)
 
 
-def add_command(
-    app: typer.Typer,
-    name: str,
-    model: type[BaseModel],
-    run_command: Callable[[Any, bool, bool], None],
-    *,
-    summary: str,
-    examples: list[str],
-) -> None:
+def add_command(app: typer.Typer, name: str, model: type[BaseModel], run_command: Callable[[Any, bool, bool], None], *, summary: str, examples: list[str]) -> None:
     """Add a command whose options are the fields of a model.
 
     Parameters
@@ -121,14 +91,14 @@ def add_command(
         as_json, quiet = options.pop("json"), options.pop("quiet")
         file, trusted = options.pop("config"), options.pop("trust_config")
         with exit_on_error():
-            run_command(make_config(model, name, file, options, is_file_trusted=trusted), as_json, quiet)
+            run_command(make_config_from_file_and_options(model, name, file, options, is_file_trusted=trusted), as_json, quiet)
 
     parameters = [
         *(make_field_parameter(field_name, field) for field_name, field in model.model_fields.items()),
-        make_parameter("config", ConfigOption, None),
-        make_parameter("trust_config", TrustConfigOption, False),
-        make_parameter("json", JsonOption, False),
-        make_parameter("quiet", QuietOption, False),
+        make_keyword_parameter("config", ConfigOption, None),
+        make_keyword_parameter("trust_config", TrustConfigOption, False),
+        make_keyword_parameter("json", JsonOption, False),
+        make_keyword_parameter("quiet", QuietOption, False),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -136,27 +106,16 @@ def add_command(
     app.command(name, help=summary, epilog=epilog, no_args_is_help=True)(command)
 
 
-def make_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def make_keyword_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
     """Return a keyword-only parameter for the signature of a command."""
-    return inspect.Parameter(
-        parameter_name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    return inspect.Parameter(parameter_name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def make_field_parameter(field_name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the command-line parameter of a field: None if left out, so that the model's default applies."""
     metavar = get_argument_metavar(field_name, field)
-    info: Any = (
-        typer.Argument(help=field.description, metavar=metavar, show_default=False)
-        if metavar
-        else typer.Option(
-            "--" + field_name.replace("_", "-"),
-            help=field.description,
-            metavar=format_choices(field.annotation),
-            show_default=format_default(field),
-        )
-    )
-    return make_parameter(field_name, Annotated[get_option_type(field.annotation), info], None)
+    info: Any = typer.Argument(help=field.description, metavar=metavar, show_default=False) if metavar else typer.Option("--" + field_name.replace("_", "-"), help=field.description, metavar=format_choices_for_help(field.annotation), show_default=format_default_for_help(field))
+    return make_keyword_parameter(field_name, Annotated[get_typer_option_type(field.annotation), info], None)
 
 
 def get_argument_metavar(field_name: str, field: FieldInfo) -> str | None:
@@ -172,7 +131,7 @@ def get_option_name(model: type[BaseModel], field_name: str) -> str:
     return metavar.rstrip(".") if metavar else "--" + field_name.replace("_", "-")
 
 
-def format_default(field: FieldInfo) -> str | bool:
+def format_default_for_help(field: FieldInfo) -> str | bool:
     """Return how the help shows a field's default; False if it shows none."""
     if field.is_required():
         return "required"
@@ -182,14 +141,14 @@ def format_default(field: FieldInfo) -> str | bool:
     return ",".join(map(str, default)) if isinstance(default, tuple | list) else str(default)
 
 
-def format_choices(annotation: Any) -> str | None:
+def format_choices_for_help(annotation: Any) -> str | None:
     """Return the choices of a field as ``a|b``; None if it has no fixed set of them."""
     if get_origin(annotation) is list:
         annotation = get_args(annotation)[0]
     return "|".join(get_args(annotation)) if get_origin(annotation) is Literal else None
 
 
-def get_option_type(annotation: Any) -> Any:
+def get_typer_option_type(annotation: Any) -> Any:
     """Return the type that Typer parses an option as; str for types that it cannot parse, such as tuples."""
     members = [a for a in get_args(annotation) if a is not type(None)]
     # Of several types, the first is that of the command line; others come from a run.json.
@@ -202,14 +161,7 @@ def get_option_type(annotation: Any) -> Any:
     return annotation | None
 
 
-def make_config(
-    model: type[BaseModel],
-    command_name: str,
-    config_file: Path | None,
-    options: dict[str, Any],
-    *,
-    is_file_trusted: bool = False,
-) -> BaseModel:
+def make_config_from_file_and_options(model: type[BaseModel], command_name: str, config_file: Path | None, options: dict[str, Any], *, is_file_trusted: bool = False) -> BaseModel:
     """Return the config: the values of a file, overridden by the options given on the command line.
 
     Parameters
@@ -232,14 +184,11 @@ def make_config(
     file_values = read_config_file(config_file, command_name) if config_file else {}
     options = {name: value for name, value in options.items() if value not in (None, [])}
     if config_file and not is_file_trusted:
-        require_recipe_only(model, config_file, {n: v for n, v in file_values.items() if n not in options})
+        refuse_restricted_file_values(model, config_file, {n: v for n, v in file_values.items() if n not in options})
     try:
         return model(**file_values | options)
     except ValidationError as error:
-        problems = [
-            format_validation_error(model, detail)
-            for detail in error.errors(include_url=False)[:MAX_PROBLEMS]
-        ]
+        problems = [format_validation_error(model, detail) for detail in error.errors(include_url=False)[:MAX_PROBLEMS]]
         raise InputError("; ".join(dict.fromkeys(problems))) from error
 
 
@@ -265,7 +214,7 @@ def read_config_file(file: Path, command_name: str) -> dict[str, Any]:
     return values
 
 
-def require_recipe_only(model: type[BaseModel], config_file: Path, file_values: dict[str, Any]) -> None:
+def refuse_restricted_file_values(model: type[BaseModel], config_file: Path, file_values: dict[str, Any]) -> None:
     """Refuse values of a config file that name places, let data leave, or take much memory.
 
     Raises
@@ -273,15 +222,10 @@ def require_recipe_only(model: type[BaseModel], config_file: Path, file_values: 
     InputError
         If there are such values; says which options to give instead.
     """
-    refused = {
-        get_option_name(model, n): v for n, v in select_values_refused_from_file(model, file_values).items()
-    }
+    refused = {get_option_name(model, n): v for n, v in select_values_refused_from_file(model, file_values).items()}
     if refused:
         settings = ", ".join(f"{n} {sanitize_line(str(v), MAX_VALUE_LENGTH)}" for n, v in refused.items())
-        raise InputError(
-            f"--config {config_file} sets {settings}: a file gives the recipe only, of usual size; give "
-            f"{' '.join(refused)} on the command line, or --trust-config if the file is your own"
-        )
+        raise InputError(f"--config {config_file} sets {settings}: a file gives the recipe only, of usual size; give " f"{' '.join(refused)} on the command line, or --trust-config if the file is your own")
 
 
 def format_validation_error(model: type[BaseModel], detail: Any) -> str:
@@ -294,7 +238,7 @@ def format_validation_error(model: type[BaseModel], detail: Any) -> str:
         return f"unknown setting '{sanitize_line(name, MAX_VALUE_LENGTH)}' in the configuration"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "literal_error" and name in model.model_fields:
-        choices = (format_choices(model.model_fields[name].annotation) or "").split("|")
+        choices = (format_choices_for_help(model.model_fields[name].annotation) or "").split("|")
         close = difflib.get_close_matches(str(detail["input"])[:MAX_VALUE_LENGTH], choices)
         message += f": did you mean {' or '.join(close)}?" if close else ""
     value = sanitize_line(str(detail["input"]), MAX_VALUE_LENGTH)

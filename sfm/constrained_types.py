@@ -85,7 +85,7 @@ ChannelStd = Annotated[float, Field(ge=1e-6, le=1e6)]
 """Values are divided by it."""
 
 
-def limit_items(max_items: int) -> BeforeValidator:
+def make_item_limit_validator(max_items: int) -> BeforeValidator:
     """Return a validator that refuses a longer list or dict before any item is validated."""
 
     def check_length(value: Any) -> Any:
@@ -96,7 +96,7 @@ def limit_items(max_items: int) -> BeforeValidator:
     return BeforeValidator(check_length)
 
 
-def validate_items_fail_fast(key_type: Any, value_type: Any) -> BeforeValidator:
+def make_fail_fast_item_validator(key_type: Any, value_type: Any) -> BeforeValidator:
     """Return a validator of the items of a dict that stops at the first that is not valid.
 
     Pydantic alone reports all of them, which takes a hundred times the memory of the JSON.
@@ -131,7 +131,7 @@ def require_distinct_values(values: Sequence[str]) -> Sequence[str]:
     return values
 
 
-def require_valid_options(options: dict[str, Any]) -> dict[str, Any]:
+def require_valid_extraction_options(options: dict[str, Any]) -> dict[str, Any]:
     """Refuse options of an extraction that are not of the types that this program reads; return them.
 
     Raises
@@ -174,8 +174,8 @@ Texts = Annotated[list[str], FailFast()]
 
 LeafFingerprints = Annotated[list[Digest], FailFast(), Field(min_length=1)]
 
-PackageVersions = Annotated[dict[str, str], limit_items(1000)]
+PackageVersions = Annotated[dict[str, str], make_item_limit_validator(1000)]
 
-CountsByName = Annotated[dict[str, Count], limit_items(100_000)]
+CountsByName = Annotated[dict[str, Count], make_item_limit_validator(100_000)]
 
-ExtractionOptions = Annotated[dict[str, Any], AfterValidator(require_valid_options)]
+ExtractionOptions = Annotated[dict[str, Any], AfterValidator(require_valid_extraction_options)]

@@ -7,14 +7,15 @@ import shutil
 import stat
 from pathlib import Path, PurePath
 
+
 _OPEN_FOLDER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class LinkError(OSError):
+class DeletionThroughLinkError(OSError):
     """The path to delete is a symbolic link, or leads through one."""
 
 
-class DepthError(OSError):
+class DeletionDepthError(OSError):
     """The folder to delete is nested too deep."""
 
 
@@ -62,7 +63,7 @@ def delete_below(root: Path, path: str | PurePath) -> None:
                 if isinstance(error, OSError) and error.errno != errno.EMFILE:
                     raise
                 # Every level takes a call and an open folder.
-                raise DepthError(errno.ENAMETOOLONG, "too deep", str(root / path)) from None
+                raise DeletionDepthError(errno.ENAMETOOLONG, "too deep", str(root / path)) from None
         else:
             os.unlink(parts[-1], dir_fd=folder)
 
@@ -74,9 +75,9 @@ def reraise_unless_missing(_: object, __: str, error: tuple[type, BaseException,
 
 
 def _get_mode_unless_link(folder_descriptor: int, name: str, full_path: Path) -> int:
-    """Return the mode of a file in an open folder; raise :class:`LinkError` if it is a link."""
+    """Return the mode of a file in an open folder; raise :class:`DeletionThroughLinkError` for a link."""
     mode = os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False).st_mode
     if stat.S_ISLNK(mode):
         # open() with O_NOFOLLOW fails with ELOOP on a link.
-        raise LinkError(errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(full_path))
+        raise DeletionThroughLinkError(errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(full_path))
     return mode

@@ -2,15 +2,14 @@
 
 import errno
 import sys
+import typer
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import typer
-
 from sfm.errors import DamageError, InputError
-from sfm.interrupts import allow_keyboard_interrupt
+from sfm.interrupts import raise_interrupt_on_signal
 from sfm.terminal import print_line
 from sfm.text import sanitize_line
+
 
 EXIT_UNFINISHED = 1
 EXIT_INTERRUPTED = 130
@@ -19,7 +18,7 @@ MAX_ERROR_LENGTH = 4000
 """Characters of an error message: names in it are untrusted."""
 
 
-def report_error(message: str, exit_status: int) -> typer.Exit:
+def print_error_and_make_exit(message: str, exit_status: int) -> typer.Exit:
     """Print an error as one line on stderr; return the exit to raise."""
     print_line(f"error: {sanitize_line(message, MAX_ERROR_LENGTH)}", file=sys.stderr)
     return typer.Exit(exit_status)
@@ -28,24 +27,24 @@ def report_error(message: str, exit_status: int) -> typer.Exit:
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """Turn exceptions into one line and an exit status: 2 bad input, 1 damage, 130 interrupted."""
-    allow_keyboard_interrupt()
+    raise_interrupt_on_signal()
     try:
         yield
     except InputError as error:
-        raise report_error(str(error), 2) from None
+        raise print_error_and_make_exit(str(error), 2) from None
     except (DamageError, FloatingPointError) as error:
-        raise report_error(str(error), 1) from None
+        raise print_error_and_make_exit(str(error), 1) from None
     except KeyboardInterrupt:
-        raise report_error("interrupted", EXIT_INTERRUPTED) from None
+        raise print_error_and_make_exit("interrupted", EXIT_INTERRUPTED) from None
     except Exception as error:
         reason = describe_disk_error(error) or describe_memory_error(error)
         if reason is None:
             raise
-        raise report_error(reason, 2) from None
+        raise print_error_and_make_exit(reason, 2) from None
 
 
 @contextmanager
-def explain_interrupt(message: str | Callable[[], str]) -> Iterator[None]:
+def exit_with_message_on_interrupt(message: str | Callable[[], str]) -> Iterator[None]:
     """On Ctrl-C, print the state that the command leaves and how to resume it, and exit.
 
     Parameters
@@ -57,7 +56,7 @@ def explain_interrupt(message: str | Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         explanation = message if isinstance(message, str) else message()
-        raise report_error(f"interrupted{explanation}", EXIT_INTERRUPTED) from None
+        raise print_error_and_make_exit(f"interrupted{explanation}", EXIT_INTERRUPTED) from None
 
 
 def describe_memory_error(error: BaseException) -> str | None:

@@ -38,7 +38,7 @@ def no_progress(_: Progress) -> None:
     """Ignore a progress event: the default callback."""
 
 
-def delay_progress(min_stage_seconds: float, callback: ProgressCallback) -> ProgressCallback:
+def hide_progress_of_short_stages(min_stage_seconds: float, callback: ProgressCallback) -> ProgressCallback:
     """Return a callback that forwards events once their stage has taken `seconds`."""
     start_times: dict[str, float] = {}
 

@@ -57,11 +57,11 @@ def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> N
         print_line(describe_file_counts(extraction.files))
     for line in (
         *extraction.notes,
-        *describe_precision(config, extraction),
+        *describe_flow_precision(config, extraction),
         *list_pixel_warnings(list(zip(summaries, extraction.cards, strict=True))),
     ):
         print_line(line)
-    print_skipped(config, extraction.skipped)
+    print_undecodable_images(config, extraction.skipped)
     first = summaries[0]
     print_next_command(
         "distill",
@@ -70,7 +70,7 @@ def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> N
     )
 
 
-def print_skipped(config: ExtractConfig, undecodable_images: list[str]) -> None:
+def print_undecodable_images(config: ExtractConfig, undecodable_images: list[str]) -> None:
     """Print the images that could not be decoded, if there are any."""
     if not undecodable_images:
         return
@@ -81,7 +81,7 @@ def print_skipped(config: ExtractConfig, undecodable_images: list[str]) -> None:
         print_line(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
 
 
-def describe_precision(config: ExtractConfig, extraction: "ExtractionResult") -> Iterator[str]:
+def describe_flow_precision(config: ExtractConfig, extraction: "ExtractionResult") -> Iterator[str]:
     """Yield for every backbone how far flows in this precision are from those in float32."""
     from sfm.pipeline.flow_agreement import MIN_FAITHFUL_COSINE
 

@@ -87,7 +87,7 @@ def silence_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def read_png(
+def read_png_as_rgb(
     path: Path, max_pixels: int, required_size: tuple[int, int] | None = None
 ) -> npt.NDArray[np.uint8]:
     """Read a PNG file as an RGB array of shape (height, width, 3), converted from any mode.

@@ -4,6 +4,7 @@ import os
 import signal
 from types import FrameType
 
+
 _interrupts_are_reported = False
 
 
@@ -18,7 +19,7 @@ def install_signal_handlers() -> None:
         signal.signal(signal.SIGTERM, _handle_signal)
 
 
-def allow_keyboard_interrupt() -> None:
+def raise_interrupt_on_signal() -> None:
     """Raise KeyboardInterrupt on later signals, because the caller reports it."""
     global _interrupts_are_reported
     _interrupts_are_reported = True

@@ -47,19 +47,22 @@ def lock_folder(folder: Path) -> Iterator[None]:
     InputError
         If another process holds the lock; names the process, its machine, and since when.
     """
-    with _remove_if_empty(folder), _hold_lock(folder / LOCK_NAME, folder):
+    with _remove_new_folder_if_empty(folder), _hold_lock(folder / LOCK_NAME, folder):
         yield
 
 
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
     """Keep other processes from writing a file, or a folder atomically; see :func:`lock_folder`."""
-    with _remove_if_empty(path.parent), _hold_lock(path.with_name(f".{path.name}{LOCK_NAME}"), path):
+    with (
+        _remove_new_folder_if_empty(path.parent),
+        _hold_lock(path.with_name(f".{path.name}{LOCK_NAME}"), path),
+    ):
         yield
 
 
 @contextmanager
-def _remove_if_empty(folder: Path) -> Iterator[None]:
+def _remove_new_folder_if_empty(folder: Path) -> Iterator[None]:
     """Delete a folder and its parents at the end if they were missing at the start and are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -70,7 +73,7 @@ def _remove_if_empty(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def acquire_lock(lock_path: Path) -> IO[str] | None:
+def acquire_file_lock(lock_path: Path) -> IO[str] | None:
     """Acquire the lock of a lock file, which is created if missing.
 
     Returns
@@ -84,7 +87,7 @@ def acquire_lock(lock_path: Path) -> IO[str] | None:
         with suppress(FileNotFoundError):
             lock_path.parent.mkdir(parents=True, exist_ok=True)
             lock = open_lock_file(lock_path)
-            if try_lock(lock, lock_path):
+            if lock_without_waiting(lock, lock_path):
                 return lock
             lock.close()
         if time.monotonic() > deadline:
@@ -101,14 +104,14 @@ def open_lock_file(lock_path: Path) -> IO[str]:
         If it is a link: the description of the holder would overwrite its target.
     """
     try:
-        return os.fdopen(_open_without_links(lock_path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
+        return os.fdopen(_open_unlinked_regular_file(lock_path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
     except PermissionError:
         if not lock_path.exists():
             raise
-        return os.fdopen(_open_without_links(lock_path, os.O_RDONLY), "r")
+        return os.fdopen(_open_unlinked_regular_file(lock_path, os.O_RDONLY), "r")
 
 
-def _open_without_links(file: Path, flags: int) -> int:
+def _open_unlinked_regular_file(file: Path, flags: int) -> int:
     """Open a regular file that has no other name; do not wait for a pipe."""
     try:
         descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -123,7 +126,7 @@ def _open_without_links(file: Path, flags: int) -> int:
     raise InputError(f"{file} has other hard links or is not a file, and cannot be a lock: delete it")
 
 
-def try_lock(lock_file_handle: IO[str], lock_path: Path) -> bool:
+def lock_without_waiting(lock_file_handle: IO[str], lock_path: Path) -> bool:
     """Lock an open lock file without waiting; return whether this process holds the lock."""
     try:
         fcntl.flock(lock_file_handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +143,7 @@ def try_lock(lock_file_handle: IO[str], lock_path: Path) -> bool:
 def _hold_lock(lock_path: Path, output_path: Path) -> Iterator[None]:
     """Hold the lock of an output and write the holder to the lock file, which is deleted at the end."""
     try:
-        lock = acquire_lock(lock_path)
+        lock = acquire_file_lock(lock_path)
     except OSError:
         yield
         return

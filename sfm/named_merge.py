@@ -65,7 +65,7 @@ def merge_entries_by_name(
     require_mergeable(entries)
     target = create_store(store_url)
     union_name = name or make_dataset_name("+".join(sorted({entry.dataset.name for entry in entries})))
-    trainer = make_disk_trainer(device, threads)
+    trainer = make_disk_staging_trainer(device, threads)
     return merge_entries(target, entries, union_name, trainer, replace=replace, progress=progress)
 
 
@@ -81,7 +81,7 @@ def open_named_entry(
     )
 
 
-def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
+def make_disk_staging_trainer(device: str, threads: int | None) -> ClassifierTrainer:
     """Return a trainer that stages the features on disk, since training reads them hundreds of times."""
 
     def train_on_disk(features: SplitFeatures, moments: ClassMoments) -> MergedClassifier:

@@ -51,11 +51,11 @@ def get_cache_folder() -> Path | None:
         return None
 
 
-def is_clutter(name: str) -> bool:
+def is_hidden_or_system_file(name: str) -> bool:
     """Return whether a file of this name is hidden, or was left by an operating system."""
     return name.startswith(".") or name.lower() in CLUTTER_NAMES
 
 
-def list_content(folder: Path) -> list[Path]:
+def list_paths_without_clutter(folder: Path) -> list[Path]:
     """Return the paths in a folder, without clutter."""
-    return [path for path in folder.iterdir() if not is_clutter(path.name)]
+    return [path for path in folder.iterdir() if not is_hidden_or_system_file(path.name)]

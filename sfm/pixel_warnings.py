@@ -31,18 +31,19 @@ def describe_unusual_pixels(summary: Summary, card: ExtractionCard) -> Iterator[
         images += " of the tuning entry"
     if card.composited:
         yield (
-            f"{card.composited} of {images} are not fully opaque{format_example(card.composited_example)}: "
+            f"{card.composited} of {images} are not fully opaque"
+            f"{format_bracketed_example(card.composited_example)}: "
             f"composited over {card.options.get('background')}; choose with "
             f"DATASET?background=white, black or #rrggbb"
         )
     if card.dark:
         yield (
             f"{card.dark} of {images} have 16 or 32 bits and no value above 1/16 of their range"
-            f"{format_example(card.dark_example)}: nearly black as they are; say which value is white, as in "
-            f"DATASET?white=4095"
+            f"{format_bracketed_example(card.dark_example)}: nearly black as they are; say which value is "
+            f"white, as in DATASET?white=4095"
         )
 
 
-def format_example(image_name: str) -> str:
+def format_bracketed_example(image_name: str) -> str:
     """Return the name of an example image in brackets; nothing if there is none."""
     return f" (such as {sanitize_line(image_name)})" if image_name else ""

@@ -14,7 +14,7 @@ EXEMPLARS = 8
 
 
 def run_quickstart(
-    out: Path, progress: ProgressCallback = no_progress, threads: int | None = None
+    out_folder: Path, progress: ProgressCallback = no_progress, thread_count: int | None = None
 ) -> dict[str, Any]:
     """Extract Fashion-MNIST-6k with lite0 and lite1, distil ten images on lite0, evaluate them on both.
 
@@ -22,10 +22,10 @@ def run_quickstart(
 
     Parameters
     ----------
-    out : Path
+    out_folder : Path
         Folder for the store (``store/``) and the distilled set (``distilled/``).
     progress : callable, optional
-    threads : int, optional
+    thread_count : int, optional
         CPU threads to compute with.
 
     Returns
@@ -33,14 +33,16 @@ def run_quickstart(
     dict
         ``store``, ``preview``: paths; ``run``, ``evaluation``: contents of the two JSON files.
     """
-    out = expand_home(out)
-    with lock_folder(out):
-        return run_quickstart_stages(out, progress, threads)
+    out_folder = expand_home(out_folder)
+    with lock_folder(out_folder):
+        return run_quickstart_stages(out_folder, progress, thread_count)
 
 
-def run_quickstart_stages(out: Path, progress: ProgressCallback, threads: int | None) -> dict[str, Any]:
+def run_quickstart_stages(
+    out_folder: Path, progress: ProgressCallback, thread_count: int | None
+) -> dict[str, Any]:
     """Run the stages of :func:`run_quickstart` in a folder that is locked."""
-    store, run = str(out / "store"), out / "distilled"
+    store, run = str(out_folder / "store"), out_folder / "distilled"
     extract(
         ExtractConfig(
             source=f"builtin:{DATASET_NAME}",
@@ -48,7 +50,7 @@ def run_quickstart_stages(out: Path, progress: ProgressCallback, threads: int | 
             backbone=["lite0", "lite1"],
             image_size=IMAGE_SIZE,
             exemplars=EXEMPLARS,
-            threads=threads,
+            threads=thread_count,
         ),
         progress,
     )
@@ -59,13 +61,13 @@ def run_quickstart_stages(out: Path, progress: ProgressCallback, threads: int | 
             image_size=IMAGE_SIZE,
             dataset=DATASET_NAME,
             out=run,
-            threads=threads,
+            threads=thread_count,
             resume=True,
         ),
         progress,
     )
     evaluation = evaluate(
-        EvaluateConfig(run=run, store=store, backbone=["lite0", "lite1"], threads=threads), progress
+        EvaluateConfig(run=run, store=store, backbone=["lite0", "lite1"], threads=thread_count), progress
     )
     return {
         "store": store,

@@ -92,7 +92,7 @@ def print_rows_as_lists(console: Console, column_heads: Sequence[str], rows: Ite
         console.print()
 
 
-def print_entry_table(title: str, entries: Sequence[Any], publish_outcomes: Sequence[str] = ()) -> None:
+def print_entry_table(title: str, summaries: Sequence[Any], publish_outcomes: Sequence[str] = ()) -> None:
     """Print summaries of entries, with the outcome of publishing them if there is one."""
     columns = ["dataset", "digest", "backbone", "px", "role", "classes", "train", "held out", "top-1 %"]
     rows = [
@@ -107,7 +107,7 @@ def print_entry_table(title: str, entries: Sequence[Any], publish_outcomes: Sequ
             str(s.test_samples),
             format_percent(s.held_out_top1),
         ]
-        for s in entries
+        for s in summaries
     ]
     if publish_outcomes:
         columns.append("outcome")
@@ -115,19 +115,19 @@ def print_entry_table(title: str, entries: Sequence[Any], publish_outcomes: Sequ
     print_table(title, columns, rows, right_aligned_heads={"px", "classes", "train", "held out", "top-1 %"})
 
 
-def print_accuracy_table(record: dict[str, Any]) -> None:
+def print_accuracy_table(evaluation_record: dict[str, Any]) -> None:
     """Print the accuracies of an evaluation, with its notes."""
     rows = [
         [
             IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
             row["backbone"],
             row["mode"],
-            format_over_seeds(row, "top1"),
-            format_over_seeds(row, "top5"),
+            format_mean_over_seeds(row, "top1"),
+            format_mean_over_seeds(row, "top5"),
             format_percent(row["recovered"]),
             str(row["seeds"]),
         ]
-        for row in record["rows"]
+        for row in evaluation_record["rows"]
     ]
     rows += [
         [
@@ -139,15 +139,15 @@ def print_accuracy_table(record: dict[str, Any]) -> None:
             format_percent(row["recovered"]),
             "–",
         ]
-        for row in record["full_data"]
+        for row in evaluation_record["full_data"]
     ]
     columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
     title = (
-        f"Accuracy on held-out features: {shorten_path(record['config']['run'])}, "
-        f"distilled on {record['provenance']['distilled_on']}"
+        f"Accuracy on held-out features: {shorten_path(evaluation_record['config']['run'])}, "
+        f"distilled on {evaluation_record['provenance']['distilled_on']}"
     )
     print_table(title, columns, rows, right_aligned_heads={"top-1 %", "top-5 %", "of full data %", "seeds"})
-    for note in record["notes"]:
+    for note in evaluation_record["notes"]:
         print_line(f"note: {note}")
 
 
@@ -170,19 +170,19 @@ def print_matrix_table(evaluation_rows: Sequence[dict[str, Any]]) -> None:
         for run, distilled_on in runs:
             row = [cells_by_key.get((mode, run, backbone)) for backbone in backbones]
             accuracies = [
-                format_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in row
+                format_mean_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in row
             ]
             rows.append([mode, distilled_on, shorten_path(run), *accuracies])
     columns = ["trained", "distilled on", "run", *backbones]
     print_table("Top-1 %, by the backbone evaluated on", columns, rows, right_aligned_heads=set(backbones))
 
 
-def format_over_seeds(row: dict[str, Any], metric_name: str) -> str:
+def format_mean_over_seeds(row: dict[str, Any], metric_name: str) -> str:
     """Return the mean of a metric over seeds in percent, with its deviation if there are several."""
     return format_percent(row[f"{metric_name}_mean"], row[f"{metric_name}_std"] if row["seeds"] > 1 else None)
 
 
-def print_plan_table(plan: Any) -> None:
+def print_extraction_plan(plan: Any) -> None:
     """Print the plan of an extraction (a dry run)."""
     about = "" if plan.counted else "about "
     images = sum(plan.samples.values())

@@ -57,13 +57,13 @@ def open_safetensors(path: Path, framework: Literal["pt", "numpy"], max_bytes: i
         raise TensorFileError(f"cannot read {path}: {sanitize_line(str(reason), 300)}") from error
 
 
-def read_tensor_specs(file: Any) -> TensorSpecs:
+def read_tensor_specs(safetensors_file: Any) -> TensorSpecs:
     """Return type and shape of every tensor that the header of an open file declares."""
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    slices = {name: safetensors_file.get_slice(name) for name in safetensors_file.keys()}  # noqa: SIM118 - not a dict
     return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
 
 
-def require_tensor_specs(file: Any, expected: TensorSpecs, path: Path) -> None:
+def require_tensor_specs(safetensors_file: Any, expected: TensorSpecs, path: Path) -> None:
     """Refuse an open file whose tensors have other names, types or shapes than expected.
 
     Raises
@@ -71,7 +71,7 @@ def require_tensor_specs(file: Any, expected: TensorSpecs, path: Path) -> None:
     TensorFileError
         If there is a difference; names the first tensor that differs.
     """
-    found = read_tensor_specs(file)
+    found = read_tensor_specs(safetensors_file)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise TensorFileError(

@@ -44,9 +44,9 @@ def print_line(text: str, file: TextIO | None = None) -> None:
     print(sanitize_line(text), file=file)
 
 
-def print_next_command(*words: object) -> None:
+def print_next_command(*command_words: object) -> None:
     """Print the ``sfm`` command to run next, quoted for a shell."""
-    print_line(f"Next: {shlex.join(['sfm', *map(str, words)])}")
+    print_line(f"Next: {shlex.join(['sfm', *map(str, command_words)])}")
 
 
 def print_json(document: Any) -> None:

@@ -18,7 +18,7 @@ ENCODE_ERROR_HANDLER = "sfm.degrade"
 """Name of the codec error handler of :func:`replace_unencodable`."""
 
 
-def summarize_error(error: BaseException) -> str:
+def first_error_line(error: BaseException) -> str:
     """Return the first line of an error's message; the name of its type if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -48,9 +48,9 @@ def sanitize_line(text: str, max_length: int | None = None) -> str:
     return "".join(c if is_displayable(c) else escape_character(c) for c in shortened)
 
 
-def format_names(names: Sequence[str], max_names: int = 5) -> str:
+def format_names(names: Sequence[str], max_shown_names: int = 5) -> str:
     """Return the first few names as text, and whether there are more: ``a, b and others``."""
-    return ", ".join(names[:max_names]) + (" and others" if len(names) > max_names else "")
+    return ", ".join(names[:max_shown_names]) + (" and others" if len(names) > max_shown_names else "")
 
 
 def is_displayable(character: str) -> bool:
@@ -96,8 +96,10 @@ def escape_non_utf8_values(value: Any) -> Any:
     return [escape_non_utf8_values(item) for item in value] if isinstance(value, list) else value
 
 
-def format_percent(fraction: float | None, deviation: float | None = None) -> str:
+def format_percent(fraction: float | None, standard_deviation: float | None = None) -> str:
     """Return a fraction in percent, with its standard deviation if given; a dash for None."""
     if fraction is None:
         return "–"
-    return f"{100 * fraction:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+    return f"{100 * fraction:.1f}" + (
+        "" if standard_deviation is None else f" ± {100 * standard_deviation:.1f}"
+    )

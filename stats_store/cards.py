@@ -27,8 +27,8 @@ from sfm.constrained_types import (
     RunId,
     Texts,
     VersionNumber,
-    limit_items,
-    validate_items_fail_fast,
+    make_fail_fast_item_validator,
+    make_item_limit_validator,
 )
 
 SCHEMA_MAJOR = 1
@@ -49,7 +49,7 @@ class SchemaVersion(BaseModel):
 
     major: VersionNumber = SCHEMA_MAJOR
     minor: VersionNumber = SCHEMA_MINOR
-    requires: Annotated[list[Name], limit_items(100)] = []
+    requires: Annotated[list[Name], make_item_limit_validator(100)] = []
 
 
 class DatasetCard(BaseModel):
@@ -255,7 +255,7 @@ class Commit(BaseModel):
     kind: Literal["entry", "tombstone"]
     run: RunId
     summary: Summary | None = None
-    arrays: Annotated[dict[ObjectName, Digest], limit_items(MAX_ARRAYS)] = {}
+    arrays: Annotated[dict[ObjectName, Digest], make_item_limit_validator(MAX_ARRAYS)] = {}
     objects: Annotated[
-        dict[ObjectName, ObjectRecord], validate_items_fail_fast(ObjectName, ObjectRecord)
+        dict[ObjectName, ObjectRecord], make_fail_fast_item_validator(ObjectName, ObjectRecord)
     ] = {}

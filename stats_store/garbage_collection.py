@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sfm.deletion import DepthError, LinkError, delete_below
+from sfm.deletion import DeletionDepthError, DeletionThroughLinkError, delete_below
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.locking import open_lock_file, try_lock
+from sfm.locking import lock_without_waiting, open_lock_file
 from sfm.stats_store.commits import PUBLISHED_SUFFIX
 from sfm.stats_store.concurrency import map_concurrently
 from sfm.stats_store.garbage import GarbageItem, find_garbage
@@ -122,7 +122,7 @@ def try_lock_staging_folder(store: Store, garbage: GarbageItem) -> Iterator[bool
         yield False  # it belongs to another user, who may be extracting, or is no file
         return
     with lock_file:
-        yield try_lock(lock_file, lock_path)
+        yield lock_without_waiting(lock_file, lock_path)
 
 
 def delete_garbage(store: Store, garbage: GarbageItem) -> str:
@@ -141,9 +141,9 @@ def delete_garbage(store: Store, garbage: GarbageItem) -> str:
             for commit in garbage.commit_paths:
                 for path in (commit, commit.removesuffix(".json") + PUBLISHED_SUFFIX):
                     delete_object(store.objects, path)
-    except LinkError as error:
+    except DeletionThroughLinkError as error:
         return f"{garbage.path} could not be deleted: {error.filename} is a symbolic link"
-    except DepthError:
+    except DeletionDepthError:
         return f"{garbage.path} could not be deleted: it holds folders too deep in one another; use rm -r"
     return ""
 

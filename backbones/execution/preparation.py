@@ -2,17 +2,16 @@
 
 import logging
 import subprocess
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor, nn
-
+from dataclasses import dataclass, replace
 from sfm.backbones.execution.compilation import compile_model_if_equivalent
 from sfm.backbones.execution.cuda_graphs import CudaGraphModel
 from sfm.backbones.execution.input_gradient import drop_packed_weights, make_input_grad_model
 from sfm.backbones.execution.modes import ExecutionMode, ExecutionOption
-from sfm.text import summarize_error
+from sfm.text import first_error_line
+from torch import Tensor, nn
+from typing import TYPE_CHECKING
+
 
 if TYPE_CHECKING:
     from sfm.backbones.build import Backbone
@@ -70,7 +69,7 @@ def prepare_model(backbone: "Backbone", example_images: Tensor, mode: ExecutionM
                 return PreparedModel(CudaGraphModel(model, example_images), "compiled")
             reasons.append("the compiled backbone computes other features")
         except EXECUTION_ERRORS as error:
-            reasons.append(f"the backbone cannot be compiled: {summarize_error(error)}")
+            reasons.append(f"the backbone cannot be compiled: {first_error_line(error)}")
     lean = make_input_grad_model(backbone.model, example_images[:1])
     actual_mode: ExecutionMode = "eager" if lean.model is backbone.model else "input-grad"
     if lean.fallback_reason:
@@ -80,7 +79,7 @@ def prepare_model(backbone: "Backbone", example_images: Tensor, mode: ExecutionM
         try:
             graph, actual_mode = CudaGraphModel(lean.model, example_images), "cuda-graph"
         except EXECUTION_ERRORS as error:
-            reasons.append(f"the backbone cannot be recorded: {summarize_error(error)}")
+            reasons.append(f"the backbone cannot be recorded: {first_error_line(error)}")
     reason = "; ".join(reasons) or None
     if reason:
         logger.warning("%s runs in mode %s, not %s: %s", backbone.card.spec, actual_mode, mode, reason)
@@ -89,9 +88,7 @@ def prepare_model(backbone: "Backbone", example_images: Tensor, mode: ExecutionM
     return PreparedModel(graph or lean.model, actual_mode, reason)
 
 
-def optimize_backbone(
-    backbone: "Backbone", batch_size: int, mode: ExecutionMode
-) -> "tuple[Backbone, PreparedModel]":
+def optimize_backbone(backbone: "Backbone", batch_size: int, mode: ExecutionMode) -> "tuple[Backbone, PreparedModel]":
     """Return a backbone whose model is prepared for batches of one size, and what was prepared."""
     prepared = prepare_model(backbone, make_example_images(backbone, batch_size), mode)
     return replace(backbone, model=prepared.model), prepared

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sfm.pipeline.sources import Source, open_source
-from sfm.pipeline.sources.class_subsets import select_rows
+from sfm.pipeline.sources.class_subsets import select_split_rows
 
 N_CLASSES = 10
 N_UNIQUE_IMAGES = 400
@@ -54,4 +54,6 @@ def take_subset(source: Source, count: int) -> Source:
     """Return a source of `count` training images, evenly spaced and thus of all classes."""
     labels = source.train.labels
     rows = np.unique(np.linspace(0, len(labels) - 1, count).astype(np.int64))
-    return replace(source, train=select_rows(source.train, rows, labels[rows], f"{count} of {source.spec}"))
+    return replace(
+        source, train=select_split_rows(source.train, rows, labels[rows], f"{count} of {source.spec}")
+    )

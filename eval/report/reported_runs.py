@@ -21,7 +21,7 @@ from sfm.eval.config import RESULT_FILE
 from sfm.eval.distilled_run import DistilledRun, read_distilled_run, read_json_model, require_no_outside_links
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.eval.result import Evaluation
-from sfm.image_files import read_png
+from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.entry_history import list_candidate_summaries
@@ -338,7 +338,7 @@ def read_growth_sheets(folder: Path) -> list[GrowthSheet]:
     if len(steps) > MAX_LEVELS:
         raise InputError(f"{folder} holds {len(steps)} sheets: a run leaves one for each level, at most 20")
     require_no_outside_links(folder.parent, [folder, *steps])
-    return [GrowthSheet(step, read_png(path, MAX_SHEET_PIXELS)) for path, step in steps.items()]
+    return [GrowthSheet(step, read_png_as_rgb(path, MAX_SHEET_PIXELS)) for path, step in steps.items()]
 
 
 def require_matching_classes(evaluation: Evaluation, run: DistilledRun, directory: Path) -> None:

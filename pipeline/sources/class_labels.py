@@ -6,46 +6,28 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import cast
-
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.limits import require_short_class_name, require_storable_classes
-from sfm.stats_store.class_lists import (
-    ParsedClassList,
-    find_class_id,
-    normalize_class_id,
-    parse_class_list,
-    read_class_file,
-)
+from sfm.stats_store.class_lists import ParsedClassList, find_class_id, normalize_class_id, parse_class_list, read_class_file
 from sfm.text import sanitize_line
+from typing import cast
 
-__all__ = [
-    "ParsedClassList",
-    "class_id_from_label",
-    "get_display_names",
-    "list_shipped_class_lists",
-    "read_class_list",
-]
+
+__all__ = ["ParsedClassList", "class_id_from_label", "get_wordnet_display_names", "list_shipped_class_lists", "read_class_list"]
 
 WORDNET_ID = re.compile(r"n\d{8}")
 NUMBER_ID_DIGITS = 5
 LABEL_NUMBER = re.compile(r"-?\d{1,18}")
 MAX_LABEL = 2**63 - 1
-LIST_ALIASES = {
-    "imagefruit": "imagenet-fruits",
-    "imagemeow": "imagenet-cats",
-    "imagesquawk": "imagenet-birds",
-}
+LIST_ALIASES = {"imagefruit": "imagenet-fruits", "imagemeow": "imagenet-cats", "imagesquawk": "imagenet-birds"}
 """Names of the same ten classes in earlier papers."""
 
 
 def list_shipped_class_lists() -> list[str]:
     """Return the names of the class lists that come with this package."""
     folder = importlib.resources.files("sfm.pipeline") / "data" / "classes"
-    return sorted(
-        entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt")
-    )
+    return sorted(entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt"))
 
 
 def read_class_list(name_or_path: str) -> ParsedClassList:
@@ -71,9 +53,7 @@ def read_class_list(name_or_path: str) -> ParsedClassList:
         known = [*list_shipped_class_lists(), *LIST_ALIASES]
         close = difflib.get_close_matches(name_or_path, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"shipped lists: {', '.join(known)}"
-        raise InputError(
-            f"no class list {name_or_path}: it is neither a file nor a list by that name; {hint}"
-        )
+        raise InputError(f"no class list {name_or_path}: it is neither a file nor a list by that name; {hint}")
     class_list = replace(read_class_file(path), origin=name_or_path)
     display_names = list(class_list.display_names.values())
     require_storable_classes(class_list.class_ids, display_names, f"the class list {name_or_path}")
@@ -85,14 +65,14 @@ def class_id_from_number(label_number: int) -> str:
     return str(label_number).zfill(NUMBER_ID_DIGITS)
 
 
-def class_id_from_label(label: object, label_list: ParsedClassList | None, location: str) -> str:
+def class_id_from_label(stored_label: object, label_list: ParsedClassList | None, location: str) -> str:
     """Return the class id that a stored label means.
 
     Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
 
     Parameters
     ----------
-    label : object
+    stored_label : object
         An integer, or text: a class id or a number.
     label_list : ParsedClassList or None
         Classes of the numbers 0, 1, …; without it a number is its own id.
@@ -104,48 +84,43 @@ def class_id_from_label(label: object, label_list: ParsedClassList | None, locat
     InputError
         If the label is missing, out of range or unknown; names the sample.
     """
-    if isinstance(label, str):
-        label = normalize_class_id(require_short_class_name(label.strip(), location))
-        if label_list is not None and label in label_list.class_ids:
-            return label
-        if LABEL_NUMBER.fullmatch(label):
-            label = int(label)
-    if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-        shown = sanitize_line(repr(label), 40)
+    if isinstance(stored_label, str):
+        stored_label = normalize_class_id(require_short_class_name(stored_label.strip(), location))
+        if label_list is not None and stored_label in label_list.class_ids:
+            return stored_label
+        if LABEL_NUMBER.fullmatch(stored_label):
+            stored_label = int(stored_label)
+    if isinstance(stored_label, bool) or not isinstance(stored_label, int | str) or stored_label == "":
+        shown = sanitize_line(repr(stored_label), 40)
         raise InputError(f"{location} has no usable label: found {shown}, expected a number or a class id")
-    if isinstance(label, int):
-        if abs(label) > MAX_LABEL:
+    if isinstance(stored_label, int):
+        if abs(stored_label) > MAX_LABEL:
             raise InputError(f"{location} has a label beyond {MAX_LABEL}: it is damaged")
-        if label < 0:
-            raise InputError(
-                f"{location} has label {label}, which marks unlabelled images: choose another split"
-            )
+        if stored_label < 0:
+            raise InputError(f"{location} has label {stored_label}, which marks unlabelled images: choose another split")
         if label_list is None:
-            return class_id_from_number(label)
-        if label >= len(label_list.class_ids):
-            raise InputError(
-                f"{location} has label {label}, out of range: {label_list.origin} names "
-                f"{len(label_list.class_ids)} classes, 0 to {len(label_list.class_ids) - 1}"
-            )
-        return label_list.class_ids[label]
+            return class_id_from_number(stored_label)
+        if stored_label >= len(label_list.class_ids):
+            raise InputError(f"{location} has label {stored_label}, out of range: {label_list.origin} names " f"{len(label_list.class_ids)} classes, 0 to {len(label_list.class_ids) - 1}")
+        return label_list.class_ids[stored_label]
     if label_list is None:
-        return label
-    class_id = find_class_id(label, label_list.class_ids)
+        return stored_label
+    class_id = find_class_id(stored_label, label_list.class_ids)
     if class_id is None:
-        close = difflib.get_close_matches(label, label_list.class_ids, n=1)
+        close = difflib.get_close_matches(stored_label, label_list.class_ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{location} has label {label!r}, which {label_list.origin} does not name{hint}")
+        raise InputError(f"{location} has label {stored_label!r}, which {label_list.origin} does not name{hint}")
     return class_id
 
 
-def format_numeric_label(label: object) -> str:
+def format_label_if_numeric(stored_label: object) -> str:
     """Return the text of a label that is a number, or text of digits; "" for any other label."""
-    if isinstance(label, str) and LABEL_NUMBER.fullmatch(label.strip()):
-        return label.strip()
-    return str(label) if isinstance(label, int) else ""
+    if isinstance(stored_label, str) and LABEL_NUMBER.fullmatch(stored_label.strip()):
+        return stored_label.strip()
+    return str(stored_label) if isinstance(stored_label, int) else ""
 
 
-def encode_label_list(label_list: ParsedClassList | None) -> str:
+def format_label_list_for_digest(label_list: ParsedClassList | None) -> str:
     """Return what the listing of a split holds of the class list that gives label numbers their meaning.
 
     Where ids are digits, earlier versions took text labels for positions: their entries are not the same.
@@ -156,7 +131,7 @@ def encode_label_list(label_list: ParsedClassList | None) -> str:
     return "\n".join(label_list.class_ids) + suffix
 
 
-def require_consistent_labels(spec: str, class_ids_and_label_texts: Iterable[tuple[str, str]]) -> None:
+def require_one_spelling_per_class(spec: str, class_ids_and_label_texts: Iterable[tuple[str, str]]) -> None:
     """Refuse labels that are spelled differently but would be one class, such as 1 and 01.
 
     They may be two classes, or an id and a position in a list; only the user can tell.
@@ -166,7 +141,7 @@ def require_consistent_labels(spec: str, class_ids_and_label_texts: Iterable[tup
     spec : str
         Dataset spec, for messages.
     class_ids_and_label_texts : iterable of (str, str)
-        Class id, and the text of its label (see :func:`format_numeric_label`).
+        Class id, and the text of its label (see :func:`format_label_if_numeric`).
 
     Raises
     ------
@@ -176,19 +151,15 @@ def require_consistent_labels(spec: str, class_ids_and_label_texts: Iterable[tup
     first_texts: dict[str, str] = {}
     for class_id, text in class_ids_and_label_texts:
         if text and first_texts.setdefault(class_id, text) != text:
-            raise InputError(
-                f"{spec} writes labels of class {class_id} as {first_texts[class_id]!r} and as {text!r}: "
-                f"write every class in one way (text that is an id in names= is that class; other digits "
-                f"count)"
-            )
+            raise InputError(f"{spec} writes labels of class {class_id} as {first_texts[class_id]!r} and as {text!r}: " f"write every class in one way (text that is an id in names= is that class; other digits " f"count)")
 
 
-def normalize_class_name(name: str) -> str:
+def normalize_name_for_comparison(name: str) -> str:
     """Return a class name without differences in case, blanks and Unicode variants, to compare names."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
-def get_display_names(class_ids: Sequence[str]) -> list[str]:
+def get_wordnet_display_names(class_ids: Sequence[str]) -> list[str]:
     """Return display names of classes: the first lemma of WordNet ids; other ids stay as they are."""
     if not all(WORDNET_ID.fullmatch(class_id) for class_id in class_ids):
         return list(class_ids)

@@ -60,13 +60,15 @@ def select_source_classes(
     def select_split(split: Split) -> Split:
         labels, listing = split.labels, compute_digest(split.listing, "\n".join(ids))
         if labels is None:
-            return Split(tuple(filter_shard(shard, label_by_id.keys()) for shard in split.shards), listing)
+            return Split(
+                tuple(filter_shard_by_class(shard, label_by_id.keys()) for shard in split.shards), listing
+            )
         assert source.class_ids is not None
         new_labels = np.array([label_by_id.get(class_id, -1) for class_id in source.class_ids], np.int32)
         rows = np.flatnonzero(new_labels[labels] >= 0)
         nonlocal dropped_count
         dropped_count += len(labels) - len(rows)
-        return select_rows(split, rows, new_labels[labels[rows]], listing)
+        return select_split_rows(split, rows, new_labels[labels[rows]], listing)
 
     train = select_split(source.train)
     test = select_split(source.test) if source.test.shards else source.test
@@ -76,11 +78,11 @@ def select_source_classes(
         class_names=[name_by_id.get(class_id, class_id) for class_id in ids],
         train=train,
         test=test,
-        inventory=source.inventory.with_unused(OTHER_CLASSES_KIND, dropped_count),
+        inventory=source.inventory.with_more_unused(OTHER_CLASSES_KIND, dropped_count),
     )
 
 
-def filter_shard(shard: Shard, kept_class_ids: Collection[str]) -> Shard:
+def filter_shard_by_class(shard: Shard, kept_class_ids: Collection[str]) -> Shard:
     """Return a shard that drops samples of other classes while it is read; positions count the others."""
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
@@ -109,7 +111,7 @@ def take_positions(items: Iterator[Item], positions: npt.NDArray[np.int64]) -> I
             return
 
 
-def select_rows(
+def select_split_rows(
     split: Split, rows: npt.NDArray[np.int64], new_labels: npt.NDArray[np.int32], listing_digest: str
 ) -> Split:
     """Return a split of some rows of another whose labels are known, in shards of ``BLOCK_ROWS`` samples.

@@ -1,39 +1,32 @@
 """Find and open the files of a dataset, on a disk, on a web server or in a bucket."""
 
+import braceexpand
 import contextlib
 import fnmatch
 import io
 import itertools
+import obstore
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-from urllib.parse import unquote, urlsplit
-
-import braceexpand
-import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import HTTPStore, ObjectStore
-
+from pathlib import Path
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.file_tree import accept_any_name, describe_dangling_link, walk_files
+from sfm.pipeline.sources.file_tree import describe_dangling_link, refuse_any_dangling_link, walk_files
 from sfm.pipeline.sources.inventory import HIDDEN_KIND
 from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
 from sfm.stats_store.dataset_names import make_dataset_name, make_dataset_name_from_folder
-from sfm.stats_store.location import (
-    BRIEF_RETRY,
-    PATIENT_RETRY,
-    REMOTE_SCHEMES,
-    connect_object_store,
-    explain_store_error,
-)
-from sfm.text import sanitize_line, summarize_error
+from sfm.stats_store.location import BRIEF_RETRY, PATIENT_RETRY, REMOTE_SCHEMES, connect_object_store, explain_store_error
+from sfm.text import first_error_line, sanitize_line
+from typing import BinaryIO, TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -61,15 +54,15 @@ class DataFile:
     ----------
     url : str
         Path or URL, without credentials.
-    size : int
+    size_bytes : int
         In bytes.
-    version : str
+    version_tag : str
         Changes when the file does: its entity tag, or else its time of change.
     """
 
     url: str
-    size: int
-    version: str
+    size_bytes: int
+    version_tag: str
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -81,10 +74,7 @@ def expand_braces(pattern: str) -> list[str]:
         If braces do not match, stand for nothing, or stand for more than ``MAX_FILES`` names.
     """
     # braceexpand would hold all numbers of a range in memory.
-    is_too_long = any(
-        max(len(start), len(stop)) > MAX_RANGE_DIGITS or abs(int(start) - int(stop)) > MAX_FILES
-        for start, stop in _RANGE.findall(pattern)
-    )
+    is_too_long = any(max(len(start), len(stop)) > MAX_RANGE_DIGITS or abs(int(start) - int(stop)) > MAX_FILES for start, stop in _RANGE.findall(pattern))
     try:
         expanded = () if is_too_long else braceexpand.braceexpand(pattern, escape=False)
         names = list(itertools.islice(expanded, MAX_FILES + 1))
@@ -108,7 +98,7 @@ def resolve_local_path(path_or_url: str) -> Path:
     return expand_home(unquote(urlsplit(path_or_url).path) if is_url else path_or_url)
 
 
-def find_files(pattern: str) -> list[DataFile]:
+def find_files_by_pattern(pattern: str) -> list[DataFile]:
     """Return the files that a pattern stands for, in the order of the pattern.
 
     Parameters
@@ -123,7 +113,7 @@ def find_files(pattern: str) -> list[DataFile]:
     """
     names = expand_braces(pattern)
     with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
-        files = [file for found in pool.map(_match_pattern, names) for file in found]
+        files = [file for found in pool.map(_find_files_by_wildcard, names) for file in found]
     urls = [file.url for file in files]
     if len(set(urls)) < len(urls):
         repeated = next(url for url, count in Counter(urls).items() if count > 1)
@@ -131,7 +121,7 @@ def find_files(pattern: str) -> list[DataFile]:
     return files
 
 
-def _match_pattern(name: str) -> list[DataFile]:
+def _find_files_by_wildcard(name: str) -> list[DataFile]:
     if not is_remote_url(name):
         name = str(resolve_local_path(name))
     if "*" in name:
@@ -141,13 +131,7 @@ def _match_pattern(name: str) -> list[DataFile]:
         def matches(path: str) -> bool:
             return fnmatch.fnmatchcase(posixpath.join(folder, path), pattern)
 
-        found = [
-            file
-            for file in list_files(
-                folder, refuses_dangling_link=matches, max_depth=name.count("/", len(folder) + 1)
-            )
-            if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")
-        ]
+        found = [file for file in list_files_below(folder, refuses_dangling_link=matches, max_depth=name.count("/", len(folder) + 1)) if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")]
     else:
         found = [_stat_remote_file(name) if is_remote_url(name) else _stat_local_file(Path(name))]
     if not found:
@@ -158,7 +142,7 @@ def _match_pattern(name: str) -> list[DataFile]:
 def _stat_local_file(path: Path, missing_message: str = MISSING_MESSAGE) -> DataFile:
     if missing_message == MISSING_MESSAGE and path.is_symlink() and not path.exists():
         raise InputError(describe_dangling_link(path))
-    with translate_read_errors(str(path), missing_message):
+    with raise_input_error_on_read_error(str(path), missing_message):
         status = path.stat()
     if not path.is_file():
         raise InputError(f"{path} is not a file")
@@ -167,7 +151,7 @@ def _stat_local_file(path: Path, missing_message: str = MISSING_MESSAGE) -> Data
 
 def _stat_remote_file(url: str) -> DataFile:
     store, path = _connect_to_url(url, retry_for_long=False)
-    with translate_read_errors(url):
+    with raise_input_error_on_read_error(url):
         return _make_data_file(url, obstore.head(store, path))
 
 
@@ -175,12 +159,7 @@ def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
     return DataFile(url, meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
 
 
-def list_files(
-    folder: str,
-    unused_by_kind: Counter[str] | None = None,
-    refuses_dangling_link: Callable[[str], bool] = accept_any_name,
-    max_depth: int | None = None,
-) -> list[DataFile]:
+def list_files_below(folder: str, unused_by_kind: Counter[str] | None = None, refuses_dangling_link: Callable[[str], bool] = refuse_any_dangling_link, max_depth: int | None = None) -> list[DataFile]:
     """Return all files below a folder, or below a prefix in a bucket, sorted by path; links are followed.
 
     Parameters
@@ -204,15 +183,13 @@ def list_files(
         root = resolve_local_path(folder)
         if not root.is_dir():
             return []
-        paths = [
-            root / path for path, _ in walk_files(str(root), unused_by_kind, refuses_dangling_link, max_depth)
-        ]
+        paths = [root / path for path, _ in walk_files(str(root), unused_by_kind, refuses_dangling_link, max_depth)]
         return sorted(map(_stat_local_file, paths), key=lambda file: file.url)
     if urlsplit(folder).scheme not in REMOTE_SCHEMES:
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
     bucket = "/".join(folder.split("/")[:3])
     store, prefix = _connect_to_url(folder, retry_for_long=False)
-    with translate_read_errors(folder):
+    with raise_input_error_on_read_error(folder):
         objects = [item for batch in obstore.list(store, prefix=prefix or None) for item in batch]
     files = []
     for item in objects:
@@ -230,19 +207,12 @@ def _connect_to_url(url: str, *, retry_for_long: bool) -> tuple[ObjectStore, str
         raise InputError(f"the dataset URL ({parts.scheme}://...) carries credentials: leave them out of it")
     path = unquote(parts.path).strip("/")
     if parts.scheme in ("http", "https"):
-        return (
-            HTTPStore.from_url(
-                f"{parts.scheme}://{parts.netloc}",
-                client_options={"allow_http": parts.scheme == "http"},
-                retry_config=PATIENT_RETRY if retry_for_long else BRIEF_RETRY,
-            ),
-            path,
-        )
+        return (HTTPStore.from_url(f"{parts.scheme}://{parts.netloc}", client_options={"allow_http": parts.scheme == "http"}, retry_config=PATIENT_RETRY if retry_for_long else BRIEF_RETRY), path)
     return connect_object_store(f"{parts.scheme}://{parts.netloc}", use_patient_retries=retry_for_long), path
 
 
 @contextlib.contextmanager
-def translate_read_errors(url: str, missing_message: str = MISSING_MESSAGE) -> Iterator[None]:
+def raise_input_error_on_read_error(url: str, missing_message: str = MISSING_MESSAGE) -> Iterator[None]:
     """Translate errors of servers and disks into one line that names the file.
 
     Raises
@@ -262,10 +232,10 @@ def translate_read_errors(url: str, missing_message: str = MISSING_MESSAGE) -> I
         raise InputError(explain_store_error(error, url)) from None
     except BaseError as error:
         # What follows the first line may quote request headers.
-        line = summarize_error(error) if url.startswith("http") else explain_store_error(error, url)
+        line = first_error_line(error) if url.startswith("http") else explain_store_error(error, url)
         raise InputError(f"cannot read {url}: {line}" if url.startswith("http") else line) from None
     except OSError as error:
-        raise InputError(f"cannot read {url}: {error.strerror or summarize_error(error)}") from error
+        raise InputError(f"cannot read {url}: {error.strerror or first_error_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -278,14 +248,14 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
         If it is not there any more, has changed, or the connection is lost for good.
     """
     if not is_remote_url(file.url):
-        require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
-        with translate_read_errors(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
+        require_unchanged_file(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
+        with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
             yield local
         return
     store, path = _connect_to_url(file.url, retry_for_long=True)
-    with translate_read_errors(file.url, VANISHED_MESSAGE):
+    with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE):
         response = obstore.get(store, path)
-    require_unchanged(file, _make_data_file(file.url, response.meta))
+    require_unchanged_file(file, _make_data_file(file.url, response.meta))
     body = _ResponseBody(file.url, response.stream(min_chunk_size=STREAM_CHUNK_BYTES))
     yield io.BufferedReader(body, STREAM_CHUNK_BYTES)
 
@@ -299,16 +269,16 @@ def open_seekable(file: DataFile) -> BinaryIO:
         If it is not there any more, or has changed.
     """
     if not is_remote_url(file.url):
-        require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
-        with translate_read_errors(file.url, VANISHED_MESSAGE):
+        require_unchanged_file(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
+        with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE):
             return Path(file.url).open("rb")
     store, path = _connect_to_url(file.url, retry_for_long=True)
-    with translate_read_errors(file.url, VANISHED_MESSAGE):
-        require_unchanged(file, _make_data_file(file.url, obstore.head(store, path)))
+    with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE):
+        require_unchanged_file(file, _make_data_file(file.url, obstore.head(store, path)))
     return io.BufferedReader(_RangeReader(file, store, path), STREAM_CHUNK_BYTES)
 
 
-def require_unchanged(listed: DataFile, current: DataFile) -> None:
+def require_unchanged_file(listed: DataFile, current: DataFile) -> None:
     """Refuse a file that has changed since the dataset was opened.
 
     Raises
@@ -316,7 +286,7 @@ def require_unchanged(listed: DataFile, current: DataFile) -> None:
     InputError
         Names it.
     """
-    if (listed.size, listed.version) != (current.size, current.version):
+    if (listed.size_bytes, listed.version_tag) != (current.size_bytes, current.version_tag):
         raise InputError(CHANGED_MESSAGE.format(listed.url))
 
 
@@ -333,7 +303,7 @@ class _ResponseBody(io.RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         if not self._remaining:
-            with translate_read_errors(self._url, VANISHED_MESSAGE):
+            with raise_input_error_on_read_error(self._url, VANISHED_MESSAGE):
                 self._remaining = memoryview(bytes(next(self._chunks, b"")))
         target = memoryview(buffer).cast("B")
         size = min(len(target), len(self._remaining))
@@ -353,7 +323,7 @@ class _RangeReader(io.RawIOBase):
         self._path = path
         self._position = 0
         # Weak entity tags (W/"…") never match, and dates are no entity tags.
-        self._condition: GetOptions = {"if_match": file.version} if file.version.startswith('"') else {}
+        self._condition: GetOptions = {"if_match": file.version_tag} if file.version_tag.startswith('"') else {}
 
     def readable(self) -> bool:
         return True
@@ -362,17 +332,17 @@ class _RangeReader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size_bytes}[whence]
         self._position = origin + offset
         return self._position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         target = memoryview(buffer).cast("B")
-        end = min(self._position + len(target), self._file.size)
+        end = min(self._position + len(target), self._file.size_bytes)
         if end <= self._position:
             return 0
         options: GetOptions = {**self._condition, "range": (self._position, end)}
-        with translate_read_errors(self._file.url, VANISHED_MESSAGE):
+        with raise_input_error_on_read_error(self._file.url, VANISHED_MESSAGE):
             data = memoryview(bytes(obstore.get(self._store, self._path, options=options).bytes()))
         target[: len(data)] = data
         self._position += len(data)
@@ -397,4 +367,4 @@ def derive_dataset_name(pattern: str, file_suffixes: str | tuple[str, ...]) -> s
 
 def digest_file_states(files: Sequence[DataFile]) -> str:
     """Return the digest (hexadecimal) of the names, sizes and versions of files; see `Split.listing`."""
-    return compute_digest("\n".join(f"{file.url} {file.size} {file.version}" for file in files))
+    return compute_digest("\n".join(f"{file.url} {file.size_bytes} {file.version_tag}" for file in files))

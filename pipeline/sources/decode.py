@@ -33,10 +33,10 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError("it is empty")
     try:
         max_pixels = Image.MAX_IMAGE_PIXELS or sys.maxsize
-        image = open_image(data, load_formats(), max_pixels)
-        raw_mode = get_raw_mode(image)
+        image = open_image(data, load_readable_formats(), max_pixels)
+        raw_mode = get_pillow_raw_mode(image)
         image.load()
-        record_bit_depth(image, raw_mode)
+        record_stored_bit_depth(image, raw_mode)
         with suppress(*PILLOW_ERRORS):
             ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
@@ -47,7 +47,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 @functools.cache
-def load_formats() -> tuple[str, ...]:
+def load_readable_formats() -> tuple[str, ...]:
     """Load the readers of this build of Pillow, and return which of ``FORMATS`` it reads.
 
     Also silences Pillow's warnings about metadata, which do not name the image, and raises its limit of
@@ -59,14 +59,14 @@ def load_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def get_raw_mode(image: Image.Image) -> str:
+def get_pillow_raw_mode(image: Image.Image) -> str:
     """Return Pillow's raw mode of an image that is not loaded yet, such as ``RGB;16B``; "" if unknown."""
     arguments = image.tile[0][3] if isinstance(image, ImageFile.ImageFile) and image.tile else ""
     raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return raw_mode if isinstance(raw_mode, str) else ""
 
 
-def record_bit_depth(image: Image.Image, raw_mode: str) -> None:
+def record_stored_bit_depth(image: Image.Image, raw_mode: str) -> None:
     """Record in ``image.info`` what Pillow's modes do not tell: 12 bits of 16, and colours of 16 bits.
 
     A transparent value that PNG gives at the depth of the file is scaled to that of the pixels.

@@ -19,7 +19,7 @@ MAX_FOLDER_VISITS = 100
 """Times that one folder is read; links to each other would multiply them without end."""
 
 
-def accept_any_name(_: str) -> bool:
+def refuse_any_dangling_link(_: str) -> bool:
     """Return True: the default of :func:`walk_files`."""
     return True
 
@@ -27,7 +27,7 @@ def accept_any_name(_: str) -> bool:
 def walk_files(
     root: str,
     unused_by_kind: Counter[str],
-    refuses_dangling_link: Callable[[str], bool] = accept_any_name,
+    refuses_dangling_link: Callable[[str], bool] = refuse_any_dangling_link,
     max_depth: int | None = None,
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder in the order of torchvision's ``ImageFolder``; links are followed.

@@ -7,21 +7,21 @@ import numpy as np
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.class_labels import get_display_names
+from sfm.pipeline.sources.class_labels import get_wordnet_display_names
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.file_tree import count_files_below, is_dangling_link, scan_folder, walk_files
 from sfm.pipeline.sources.folder_layout import (
     FolderLayout,
     explain_missing_held_out,
     find_folder_layout,
+    get_class_folder_names,
     is_image_entry,
-    list_class_folders,
 )
 from sfm.pipeline.sources.inventory import (
     HIDDEN_KIND,
     IMAGE_EXTENSIONS,
     Inventory,
-    format_counts,
+    format_counts_by_kind,
     get_extension,
     get_unused_kind,
 )
@@ -54,25 +54,25 @@ def open_folder_source(place_with_options: str) -> Source:
     if not root.is_dir():
         raise InputError(f"no dataset at {spec}: {root} is not a folder")
     layout = find_folder_layout(spec, root, options.get("train"), options.get("test"))
-    unused = count_unused_files(root, layout)
-    splits = [layout.train, *([layout.held_out] if layout.held_out else [])]
-    ids = sorted({class_id for split in splits for class_id in list_class_folders(split)})
+    unused = count_files_outside_splits(root, layout)
+    splits = [layout.train_folder, *([layout.held_out_folder] if layout.held_out_folder else [])]
+    ids = sorted({class_id for split in splits for class_id in get_class_folder_names(split)})
     return Source(
         name=make_dataset_name_from_folder(root),
         spec=spec,
         class_ids=ids,
-        class_names=get_display_names([normalize_class_id(class_id) for class_id in ids]),
-        train=make_folder_split(layout.train, ids, unused),
-        test=make_folder_split(layout.held_out, ids, unused) if layout.held_out else NO_SAMPLES,
+        class_names=get_wordnet_display_names([normalize_class_id(class_id) for class_id in ids]),
+        train=make_folder_split(layout.train_folder, ids, unused),
+        test=make_folder_split(layout.held_out_folder, ids, unused) if layout.held_out_folder else NO_SAMPLES,
         decode=decode_image,
         inventory=Inventory(dict(unused), layout.notes, explain_missing_held_out(spec, root, layout)),
     )
 
 
-def count_unused_files(root: Path, layout: FolderLayout) -> Counter[str]:
+def count_files_outside_splits(root: Path, layout: FolderLayout) -> Counter[str]:
     """Return the number of files beside the class folders, by kind and by the folder that holds them."""
-    unused = Counter({f"in {folder.name}/": count_files_below(folder) for folder in layout.others})
-    splits = (layout.train, layout.held_out)
+    unused = Counter({f"in {folder.name}/": count_files_below(folder) for folder in layout.unused_folders})
+    splits = (layout.train_folder, layout.held_out_folder)
     for folder in dict.fromkeys((root, *splits)):
         if folder is None:
             continue
@@ -115,7 +115,7 @@ def make_folder_split(split_folder: Path, class_ids: list[str], unused_by_kind: 
             file_states.append(f"{names[-1]} {status.st_size} {status.st_mtime_ns}")
         if len(names) == first and others:
             raise InputError(
-                f"{split_folder / class_id} holds no image, only {format_counts(others)}; remove the "
+                f"{split_folder / class_id} holds no image, only {format_counts_by_kind(others)}; remove the "
                 f"folder or add images"
             )
         unused_by_kind.update(others)

@@ -15,8 +15,13 @@ from sfm.pipeline.sources.file_tree import (
     is_dangling_link,
     scan_folder,
 )
-from sfm.pipeline.sources.inventory import could_be_folder, format_counts, get_unused_kind, is_image_file
-from sfm.pipeline.sources.split_files import SPLIT_WORDS, find_split_word
+from sfm.pipeline.sources.inventory import (
+    could_be_folder_name,
+    format_counts_by_kind,
+    get_unused_kind,
+    is_image_file,
+)
+from sfm.pipeline.sources.split_files import SPLIT_WORDS, find_split_named_in_path
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import format_names
 
@@ -27,18 +32,18 @@ class FolderLayout:
 
     Attributes
     ----------
-    train : Path
-    held_out : Path or None
+    train_folder : Path
+    held_out_folder : Path or None
         None if no other folder holds training classes.
-    others : tuple of Path
+    unused_folders : tuple of Path
         Folders beside them, which are not used.
     notes : tuple of str
         Choices that were made for the user, a line each.
     """
 
-    train: Path
-    held_out: Path | None
-    others: tuple[Path, ...]
+    train_folder: Path
+    held_out_folder: Path | None
+    unused_folders: tuple[Path, ...]
     notes: tuple[str, ...]
 
 
@@ -54,18 +59,18 @@ def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name:
         If there is no training folder, or several; lists what is there.
     """
     folders = [Path(entry.path) for entry in list_subfolders(root)]
-    by_name, by_word = group_folders_by_split(folders)
+    by_name, by_word = group_by_exact_or_partial_split(folders)
     if train_name is None and test_name is None:
         classes = find_classes_named_like_splits(folders, by_name)
         if classes:
             names = format_folder_names(classes)
             note = f"{names} is taken for a class, not for a split: it holds no class folders"
             return FolderLayout(root, None, (), (note,))
-    test = None if test_name is None else find_named_folder(spec, root, test_name)
+    test = None if test_name is None else require_split_folder(spec, root, test_name)
     candidates = [*by_name["test"], *by_name["val"]]
     weak_candidates = [*by_word["test"], *by_word["val"]]
     if train_name:
-        training = [find_named_folder(spec, root, train_name)]
+        training = [require_split_folder(spec, root, train_name)]
     else:
         held_out = [test] if test else candidates or weak_candidates
         training = by_name["train"] or find_training_folders(folders, by_word["train"], held_out)
@@ -79,18 +84,18 @@ def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name:
             )
         return FolderLayout(root, None, (), ())  # of class folders; the user is asked for --hold-out
     train = training[0]
-    if not list_class_folders(train):
+    if not get_class_folder_names(train):
         kinds = Counter(get_unused_kind(entry.name) for entry in scan_folder(train))
         raise InputError(
-            f"{train} holds no class folders, only {format_counts(kinds) or 'nothing'}: put the images into "
-            f"one per class"
+            f"{train} holds no class folders, only {format_counts_by_kind(kinds) or 'nothing'}: put the "
+            f"images into one per class"
         )
     if test is not None:
         return make_folder_layout(folders, train, test, [])
-    return choose_held_out_folder(folders, train, candidates, weak_candidates)
+    return make_layout_choosing_held_out(folders, train, candidates, weak_candidates)
 
 
-def choose_held_out_folder(
+def make_layout_choosing_held_out(
     all_folders: Sequence[Path],
     train_folder: Path,
     candidates: Sequence[Path],
@@ -111,14 +116,16 @@ def choose_held_out_folder(
     return make_folder_layout(all_folders, train_folder, labelled[0] if labelled else None, notes)
 
 
-def group_folders_by_split(folders: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+def group_by_exact_or_partial_split(
+    folders: Iterable[Path],
+) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     """Return, by split, the folders whose name is a split word, and those whose name contains one."""
     by_name: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
     by_word: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
     for folder in folders:
         if split := SPLIT_WORDS.get(re.sub(r"[-_ .]", "", folder.name.lower())):
             by_name[split].append(folder)
-        elif split := find_split_word(folder.name):
+        elif split := find_split_named_in_path(folder.name):
             by_word[split].append(folder)
     return by_name, by_word
 
@@ -132,7 +139,7 @@ def find_classes_named_like_splits(
     """
     named = [folder for split_folders in folders_by_exact_split_name.values() for folder in split_folders]
     has_both_splits = 0 < len(folders_by_exact_split_name["train"]) < len(named)
-    if has_both_splits or len(named) == len(folders) or any(map(list_class_folders, named)):
+    if has_both_splits or len(named) == len(folders) or any(map(get_class_folder_names, named)):
         return []
     return named if all(map(could_be_class_folder, folders)) else []
 
@@ -158,7 +165,7 @@ def find_training_folders(
     others = [
         folder
         for folder in all_folders
-        if find_split_word(folder.name) is None and folder not in held_out_folders
+        if find_split_named_in_path(folder.name) is None and folder not in held_out_folders
     ]
     training = [
         folder for folder in train_candidates if find_folders_sharing_classes(folder, held_out_folders)
@@ -186,7 +193,7 @@ def make_folder_layout(
     return FolderLayout(train_folder, held_out_folder, tuple(others), tuple(notes))
 
 
-def find_named_folder(spec: str, root: Path, folder_name: str) -> Path:
+def require_split_folder(spec: str, root: Path, folder_name: str) -> Path:
     """Return the folder of a split that the user named.
 
     Raises
@@ -202,16 +209,16 @@ def find_named_folder(spec: str, root: Path, folder_name: str) -> Path:
 
 def explain_missing_held_out(spec: str, root: Path, layout: FolderLayout) -> str:
     """Return the error message for a dataset that has nothing held out."""
-    if layout.held_out is not None:
-        return f"{layout.held_out} holds no image"
+    if layout.held_out_folder is not None:
+        return f"{layout.held_out_folder} holds no image"
     names = format_folder_names([Path(entry.path) for entry in list_subfolders(root)])
-    if layout.train == root:
+    if layout.train_folder == root:
         return (
             f"{spec} must hold train/ and test/ (or val/), each with one folder per class; it holds {names}"
         )
     return (
-        f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train.name}/; it "
-        f"holds {names}: choose one with ?test=NAME"
+        f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train_folder.name}/; "
+        f"it holds {names}: choose one with ?test=NAME"
     )
 
 
@@ -220,13 +227,13 @@ def format_folder_names(folders: Sequence[Path]) -> str:
     return format_names([f"{folder.name}/" for folder in folders]) or "no folders"
 
 
-def could_be_split_folder(name: str) -> bool:
+def could_be_split_or_class_folder(name: str) -> bool:
     """Return whether a name may be that of a folder of a split or a class."""
-    return "." not in name or (could_be_folder(name) and find_split_word(name) is not None)
+    return "." not in name or (could_be_folder_name(name) and find_split_named_in_path(name) is not None)
 
 
 def list_subfolders(
-    folder: Path, refuses_dangling_link: Callable[[str], bool] = could_be_split_folder
+    folder: Path, refuses_dangling_link: Callable[[str], bool] = could_be_split_or_class_folder
 ) -> list[os.DirEntry[str]]:
     """Return the folders in a folder, sorted by name, without hidden ones.
 
@@ -251,14 +258,14 @@ def list_subfolders(
     return [entry for entry in visible if not is_dangling_link(entry) and entry.is_dir()]
 
 
-def list_class_folders(split_folder: Path) -> list[str]:
+def get_class_folder_names(split_folder: Path) -> list[str]:
     """Return the sorted names of the class folders of a split."""
-    return [entry.name for entry in list_subfolders(split_folder, could_be_folder)]
+    return [entry.name for entry in list_subfolders(split_folder, could_be_folder_name)]
 
 
 def list_class_ids(split_folder: Path) -> set[str]:
     """Return the class ids of a split: the names of its class folders, in Unicode normal form C."""
-    return set(map(normalize_class_id, list_class_folders(split_folder)))
+    return set(map(normalize_class_id, get_class_folder_names(split_folder)))
 
 
 def is_image_entry(entry: os.DirEntry[str]) -> bool:

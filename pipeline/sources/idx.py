@@ -87,7 +87,7 @@ def open_idx_folder(root: Path, *, dataset_name: str, spec: str, licence: str) -
         class_names = [names[value] for value in values]
     label_by_value = np.zeros(256, dtype=np.int32)
     label_by_value[values] = np.arange(len(values))
-    shape = read_image_shape(find_idx_file(root, "train-images-idx3-ubyte"))
+    shape = read_idx_image_shape(find_idx_file(root, "train-images-idx3-ubyte"))
 
     def decode(data: bytes) -> Image.Image:
         return Image.fromarray(np.frombuffer(data, dtype=np.uint8).reshape(shape))
@@ -107,7 +107,9 @@ def open_idx_folder(root: Path, *, dataset_name: str, spec: str, licence: str) -
         else NO_SAMPLES,
         decode=decode,
         licence=licence,
-        inventory=Inventory(no_held_out="" if has_held_out else f"{root} holds no t10k-images-idx3-ubyte"),
+        inventory=Inventory(
+            no_held_out_reason="" if has_held_out else f"{root} holds no t10k-images-idx3-ubyte"
+        ),
     )
 
 
@@ -126,7 +128,7 @@ def open_idx_file(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def read_idx_header(path: Path, file: BinaryIO, expected_ndim: int) -> tuple[int, ...]:
+def read_idx_header_shape(path: Path, file: BinaryIO, expected_ndim: int) -> tuple[int, ...]:
     """Read the header of an idx file of unsigned bytes with `expected_ndim` axes, and return its shape."""
     try:
         header = file.read(4 + 4 * expected_ndim)
@@ -165,7 +167,7 @@ def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_byte
 def read_idx_labels(path: Path) -> npt.NDArray[np.uint8]:
     """Return the labels in an idx file."""
     with open_idx_file(path) as file:
-        (count,) = read_idx_header(path, file, 1)
+        (count,) = read_idx_header_shape(path, file, 1)
         try:
             data = file.read(count)
         except IDX_READ_ERRORS as error:
@@ -175,10 +177,10 @@ def read_idx_labels(path: Path) -> npt.NDArray[np.uint8]:
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def read_image_shape(path: Path) -> tuple[int, int]:
+def read_idx_image_shape(path: Path) -> tuple[int, int]:
     """Return height and width of the images in an idx file, in pixels."""
     with open_idx_file(path) as file:
-        _, height, width = read_idx_header(path, file, 3)
+        _, height, width = read_idx_header_shape(path, file, 3)
     return height, width
 
 
@@ -187,7 +189,7 @@ def make_idx_split(
 ) -> Split:
     """Return the split of an idx file; images are read by seeking, so memory does not grow with the file."""
     file = open_idx_file(images_path)
-    count, height, width = read_idx_header(images_path, file, 3)
+    count, height, width = read_idx_header_shape(images_path, file, 3)
     if count != len(labels) or (height, width) != image_shape:
         raise InputError(
             f"{images_path} holds {count} images of {height}x{width}; "

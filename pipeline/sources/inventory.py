@@ -48,22 +48,22 @@ class Inventory:
 
     Attributes
     ----------
-    unused : mapping of str to int
+    unused_by_kind : mapping of str to int
         Number of files that are not used, by kind.
     notes : tuple of str
         Choices that were made for the user, a line each.
-    no_held_out : str
+    no_held_out_reason : str
         If nothing is held out: why, and how to choose.
     """
 
-    unused: Mapping[str, int] = field(default_factory=dict)
+    unused_by_kind: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    no_held_out: str = ""
+    no_held_out_reason: str = ""
 
-    def with_unused(self, kind: str, count: int) -> "Inventory":
+    def with_more_unused(self, kind: str, count: int) -> "Inventory":
         """Return a copy with `count` more unused files of a kind."""
-        unused = Counter(self.unused) + Counter({kind: count})
-        return Inventory(dict(unused), self.notes, self.no_held_out)
+        unused = Counter(self.unused_by_kind) + Counter({kind: count})
+        return Inventory(dict(unused), self.notes, self.no_held_out_reason)
 
 
 def get_extension(name: str) -> str:
@@ -71,7 +71,7 @@ def get_extension(name: str) -> str:
     return posixpath.splitext(name)[1].lower().removeprefix(".")
 
 
-def could_be_folder(name: str) -> bool:
+def could_be_folder_name(name: str) -> bool:
     """Return whether a name may be that of a folder: ``cls.v1`` may, ``a.txt`` may not."""
     return (
         get_extension(name)
@@ -85,7 +85,7 @@ def get_unused_kind(name: str) -> str:
     return f".{extension}" if extension else "without extension"
 
 
-def format_counts(counts: Mapping[str, int]) -> str:
+def format_counts_by_kind(counts: Mapping[str, int]) -> str:
     """Return counts by kind as text, the most frequent first: ``3 .txt, 1 .csv``."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {kind}" for kind, count in ordered)
@@ -104,9 +104,9 @@ def is_image_file(path: str) -> bool:
         return True
     if extension in NON_IMAGE_EXTENSIONS:
         return False
-    from sfm.pipeline.sources.decode import load_formats
+    from sfm.pipeline.sources.decode import load_readable_formats
 
     with Path(path).open("rb") as file:
         start = file.read(MAGIC_BYTES)
-    accepts = (Image.OPEN[name][1] for name in load_formats())
+    accepts = (Image.OPEN[name][1] for name in load_readable_formats())
     return any(accept is not None and bool(accept(start)) for accept in accepts)

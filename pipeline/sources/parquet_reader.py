@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile, open_seekable
 from sfm.pipeline.sources.limits import MAX_NAME_CHARACTERS
-from sfm.text import sanitize_line, summarize_error
+from sfm.text import first_error_line, sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MAX_THRIFT_ITEMS = 1_000_000
 
 
 @contextlib.contextmanager
-def open_table(
+def open_parquet_file(
     file: DataFile, dictionary_columns: Sequence[str] = ()
 ) -> "Iterator[pyarrow.parquet.ParquetFile]":
     """Open a parquet file.
@@ -50,12 +50,14 @@ def open_table(
             thrift_string_size_limit=MAX_THRIFT_STRING_BYTES,
             thrift_container_size_limit=MAX_THRIFT_ITEMS,
         ).metadata
-        require_plausible_rows(metadata, file)
+        require_plausible_row_count(metadata, file)
         with pyarrow.parquet.ParquetFile(
             content,
             metadata=metadata,
             buffer_size=1 << 20,
-            read_dictionary=[path for path in list_binary_columns(metadata) if path in dictionary_columns],
+            read_dictionary=[
+                path for path in list_byte_and_text_columns(metadata) if path in dictionary_columns
+            ],
         ) as table:
             yield table
     except InputError:
@@ -74,19 +76,19 @@ def open_table(
         OverflowError,
         MemoryError,
     ) as error:
-        line = sanitize_line(summarize_error(error), 300)
+        line = sanitize_line(first_error_line(error), 300)
         raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error
     finally:
         handle.close()
 
 
-def list_binary_columns(metadata: "pyarrow.parquet.FileMetaData") -> list[str]:
+def list_byte_and_text_columns(metadata: "pyarrow.parquet.FileMetaData") -> list[str]:
     """Return the paths of the columns of bytes and of text."""
     columns = map(metadata.schema.column, range(metadata.num_columns))
     return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
-def require_plausible_rows(metadata: "pyarrow.parquet.FileMetaData", file: DataFile) -> None:
+def require_plausible_row_count(metadata: "pyarrow.parquet.FileMetaData", file: DataFile) -> None:
     """Refuse a file that promises more rows than it has bytes, however often images repeat.
 
     Raises
@@ -95,9 +97,9 @@ def require_plausible_rows(metadata: "pyarrow.parquet.FileMetaData", file: DataF
         Names it.
     """
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows or sum(counts) > file.size:
+    if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows or sum(counts) > file.size_bytes:
         raise InputError(
-            f"{file.url} is damaged: it promises {metadata.num_rows:,} rows in {file.size:,} bytes"
+            f"{file.url} is damaged: it promises {metadata.num_rows:,} rows in {file.size_bytes:,} bytes"
         )
 
 
@@ -134,7 +136,9 @@ def iter_stored_labels(
         yield from labels.to_pylist()
 
 
-def require_image_column(table: "pyarrow.parquet.ParquetFile", file: DataFile, image_column: str) -> None:
+def require_unnested_image_column(
+    table: "pyarrow.parquet.ParquetFile", file: DataFile, image_column: str
+) -> None:
     """Refuse an image column of lists or other nested values, which hold no encoded image.
 
     Raises

@@ -1,39 +1,37 @@
 """What the schema of a parquet dataset says: the columns of images and labels, and the names of classes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import ParsedClassList, class_id_from_number, normalize_class_name
+from sfm.pipeline.sources.class_labels import ParsedClassList, class_id_from_number, normalize_name_for_comparison
 from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import format_names
 from sfm.untrusted_files import parse_json
+from typing import Any, TYPE_CHECKING
+
 
 if TYPE_CHECKING:
     import pyarrow
 
 
 @dataclass(frozen=True)
-class ImageColumns:
+class ImageAndLabelColumns:
     """The columns of images and labels, and the class names of the metadata.
 
     Attributes
     ----------
-    image, label : str
+    image_column, label_column : str
         Names of the columns.
     class_names : list of str or None
         Names of the label numbers 0, 1, … in the dataset's own metadata.
     """
 
-    image: str
-    label: str
+    image_column: str
+    label_column: str
     class_names: list[str] | None
 
 
-def find_columns(
-    schema: "pyarrow.Schema", location: str, image_column: str | None, label_column: str | None
-) -> ImageColumns:
+def find_image_and_label_columns(schema: "pyarrow.Schema", location: str, image_column: str | None, label_column: str | None) -> ImageAndLabelColumns:
     """Return the columns of images and labels.
 
     Parameters
@@ -55,16 +53,13 @@ def find_columns(
         of_kind = [name for name, feature in features.items() if feature.get("_type") == kind]
         name = chosen or (role if role in schema.names else of_kind[0] if len(of_kind) == 1 else None)
         if name is None or name not in schema.names:
-            raise InputError(
-                f"{location} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; "
-                f"there are {format_names(schema.names, 20)}"
-            )
+            raise InputError(f"{location} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; " f"there are {format_names(schema.names, 20)}")
         columns[role] = name
     repeated = [name for name in columns.values() if schema.names.count(name) > 1]
     if repeated:
         raise InputError(f"{location} has several columns {repeated[0]}: rename them")
     class_names = parse_class_names(features.get(columns["label"], {}))
-    return ImageColumns(columns["image"], columns["label"], class_names)
+    return ImageAndLabelColumns(columns["image"], columns["label"], class_names)
 
 
 def parse_hub_features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
@@ -90,22 +85,17 @@ def parse_class_names(feature: dict[str, Any]) -> list[str] | None:
     return list(names) if usable and isinstance(names, list) else None
 
 
-def note_unusable_metadata(schema: "pyarrow.Schema", location: str, columns: ImageColumns) -> list[str]:
+def list_unusable_metadata_notes(schema: "pyarrow.Schema", location: str, columns: ImageAndLabelColumns) -> list[str]:
     """Return a note for the user if metadata that should name the classes cannot be used."""
     features = parse_hub_features(schema)
     is_foreign = b"huggingface" in (schema.metadata or {}) and not features
-    is_nameless = features.get(columns.label, {}).get("_type") == "ClassLabel" and columns.class_names is None
+    is_nameless = features.get(columns.label_column, {}).get("_type") == "ClassLabel" and columns.class_names is None
     if not (is_foreign or is_nameless):
         return []
-    return [
-        f"the metadata of {location} names no classes that can be read: labels stand for themselves; give "
-        f"?names=LIST to name them"
-    ]
+    return [f"the metadata of {location} names no classes that can be read: labels stand for themselves; give " f"?names=LIST to name them"]
 
 
-def label_list_from_metadata(
-    columns: ImageColumns, location: str
-) -> tuple[ParsedClassList | None, dict[str, str]]:
+def make_label_list_and_names(columns: ImageAndLabelColumns, location: str) -> tuple[ParsedClassList | None, dict[str, str]]:
     """Return the class list of the label numbers in a dataset's own metadata, and display names by class id.
 
     Names that differ in case or blanks only cannot be ids: the classes are numbered, and there is no list.
@@ -113,6 +103,6 @@ def label_list_from_metadata(
     if columns.class_names is None:
         return None, {}
     require_storable_classes(columns.class_names, None, f"the metadata of {location}")
-    if len({normalize_class_name(name) for name in columns.class_names}) == len(columns.class_names):
+    if len({normalize_name_for_comparison(name) for name in columns.class_names}) == len(columns.class_names):
         return ParsedClassList(location, [normalize_class_id(name) for name in columns.class_names], {}), {}
     return None, {class_id_from_number(label): name for label, name in enumerate(columns.class_names)}

@@ -42,7 +42,7 @@ def prefetch_samples(
         pending: deque[Future[list[Sample | SampleFile]]] = deque()
         try:
             while chunk := list(islice(remaining, FILES_PER_TASK)):
-                pending.append(pool.submit(prefetch_chunk, chunk))
+                pending.append(pool.submit(read_small_files, chunk))
                 if len(pending) > thread_count:
                     yield from (sample.read() for sample in pending.popleft().result())
             while pending:
@@ -52,6 +52,6 @@ def prefetch_samples(
                 future.cancel()
 
 
-def prefetch_chunk(samples: Sequence[Sample | SampleFile]) -> list[Sample | SampleFile]:
+def read_small_files(samples: Sequence[Sample | SampleFile]) -> list[Sample | SampleFile]:
     """Return samples with their files read, except large ones."""
     return [sample.prefetch() if isinstance(sample, SampleFile) else sample for sample in samples]

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
-
 from sfm.errors import InputError
 from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, MAX_PREFETCH_BYTES
 from sfm.untrusted_files import OversizeError, read_bounded_file
+from typing import final
+
 
 VANISHED_MESSAGE = "{} vanished while the dataset was read; run again"
 
@@ -64,7 +64,7 @@ class SampleFile:
         InputError
             If the file cannot be read.
         """
-        fault = describe_oversized_image()
+        fault = describe_oversized_image_fault()
         return self.read_if_smaller(MAX_IMAGE_BYTES) or Sample(b"", self.label, self.location, fault=fault)
 
     def prefetch(self) -> "Sample | SampleFile":
@@ -83,7 +83,7 @@ class SampleFile:
             raise InputError(f"cannot read {self.location}: {error.strerror or error}") from error
 
 
-def describe_oversized_image(size_bytes: int | None = None) -> str:
+def describe_oversized_image_fault(size_bytes: int | None = None) -> str:
     """Return why an image of so many bytes is not read."""
     prefix = "" if size_bytes is None else f"{size_bytes:,} bytes: "
     return f"{prefix}more than {MAX_IMAGE_BYTES:,} bytes are no image"

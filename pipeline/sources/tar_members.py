@@ -6,43 +6,19 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO, cast
-
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile, open_stream
-from sfm.pipeline.sources.inventory import (
-    HIDDEN_KIND,
-    IMAGE_EXTENSIONS,
-    SPECIAL_FILE_KIND,
-    get_extension,
-)
-from sfm.pipeline.sources.limits import (
-    MAX_HEADER_BYTES,
-    MAX_IMAGE_BYTES,
-    MAX_LABEL_BYTES,
-    MAX_MEMBERS,
-    MAX_PATH_CHARACTERS,
-)
-from sfm.text import sanitize_line, summarize_error
+from sfm.pipeline.sources.inventory import HIDDEN_KIND, IMAGE_EXTENSIONS, SPECIAL_FILE_KIND, get_extension
+from sfm.pipeline.sources.limits import MAX_HEADER_BYTES, MAX_IMAGE_BYTES, MAX_LABEL_BYTES, MAX_MEMBERS, MAX_PATH_CHARACTERS
+from sfm.text import first_error_line, sanitize_line
+from typing import BinaryIO, cast
+
 
 LABEL_EXTENSIONS = ("cls", "json", "txt")
 GZIP_MAGIC = b"\x1f\x8b"
-UNSUPPORTED_COMPRESSION = {
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x04\x22\x4d\x18": "lz4",
-}
+UNSUPPORTED_COMPRESSION = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x04\x22\x4d\x18": "lz4"}
 TAR_BUFFER_BYTES = 1 << 20
-TAR_READ_ERRORS = (
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    EOFError,
-    zlib.error,
-    ValueError,
-    RecursionError,
-    OverflowError,
-)
+TAR_READ_ERRORS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, RecursionError, OverflowError)
 """Errors of tarfile and gzip on damaged files, and on files that were made to harm."""
 
 Content = bytes | int
@@ -52,7 +28,7 @@ MAX_EMPTY_READS = 64
 """Reads without data after which a shard counts as truncated; tarfile makes a few at the end."""
 
 
-class MeteredStream:
+class PositionLimitedStream:
     """A stream that refuses to be read beyond `max_position`, since headers can have any length."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -95,7 +71,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def decompress_stream(stream: BinaryIO, location: str) -> BinaryIO:
+def decompress_if_gzip(stream: BinaryIO, location: str) -> BinaryIO:
     """Return a stream of the unpacked content: the stream itself if it is not compressed.
 
     Raises
@@ -104,23 +80,19 @@ def decompress_stream(stream: BinaryIO, location: str) -> BinaryIO:
         If it is compressed otherwise than with gzip.
     """
     start = stream.peek(8)[:8]  # type: ignore[attr-defined]
-    compression = next(
-        (name for magic, name in UNSUPPORTED_COMPRESSION.items() if start.startswith(magic)), None
-    )
+    compression = next((name for magic, name in UNSUPPORTED_COMPRESSION.items() if start.startswith(magic)), None)
     if compression:
-        raise InputError(
-            f"{location} is compressed with {compression}: unpack it, or compress it with gzip instead"
-        )
+        raise InputError(f"{location} is compressed with {compression}: unpack it, or compress it with gzip instead")
     return cast("BinaryIO", gzip.GzipFile(fileobj=stream)) if start.startswith(GZIP_MAGIC) else stream
 
 
-def read_to_end(stream: BinaryIO) -> None:
+def read_gzip_to_verify_checksum(stream: BinaryIO) -> None:
     """Read a gzip stream to its end, where its checksum is verified."""
     while isinstance(stream, gzip.GzipFile) and stream.read(TAR_BUFFER_BYTES):
         pass
 
 
-def iter_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple[str, Content | None]]:
+def iter_tar_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple[str, Content | None]]:
     """Yield the members of a shard that can be part of a sample.
 
     Parameters
@@ -142,31 +114,24 @@ def iter_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple
     """
     with open_stream(file) as raw_stream:
         try:
-            unpacked = decompress_stream(raw_stream, file.url)
-            stream = MeteredStream(unpacked)
-            with tarfile.open(
-                fileobj=cast("BinaryIO", stream), mode="r|", tarinfo=_StrictTarInfo, bufsize=TAR_BUFFER_BYTES
-            ) as archive:
+            unpacked = decompress_if_gzip(raw_stream, file.url)
+            stream = PositionLimitedStream(unpacked)
+            with tarfile.open(fileobj=cast("BinaryIO", stream), mode="r|", tarinfo=_StrictTarInfo, bufsize=TAR_BUFFER_BYTES) as archive:
                 count = 0
-                while (info := read_next_header(archive, stream)) is not None:
+                while (info := read_next_tar_header(archive, stream)) is not None:
                     count += 1
                     if count > MAX_MEMBERS:
-                        raise InputError(
-                            f"{file.url} has more than {MAX_MEMBERS:,} members: cut it into several"
-                        )
-                    if can_be_part_of_sample(file, info, unused_by_kind):
-                        yield info.name, read_member(file, archive, info)
-            read_to_end(unpacked)
+                        raise InputError(f"{file.url} has more than {MAX_MEMBERS:,} members: cut it into several")
+                    if is_possible_sample_member(file, info, unused_by_kind):
+                        yield info.name, read_tar_member_content(file, archive, info)
+            read_gzip_to_verify_checksum(unpacked)
         except InputError:
             raise
         except TAR_READ_ERRORS as error:
-            raise InputError(
-                f"{file.url} is damaged, truncated or no tar archive: {summarize_error(error)}; "
-                "write it again"
-            ) from error
+            raise InputError(f"{file.url} is damaged, truncated or no tar archive: {first_error_line(error)}; " "write it again") from error
 
 
-def read_next_header(archive: tarfile.TarFile, stream: MeteredStream) -> tarfile.TarInfo | None:
+def read_next_tar_header(archive: tarfile.TarFile, stream: PositionLimitedStream) -> tarfile.TarInfo | None:
     """Return the header of the next member; None at the end.
 
     Raises
@@ -183,15 +148,13 @@ def read_next_header(archive: tarfile.TarFile, stream: MeteredStream) -> tarfile
         stream.max_position = archive.offset + MAX_HEADER_BYTES
         has_name = info.isdir() or PurePosixPath(info.name).name
         if info.size < 0 or not has_name or len(info.name) > MAX_PATH_CHARACTERS:
-            raise tarfile.ReadError(
-                f"a member of {info.size} bytes has a name of {len(info.name)} characters"
-            )
+            raise tarfile.ReadError(f"a member of {info.size} bytes has a name of {len(info.name)} characters")
     if sum(len(name) + len(text) for name, text in archive.pax_headers.items()) > MAX_HEADER_BYTES:
         raise tarfile.ReadError(f"the global headers are longer than {MAX_HEADER_BYTES:,} bytes")
     return info
 
 
-def read_member(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Content | None:
+def read_tar_member_content(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Content | None:
     """Return the content of a member that is an image or a label; None for others.
 
     Raises
@@ -206,16 +169,14 @@ def read_member(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo)
     if info.issparse():
         raise InputError(f"{location} is a sparse file: write the shard without tar --sparse")
     if extension in LABEL_EXTENSIONS and info.size > MAX_LABEL_BYTES:
-        raise InputError(
-            f"{location} has {info.size:,} bytes: labels and captions of {MAX_LABEL_BYTES:,} are read"
-        )
+        raise InputError(f"{location} has {info.size:,} bytes: labels and captions of {MAX_LABEL_BYTES:,} are read")
     if info.size > MAX_IMAGE_BYTES:
         return info.size
     body = archive.extractfile(info)
     return body.read() if body else None
 
 
-def can_be_part_of_sample(file: DataFile, info: tarfile.TarInfo, unused_by_kind: Counter[str]) -> bool:
+def is_possible_sample_member(file: DataFile, info: tarfile.TarInfo, unused_by_kind: Counter[str]) -> bool:
     """Return whether a member can be part of a sample; count those that cannot, by kind.
 
     Raises
@@ -234,10 +195,7 @@ def can_be_part_of_sample(file: DataFile, info: tarfile.TarInfo, unused_by_kind:
     elif not (info.islnk() or info.issym()):
         kind = SPECIAL_FILE_KIND
     elif get_extension(info.name) in (*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS):
-        raise InputError(
-            f"{info.name} in {file.url} is a link to {info.linkname}: write the shard with the files "
-            f"themselves (tar --dereference --hard-dereference)"
-        )
+        raise InputError(f"{info.name} in {file.url} is a link to {info.linkname}: write the shard with the files " f"themselves (tar --dereference --hard-dereference)")
     else:
         kind = "links"
     unused_by_kind[kind] += 1

@@ -4,24 +4,24 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile
 from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS, get_extension, get_unused_kind
 from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_MEMBER_GROUP_BYTES
-from sfm.pipeline.sources.tar_members import LABEL_EXTENSIONS, Content, iter_members
+from sfm.pipeline.sources.tar_members import Content, LABEL_EXTENSIONS, iter_tar_members
 from sfm.text import format_names
+
 
 MAX_HELD_SAMPLES = 16
 """Samples with dotted names that are held back, in case they turn out to be parts of one sample."""
 
 
-class NoLabelError(InputError):
+class MissingLabelError(InputError):
     """A sample has an image, but no label."""
 
 
 @dataclass
-class MemberGroup:
+class TarMemberGroup:
     """Neighbouring members that share the name up to the first dot.
 
     Attributes
@@ -32,17 +32,17 @@ class MemberGroup:
         Images and labels whose names have one dot, by extension.
     dotted_contents : dict of str to dict
         Images and labels whose names have more dots: by the name up to the last dot, then by extension.
-    other_names : list of str
+    unused_names : list of str
         Names of members that are neither image nor label.
-    size : int
+    content_bytes : int
         Bytes of images and labels.
     """
 
     key: str
     contents: dict[str, Content] = field(default_factory=dict)
     dotted_contents: dict[str, dict[str, Content]] = field(default_factory=dict)
-    other_names: list[str] = field(default_factory=list)
-    size: int = 0
+    unused_names: list[str] = field(default_factory=list)
+    content_bytes: int = 0
 
     def add(self, stem: str, extension: str, content: Content, location: str) -> None:
         """Add an image or a label.
@@ -55,35 +55,27 @@ class MemberGroup:
         contents = self.contents if stem == self.key else self.dotted_contents.setdefault(stem, {})
         if extension in contents:
             raise InputError(f"{location} twice")
-        self.size += len(content) if isinstance(content, bytes) else 0
-        if self.size > MAX_MEMBER_GROUP_BYTES:
-            raise InputError(
-                f"{location} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together"
-            )
+        self.content_bytes += len(content) if isinstance(content, bytes) else 0
+        if self.content_bytes > MAX_MEMBER_GROUP_BYTES:
+            raise InputError(f"{location} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together")
         contents[extension] = content
 
     def describe_endings(self) -> str:
         """Return what the members' names end in, as text."""
         endings = [f".{extension}" for extension in self.contents]
-        endings += [
-            f"{stem.removeprefix(self.key)}.{extension}"
-            for stem, contents in self.dotted_contents.items()
-            for extension in contents
-        ]
-        endings += [name.removeprefix(self.key) for name in self.other_names]
+        endings += [f"{stem.removeprefix(self.key)}.{extension}" for stem, contents in self.dotted_contents.items() for extension in contents]
+        endings += [name.removeprefix(self.key) for name in self.unused_names]
         return format_names(endings) if len(endings) != 1 else f"only {endings[0]}"
 
 
-def parse_member_name(name: str) -> tuple[str, str]:
+def split_member_name(name: str) -> tuple[str, str]:
     """Return the key of a member's sample, and what follows the first dot of its name, in lower case."""
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
     return str(path.with_name(stem)), extension.lower()
 
 
-def iter_sample_contents(
-    file: DataFile, unused_by_kind: Counter[str]
-) -> Iterator[tuple[str, dict[str, Content]]]:
+def iter_sample_contents(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of a shard: the key of each, and its images and labels by extension.
 
     Neighbouring members that share the name up to the first dot are one sample, as WebDataset has it; members
@@ -100,33 +92,31 @@ def iter_sample_contents(
     InputError
         If the shard is damaged, or an image or a label cannot be paired; names it.
     """
-    group: MemberGroup | None = None
+    group: TarMemberGroup | None = None
     is_partial = False
-    for name, content in iter_members(file, unused_by_kind):
-        key, extension = parse_member_name(name)
+    for name, content in iter_tar_members(file, unused_by_kind):
+        key, extension = split_member_name(name)
         if group is None or key != group.key:
             yield from () if group is None else iter_group_samples(group, file, unused_by_kind, is_partial)
-            group, is_partial = MemberGroup(key), False
+            group, is_partial = TarMemberGroup(key), False
         if content is None:
-            group.other_names.append(name)
+            group.unused_names.append(name)
             continue
         stem = key
         if "." in extension:
             stem, extension = name[: name.rindex(".")], get_extension(name)
-        holds_enough = len(group.dotted_contents) == MAX_HELD_SAMPLES or group.size > MAX_BATCH_BYTES
+        holds_enough = len(group.dotted_contents) == MAX_HELD_SAMPLES or group.content_bytes > MAX_BATCH_BYTES
         if stem != key and stem not in group.dotted_contents and group.dotted_contents and holds_enough:
             yield from iter_dotted_samples(group, file)
             group.dotted_contents.clear()
-            group.size = 0
+            group.content_bytes = 0
             is_partial = True
         group.add(stem, extension, content, f"{file.url} holds {name}")
     if group is not None:
         yield from iter_group_samples(group, file, unused_by_kind, is_partial)
 
 
-def iter_group_samples(
-    group: MemberGroup, file: DataFile, unused_by_kind: Counter[str], is_partly_yielded: bool
-) -> Iterator[tuple[str, dict[str, Content]]]:
+def iter_group_samples(group: TarMemberGroup, file: DataFile, unused_by_kind: Counter[str], is_partly_yielded: bool) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of a group of members: one, or as many as there are dotted names.
 
     Parameters
@@ -139,7 +129,7 @@ def iter_group_samples(
     InputError
         If there is a label but no image, or an image but no label; names it.
     """
-    unused_by_kind.update(map(get_unused_kind, group.other_names))
+    unused_by_kind.update(map(get_unused_kind, group.unused_names))
     if not group.contents:
         # Captions and metadata without an image are no samples.
         sample_extensions = {"cls", *IMAGE_EXTENSIONS}
@@ -149,10 +139,7 @@ def iter_group_samples(
         yield from iter_dotted_samples(group, file)
         return
     if is_partly_yielded:
-        raise InputError(
-            f"{group.key} in {file.url} has an image or label of its own beside many with more dots in their "
-            f"names: cannot tell which belong together; rename them without dots"
-        )
+        raise InputError(f"{group.key} in {file.url} has an image or label of its own beside many with more dots in their " f"names: cannot tell which belong together; rename them without dots")
     images = [extension for extension in group.contents if extension in IMAGE_EXTENSIONS]
     if len(images) != 1:
         found = " and ".join(f".{image}" for image in images) or group.describe_endings()
@@ -163,21 +150,17 @@ def iter_group_samples(
     yield group.key, group.contents
 
 
-def iter_dotted_samples(group: MemberGroup, file: DataFile) -> Iterator[tuple[str, dict[str, Content]]]:
+def iter_dotted_samples(group: TarMemberGroup, file: DataFile) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of a group's dotted names, which are cut at the last dot.
 
     Raises
     ------
     InputError
-        If one lacks an image or a label (:class:`NoLabelError`); names it.
+        If one lacks an image or a label (:class:`MissingLabelError`); names it.
     """
     for stem, contents in group.dotted_contents.items():
         images = [extension for extension in contents if extension in IMAGE_EXTENSIONS]
         if len(images) != 1 or len(contents) == len(images):
-            error_type = NoLabelError if len(images) == 1 else InputError
-            raise error_type(
-                f"{stem}.{next(iter(contents))} in {file.url} cannot be paired: beside an image there must "
-                f"be a label of the same name (.{', .'.join(LABEL_EXTENSIONS)}); "
-                f"found {group.describe_endings()}"
-            )
+            error_type = MissingLabelError if len(images) == 1 else InputError
+            raise error_type(f"{stem}.{next(iter(contents))} in {file.url} cannot be paired: beside an image there must " f"be a label of the same name (.{', .'.join(LABEL_EXTENSIONS)}); " f"found {group.describe_endings()}")
         yield stem, contents

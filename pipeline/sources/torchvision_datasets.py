@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.class_labels import class_id_from_number, normalize_class_name
+from sfm.pipeline.sources.class_labels import class_id_from_number, normalize_name_for_comparison
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.file_tree import describe_dangling_link
 from sfm.pipeline.sources.source import Source, Split, compute_digest, file_split, indexed_split
 from sfm.pipeline.sources.spec_options import parse_spec_options, parse_yes_no_option, require_known_options
-from sfm.text import sanitize_line, summarize_error
+from sfm.text import first_error_line, sanitize_line
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -76,7 +76,7 @@ def open_torchvision_source(place_with_options: str) -> Source:
         open_torchvision_split(spec, name, root, download, arguments) for arguments in SPLIT_ARGUMENTS[name]
     )
     labels = [get_label_numbers(train), get_label_numbers(test)]
-    ids, names = make_class_ids(train, labels)
+    ids, names = make_class_ids_and_names(train, labels)
     if any(not len(numbers) or numbers.min() < 0 or numbers.max() >= len(ids) for numbers in labels):
         raise InputError(f"cannot open {spec}: labels are not those of {len(ids)} classes; fetch it again")
     return Source(
@@ -108,7 +108,7 @@ def open_torchvision_split(
         return getattr(torchvision.datasets, dataset_name)(root, **split_arguments, **download_argument)
     except Exception as error:  # torchvision and scipy raise all kinds of errors on damaged files.
         hint = "" if allow_download else ", or fetch it with &download=yes"
-        line = sanitize_line(summarize_error(error), 300)
+        line = sanitize_line(first_error_line(error), 300)
         raise InputError(
             f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
         ) from error
@@ -122,7 +122,7 @@ def get_label_numbers(dataset: Any) -> npt.NDArray[np.int64]:
     return np.array([label for _, label in dataset._samples], dtype=np.int64)
 
 
-def list_image_files(dataset: Any) -> list[str] | None:
+def list_image_files_unless_arrays(dataset: Any) -> list[str] | None:
     """Return the image files of a torchvision dataset; None if it holds arrays."""
     if hasattr(dataset, "data"):
         return None
@@ -133,7 +133,7 @@ def list_image_files(dataset: Any) -> list[str] | None:
     return [os.fspath(path) for path, _ in pairs]
 
 
-def make_class_ids(
+def make_class_ids_and_names(
     dataset: Any, label_numbers_by_split: list[npt.NDArray[np.int64]]
 ) -> tuple[list[str], list[str]]:
     """Return class ids and display names, by label number.
@@ -147,7 +147,7 @@ def make_class_ids(
     ]
     if hasattr(dataset, "wnids"):
         return list(dataset.wnids), names
-    if len({normalize_class_name(name) for name in names}) == len(names):
+    if len({normalize_name_for_comparison(name) for name in names}) == len(names):
         return names, names
     return [class_id_from_number(label) for label in range(len(names))], names
 
@@ -158,7 +158,7 @@ def make_torchvision_split(
     """Return the split of a torchvision dataset: files as they are, arrays as portable pixmaps."""
     position_by_number = np.argsort(np.argsort(class_ids)).astype(np.int32)
     sorted_labels = position_by_number[label_numbers]
-    files = list_image_files(dataset)
+    files = list_image_files_unless_arrays(dataset)
     if files is None:
         return indexed_split(
             labels=sorted_labels,

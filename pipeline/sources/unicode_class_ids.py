@@ -41,7 +41,7 @@ def normalize_class_ids(source: Source) -> Source:
     new_labels = np.array([label_by_id[normal_by_id[class_id]] for class_id in ids], dtype=np.int32)
 
     def relabel_split(split: Split) -> Split:
-        shards = (relabel_shard(shard, new_labels, normal_by_id) for shard in split.shards)
+        shards = (replace_shard_class_ids(shard, new_labels, normal_by_id) for shard in split.shards)
         return replace(split, shards=tuple(shards))
 
     return replace(
@@ -63,7 +63,7 @@ def has_colliding_ids(source: Source, normalized_id_by_id: Mapping[str, str]) ->
     return source.labels is None and len(set(normalized_id_by_id.values())) < len(normalized_id_by_id)
 
 
-def relabel_shard(
+def replace_shard_class_ids(
     shard: Shard, new_label_by_label: npt.NDArray[np.int32], new_id_by_id: Mapping[str, str]
 ) -> Shard:
     """Return a shard with new labels, by old label, and samples with new class ids, by old class id."""

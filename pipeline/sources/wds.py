@@ -1,31 +1,24 @@
 """``wds:PATTERN``: WebDataset tar shards, streamed from a disk, a web server or a bucket."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-
 import numpy as np
 import numpy.typing as npt
-
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import (
-    ParsedClassList,
-    class_id_from_label,
-    encode_label_list,
-    format_numeric_label,
-    read_class_list,
-)
+from sfm.pipeline.sources.class_labels import ParsedClassList, class_id_from_label, format_label_if_numeric, format_label_list_for_digest, read_class_list
 from sfm.pipeline.sources.class_subsets import take_positions
 from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_file_states
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS
 from sfm.pipeline.sources.limits import MAX_LABEL_BYTES
-from sfm.pipeline.sources.sample import Sample, describe_oversized_image
+from sfm.pipeline.sources.sample import Sample, describe_oversized_image_fault
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
 from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.pipeline.sources.split_files import find_split_files
 from sfm.pipeline.sources.tar_members import Content
-from sfm.pipeline.sources.tar_samples import NoLabelError, iter_sample_contents
+from sfm.pipeline.sources.tar_samples import MissingLabelError, iter_sample_contents
 from sfm.untrusted_files import parse_json
+
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNSUPPORTED_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
@@ -53,8 +46,8 @@ def open_wds_source(place_with_options: str) -> Source:
     label_list = read_class_list(options["names"]) if "names" in options else None
     suffixes = (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)
     files = find_split_files(path_or_pattern, suffixes, options.get("train"), options.get("test"))
-    files = files.replace_unlabelled_test(shard_has_labels)
-    require_distinct_shards([*files.train, *files.test])
+    files = files.replace_unlabelled_test(first_sample_has_label)
+    require_readable_distinct_shards([*files.train, *files.test])
     ids = sorted(label_list.class_ids) if label_list else None
     return Source(
         name=derive_dataset_name(path_or_pattern, suffixes),
@@ -68,22 +61,22 @@ def open_wds_source(place_with_options: str) -> Source:
     )
 
 
-def shard_has_labels(file: DataFile) -> bool:
+def first_sample_has_label(file: DataFile) -> bool:
     """Return whether the first sample of a shard has a label; -1 is none.
 
     True for a shard that cannot be read: the error is raised when it is read.
     """
     try:
         key, contents = next(iter_sample_contents(file, Counter()), ("", {}))
-        _, label = find_stored_label(contents, f"{key} in {file.url}")
-    except NoLabelError:
+        _, label = find_label_and_extension(contents, f"{key} in {file.url}")
+    except MissingLabelError:
         return False
     except InputError:
         return True
     return str(label).strip() != "-1"
 
 
-def require_distinct_shards(files: Sequence[DataFile]) -> None:
+def require_readable_distinct_shards(files: Sequence[DataFile]) -> None:
     """Refuse shards that gzip cannot unpack, and shards that are there packed and unpacked.
 
     Raises
@@ -113,13 +106,11 @@ def make_wds_split(files: Sequence[DataFile], label_list: ParsedClassList | None
 
         return Shard(file.url, None, read, unused)
 
-    listing = compute_digest(digest_file_states(files), encode_label_list(label_list))
+    listing = compute_digest(digest_file_states(files), format_label_list_for_digest(label_list))
     return Split(tuple(map(make_shard, files)), listing)
 
 
-def iter_shard_samples(
-    file: DataFile, label_list: ParsedClassList | None, unused_by_kind: Counter[str]
-) -> Iterator[Sample]:
+def iter_shard_samples(file: DataFile, label_list: ParsedClassList | None, unused_by_kind: Counter[str]) -> Iterator[Sample]:
     """Yield the samples of a tar file as it is streamed.
 
     Parameters
@@ -136,28 +127,24 @@ def iter_shard_samples(
     for key, contents in iter_sample_contents(file, unused_by_kind):
         location = f"{key} in {file.url}"
         image_extension = next(extension for extension in contents if extension in IMAGE_EXTENSIONS)
-        label_extension, label = find_stored_label(contents, location)
+        label_extension, label = find_label_and_extension(contents, location)
         used = (image_extension, label_extension)
         unused_by_kind.update(f".{extension}" for extension in contents if extension not in used)
         image = contents[image_extension]
-        data, fault = (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image(image))
+        data, fault = (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image_fault(image))
         class_id = class_id_from_label(label, label_list, location)
-        yield Sample(data, class_id, location, format_numeric_label(label), fault)
+        yield Sample(data, class_id, location, format_label_if_numeric(label), fault)
 
 
-def find_stored_label(contents_by_extension: Mapping[str, Content], location: str) -> tuple[str, object]:
+def find_label_and_extension(contents_by_extension: Mapping[str, Content], location: str) -> tuple[str, object]:
     """Return the extension of the member that holds a sample's label, and the label as it is stored.
 
     Raises
     ------
     InputError
-        If there is no label (:class:`NoLabelError`), or it cannot be read.
+        If there is no label (:class:`MissingLabelError`), or it cannot be read.
     """
-    texts = {
-        extension: content
-        for extension, content in contents_by_extension.items()
-        if isinstance(content, bytes)
-    }
+    texts = {extension: content for extension, content in contents_by_extension.items() if isinstance(content, bytes)}
     try:
         if "cls" in texts:
             return "cls", texts["cls"].decode()
@@ -171,6 +158,4 @@ def find_stored_label(contents_by_extension: Mapping[str, Content], location: st
             return "txt", texts["txt"].decode()
     except ValueError as error:
         raise InputError(f"{location} has a label that cannot be read: {error}") from error
-    raise NoLabelError(
-        f"{location} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json"
-    )
+    raise MissingLabelError(f"{location} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json")

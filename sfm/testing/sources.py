@@ -191,12 +191,12 @@ class SourceTests:
             pytest.skip("there is no fixture damaged_spec")
         spec, name = damaged_spec
         with pytest.raises(InputError) as refused:
-            read_dataset(spec)
+            open_and_read_all_samples(spec)
         assert name in str(refused.value)
         assert "\n" not in str(refused.value)
 
 
-def read_dataset(spec: str) -> None:
+def open_and_read_all_samples(spec: str) -> None:
     """Open a dataset, and read all its samples."""
     for split in open_source(spec).splits.values():
         read_samples(split)

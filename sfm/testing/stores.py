@@ -3,17 +3,14 @@
 import datetime
 import hashlib
 import json
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
-
 import numpy as np
 import numpy.typing as npt
 import obstore
 import pytest
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from obstore.store import MemoryStore, ObjectStore
-
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
@@ -27,6 +24,8 @@ from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
+from typing import Any, Literal
+
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -37,9 +36,7 @@ WRITERS = 4
 
 NO_AGE = datetime.timedelta(0)
 
-CLASSIFIER = ClassifierCard(
-    solver="none", l2=1.0, iterations=1, converged=True, held_out_top1=0.5, held_out_top5=None
-)
+CLASSIFIER = ClassifierCard(solver="none", l2=1.0, iterations=1, converged=True, held_out_top1=0.5, held_out_top5=None)
 
 
 class StoreTests:
@@ -95,15 +92,13 @@ class StoreTests:
 
     def test_a_discarded_draft_leaves_no_object(self, store: Store) -> None:
         """A draft that is not published can be deleted without a trace."""
-        before = read_objects(store)
+        before = read_all_objects(store)
         draft = Draft(store)
         write_random_arrays(draft)
         draft.discard()
-        assert read_objects(store) == before
+        assert read_all_objects(store) == before
 
-    def test_exactly_one_of_several_writers_of_a_key_wins(
-        self, location: str | ObjectStore, store: Store
-    ) -> None:
+    def test_exactly_one_of_several_writers_of_a_key_wins(self, location: str | ObjectStore, store: Store) -> None:
         """Of several writers of one key exactly one publishes; the others notice and discard their runs."""
         barrier = threading.Barrier(WRITERS)
 
@@ -120,7 +115,7 @@ class StoreTests:
         assert set(outcomes) <= {"published", "already there", "another writer was first"}
         (summary,) = store.list_summaries()
         assert {result.summary.entry_digest for result in results} == {summary.entry_digest}
-        assert list_runs(store) == {store.read_entry_commit(summary).run}
+        assert list_run_ids(store) == {store.read_entry_commit(summary).run}
 
     def test_writers_of_different_keys_all_publish(self, location: str | ObjectStore, store: Store) -> None:
         """Writers of different keys do not block each other."""
@@ -138,25 +133,20 @@ class StoreTests:
     def test_a_key_that_is_published_is_not_published_again(self, store: Store) -> None:
         """Publishing under an existing key changes nothing unless `replace` is given."""
         first = publish_random_entry(store)
-        before = read_objects(store)
+        before = read_all_objects(store)
         draft = Draft(store)
         write_random_arrays(draft, seed=1)
         result = publish_random_draft(draft)
         assert (result.outcome, result.summary) == ("already there", first)
-        assert read_objects(store) == before
+        assert read_all_objects(store) == before
 
     def test_no_object_is_ever_overwritten(self, store: Store) -> None:
         """Publishing, replacing and removing add objects and change none."""
-        steps: list[Callable[[], object]] = [
-            lambda: publish_random_entry(store),
-            lambda: publish_random_entry(store, seed=1, replace=True),
-            lambda: remove_entry(store, store.list_summaries()[0]),
-            lambda: publish_random_entry(store, seed=2),
-        ]
+        steps: list[Callable[[], object]] = [lambda: publish_random_entry(store), lambda: publish_random_entry(store, seed=1, replace=True), lambda: remove_entry(store, store.list_summaries()[0]), lambda: publish_random_entry(store, seed=2)]
         for step in steps:
-            before = read_objects(store)
+            before = read_all_objects(store)
             step()
-            assert before.items() < read_objects(store).items()
+            assert before.items() < read_all_objects(store).items()
         statuses = [(status.generation, status.state) for status in read_commit_statuses(store)]
         assert statuses == [(1, "removed"), (2, "removed"), (3, "tombstone"), (4, "current")]
 
@@ -172,14 +162,12 @@ class StoreTests:
     def test_a_removed_entry_is_hidden_and_stays_until_garbage_collection(self, store: Store) -> None:
         """A removed entry is gone for readers; its objects stay until `collect_garbage` deletes them."""
         summary = publish_random_entry(store)
-        before = read_objects(store)
+        before = read_all_objects(store)
         remove_entry(store, summary)
         assert store.list_entries_and_problems() == ([], [])
-        assert before.items() < read_objects(store).items()
-        assert [garbage.reason for garbage in collect_garbage(store, delete_replaced_now=True).deleted] == [
-            "removed"
-        ]
-        assert list_runs(store) == set()
+        assert before.items() < read_all_objects(store).items()
+        assert [garbage.reason for garbage in collect_garbage(store, delete_replaced_now=True).deleted] == ["removed"]
+        assert list_run_ids(store) == set()
         assert [status.state for status in read_commit_statuses(store)] == ["tombstone"]
         assert publish_random_entry(store).generation == 3
 
@@ -211,12 +199,8 @@ class StoreTests:
         """A changed or missing object is an error that names it, never another number."""
         summary = publish_random_entry(store)
         run = f"runs/{store.read_entry_commit(summary).run}"
-        path = {
-            "commit": make_commit_path(summary),
-            "metadata": f"{run}/train/mean/zarr.json",
-            "chunk": f"{run}/train/mean/c/0/0",
-        }[kind]
-        data = read_objects(store)[path]
+        path = {"commit": make_commit_path(summary), "metadata": f"{run}/train/mean/zarr.json", "chunk": f"{run}/train/mean/c/0/0"}[kind]
+        data = read_all_objects(store)[path]
         if fault == "missing":
             obstore.delete(store.objects, [path])
         else:
@@ -232,7 +216,7 @@ class StoreTests:
         """An entry that requires something unknown is refused with advice to upgrade; others are listed."""
         other = publish_random_entry(store, fingerprint="e" * 64)
         summary = publish_random_entry(store)
-        rewrite_commit(store, summary, lambda content: content["schema"].update(requires=["future"]))
+        rewrite_commit_with_valid_digests(store, summary, lambda content: content["schema"].update(requires=["future"]))
         summaries, reasons = store.list_entries_and_problems()
         assert summaries == [other]
         assert len(reasons) == 1
@@ -257,12 +241,12 @@ class StoreTests:
 
         for name, data in unknown.items():
             obstore.put(store.objects, f"{run}/{name}", data)
-        rewrite_commit(store, old, add_unknown)
+        rewrite_commit_with_valid_digests(store, old, add_unknown)
         (summary,) = store.list_summaries()
         assert store.open_entry(summary).read_array("train/count").sum() == TRAIN_SAMPLES
         target = create_store(MemoryStore())
         assert [result.outcome for result in copy_entries(store, target, [summary])] == ["copied"]
-        assert read_objects(target) == read_objects(store)
+        assert read_all_objects(target) == read_all_objects(store)
 
     def test_a_copy_is_the_same_entry(self, store: Store) -> None:
         """Entries copied to another store and back have the same bytes; copying them again writes nothing."""
@@ -270,29 +254,20 @@ class StoreTests:
         target, back = create_store(MemoryStore()), create_store(MemoryStore())
         assert [r.outcome for r in copy_entries(store, target, store.list_summaries())] == ["copied"]
         assert [r.outcome for r in copy_entries(target, back, target.list_summaries())] == ["copied"]
-        assert read_objects(back) == read_objects(store)
+        assert read_all_objects(back) == read_all_objects(store)
         (result,) = copy_entries(back, store, back.list_summaries())
         assert (result.outcome, result.written_object_count) == ("already there", 0)
 
     def test_listing_reads_no_run(self, store: Store) -> None:
         """Listing reads commits only: it succeeds when all runs are gone."""
         summary = publish_random_entry(store)
-        obstore.delete(store.objects, [path for path in read_objects(store) if path.startswith("runs/")])
+        obstore.delete(store.objects, [path for path in read_all_objects(store) if path.startswith("runs/")])
         assert store.list_entries_and_problems() == ([summary], [])
 
 
-def make_backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> BackboneCard:
+def make_backbone_card(spec: str = "lite0", image_size: int = 96, weights: str = "w") -> BackboneCard:
     """Return a card of a backbone that need not exist."""
-    return BackboneCard(
-        spec=spec,
-        model=f"timm_{spec}",
-        rule="pre-logits",
-        weights=hashlib.sha256(weights.encode()).hexdigest(),
-        preprocessing=Preprocessing(
-            input_size=size, resize=size, resampling="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-        ),
-        features=FEATURES,
-    )
+    return BackboneCard(spec=spec, model=f"timm_{spec}", rule="pre-logits", weights=hashlib.sha256(weights.encode()).hexdigest(), preprocessing=Preprocessing(input_size=image_size, resize=image_size, resampling="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), features=FEATURES)
 
 
 def write_random_arrays(draft: Draft, seed: int = 0) -> Arrays:
@@ -310,41 +285,14 @@ def write_random_arrays(draft: Draft, seed: int = 0) -> Arrays:
     return arrays
 
 
-def publish_random_draft(
-    draft: Draft,
-    *,
-    dataset: str = "toy",
-    backbone: BackboneCard | None = None,
-    fingerprint: str = "f" * 64,
-    role: Literal["full", "tuning"] = "full",
-    options: dict[str, Any] | None = None,
-    leaves: list[str] | None = None,
-    test_samples: int = TEST_SAMPLES,
-    replace: bool = False,
-) -> PublishResult:
+def publish_random_draft(draft: Draft, *, dataset: str = "toy", backbone: BackboneCard | None = None, fingerprint: str = "f" * 64, role: Literal["full", "tuning"] = "full", options: dict[str, Any] | None = None, leaves: list[str] | None = None, test_samples: int = TEST_SAMPLES, replace: bool = False) -> PublishResult:
     """Publish a draft of random arrays with plausible cards."""
     ids = [f"n{i}" for i in range(CLASSES)]
     return publish_draft(
         draft,
         backbone or make_backbone_card(),
-        DatasetCard(
-            name=dataset,
-            class_ids=ids,
-            class_names=ids,
-            train_samples=TRAIN_SAMPLES,
-            test_samples=test_samples,
-            fingerprint=fingerprint,
-            leaves=leaves or [fingerprint],
-        ),
-        ExtractionCard(
-            options={"seed": 0} if options is None else options,
-            role=role,
-            versions={},
-            device="cpu",
-            threads=1,
-            seconds=1.0,
-            images_per_second=20.0,
-        ),
+        DatasetCard(name=dataset, class_ids=ids, class_names=ids, train_samples=TRAIN_SAMPLES, test_samples=test_samples, fingerprint=fingerprint, leaves=leaves or [fingerprint]),
+        ExtractionCard(options={"seed": 0} if options is None else options, role=role, versions={}, device="cpu", threads=1, seconds=1.0, images_per_second=20.0),
         CLASSIFIER,
         replace=replace,
     )
@@ -357,21 +305,19 @@ def publish_random_entry(store: Store, seed: int = 0, **cards: Any) -> Summary:
     return publish_random_draft(draft, **cards).summary
 
 
-def read_objects(store: Store) -> dict[str, bytes]:
+def read_all_objects(store: Store) -> dict[str, bytes]:
     """Return the bytes of all objects of a store, by path."""
     paths = [item["path"] for batch in obstore.list(store.objects) for item in batch]
     return {path: bytes(obstore.get(store.objects, path).bytes()) for path in paths}
 
 
-def list_runs(store: Store) -> set[str]:
+def list_run_ids(store: Store) -> set[str]:
     """Return the ids of the runs that have any object."""
     paths = [item["path"] for batch in obstore.list(store.objects, prefix="runs") for item in batch]
     return {path.split("/")[1] for path in paths} - {"zarr.json"}
 
 
-def rewrite_commit(
-    store: Store, summary: Summary, change_in_place: Callable[[dict[str, Any]], object]
-) -> None:
+def rewrite_commit_with_valid_digests(store: Store, summary: Summary, change_in_place: Callable[[dict[str, Any]], object]) -> None:
     """Change the content of a commit in place, with valid digests, as another program could write it."""
     path = make_commit_path(summary)
     content = json.loads(bytes(obstore.get(store.objects, path).bytes()))["commit"]

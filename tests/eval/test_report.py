@@ -440,7 +440,7 @@ def test_the_command_in_the_report_makes_the_same_images(
 
 def test_the_other_command_in_the_report_is_the_evaluation(page: Page, finished_run: Path) -> None:
     from sfm.cli import app
-    from sfm.command_builder import make_config
+    from sfm.command_builder import make_config_from_file_and_options
     from sfm.eval.config import EvaluateRunsConfig
 
     assert app
@@ -457,7 +457,7 @@ def test_the_other_command_in_the_report_is_the_evaluation(page: Page, finished_
             found.append(next(rest))
         else:
             given[name] = next(rest)
-    asked = make_config(EvaluateRunsConfig, "evaluate", None, given)
+    asked = make_config_from_file_and_options(EvaluateRunsConfig, "evaluate", None, given)
     assert isinstance(asked, EvaluateRunsConfig)
     kept = json.loads((finished_run / "evaluation.json").read_text())["config"]
     assert asked.split_by_run()[0].model_dump(mode="json") == kept

@@ -34,7 +34,7 @@ from sfm.pipeline.runtime import (
 )
 from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
-from sfm.pipeline.sources.class_subsets import select_rows, select_source_classes, take_positions
+from sfm.pipeline.sources.class_subsets import select_source_classes, select_split_rows, take_positions
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.sample import SampleFile
 from sfm.pipeline.staging import Staging, lock_staging, open_staging
@@ -121,7 +121,7 @@ def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image
     def lopsided(text: str) -> Source:
         source = open_folder_source(text)
         rows = np.flatnonzero(source.test.labels != 1)
-        test = select_rows(source.test, rows, source.test.labels[rows], "less")
+        test = select_split_rows(source.test, rows, source.test.labels[rows], "less")
         return make_stream_source(dataclasses.replace(source, test=test))
 
     monkeypatch.setitem(SOURCE_KINDS, "lopsided", lopsided)

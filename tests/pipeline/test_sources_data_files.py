@@ -15,11 +15,11 @@ from sfm.pipeline.sources.data_files import (
     derive_dataset_name,
     digest_file_states,
     expand_braces,
-    find_files,
+    find_files_by_pattern,
     open_seekable,
     open_stream,
 )
-from sfm.pipeline.sources.split_files import find_split_files, find_split_word
+from sfm.pipeline.sources.split_files import find_split_files, find_split_named_in_path
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,11 @@ def get_file_names(files: list) -> list[str]:
 
 
 def test_files_come_in_the_order_of_the_pattern(folder):
-    assert get_file_names(find_files(f"{folder}/train-{{1,0}}.tar")) == ["train-1.tar", "train-0.tar"]
-    assert get_file_names(find_files(f"{folder}/*-0.tar")) == ["train-0.tar", "val-0.tar"]
+    assert get_file_names(find_files_by_pattern(f"{folder}/train-{{1,0}}.tar")) == [
+        "train-1.tar",
+        "train-0.tar",
+    ]
+    assert get_file_names(find_files_by_pattern(f"{folder}/*-0.tar")) == ["train-0.tar", "val-0.tar"]
 
 
 def test_splits_are_told_apart_by_their_names_in_a_folder_and_in_a_pattern(folder):
@@ -106,7 +109,7 @@ def test_a_held_out_pattern_without_a_slash_is_beside_the_training_files(folder)
     ],
 )
 def test_a_split_is_a_whole_word_of_a_path(path, word):
-    assert find_split_word(path) == word
+    assert find_split_named_in_path(path) == word
 
 
 @pytest.mark.parametrize(
@@ -174,12 +177,12 @@ def folder_url(request: pytest.FixtureRequest, folder: Path) -> str:
 
 
 def test_a_file_is_read_the_same_wherever_it_is(folder_url):
-    files = find_files(f"{folder_url}/{{train-{{0..1}},val-0}}.tar")
+    files = find_files_by_pattern(f"{folder_url}/{{train-{{0..1}},val-0}}.tar")
     for file in files:
         with open_stream(file) as stream:
             assert stream.read(3) + stream.read() == Path(file.url).name.encode()
     assert digest_file_states(files) == digest_file_states(
-        find_files(f"{folder_url}/{{train-{{0..1}},val-0}}.tar")
+        find_files_by_pattern(f"{folder_url}/{{train-{{0..1}},val-0}}.tar")
     )
     assert digest_file_states(files) != digest_file_states(files[1:])
 
@@ -189,7 +192,7 @@ def test_a_missing_file_is_named_wherever_it_is(folder_url):
         InputError,
         match=f"there is no file {folder_url.replace('[', '.').replace(']', '.')}/gone.tar",
     ):
-        find_files(f"{folder_url}/gone.tar")
+        find_files_by_pattern(f"{folder_url}/gone.tar")
 
 
 def test_a_file_in_a_bucket_is_found_by_listing(folder, s3_url):
@@ -198,7 +201,7 @@ def test_a_file_in_a_bucket_is_found_by_listing(folder, s3_url):
     found = find_split_files(s3_url, (".tar",))
     assert get_file_names(found.train) == ["train-0.tar", "train-1.tar"]
     assert get_file_names(found.test) == ["val-0.tar"]
-    assert get_file_names(find_files(f"{s3_url}/train-*.tar")) == ["train-0.tar", "train-1.tar"]
+    assert get_file_names(find_files_by_pattern(f"{s3_url}/train-*.tar")) == ["train-0.tar", "train-1.tar"]
     file = open_seekable(found.test[0])
     file.seek(4)
     assert bytes(file.read(1)) == b"0"
@@ -208,7 +211,10 @@ def test_a_file_in_a_bucket_is_found_by_listing(folder, s3_url):
 def test_a_file_that_vanishes_or_changes_meanwhile_is_named(folder, s3_url, opened):
     for file in folder.iterdir():
         obstore.put(objects_of(s3_url), file.name, file.read_bytes())
-    local, remote = find_files(f"{folder}/train-{{0,1}}.tar"), find_files(f"{s3_url}/train-{{0,1}}.tar")
+    local, remote = (
+        find_files_by_pattern(f"{folder}/train-{{0,1}}.tar"),
+        find_files_by_pattern(f"{s3_url}/train-{{0,1}}.tar"),
+    )
     (folder / "train-0.tar").unlink()
     (folder / "train-1.tar").write_bytes(b"another")
     obstore.delete(objects_of(s3_url), "train-0.tar")
@@ -225,7 +231,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_named(s3_url):
         obstore.put(objects_of(s3_url), "train-0.tar", content)
 
     put(bytes(4 << 20))
-    (file,) = find_files(f"{s3_url}/train-0.tar")
+    (file,) = find_files_by_pattern(f"{s3_url}/train-0.tar")
     with open_seekable(file) as stream:
         assert stream.read(4) == bytes(4)
         put(b"1" * (4 << 20))
@@ -236,4 +242,4 @@ def test_a_file_that_is_replaced_while_it_is_read_is_named(s3_url):
 
 def test_a_server_that_does_not_answer_is_named():
     with pytest.raises(InputError, match=r"cannot read http://127.0.0.1:1/a\.tar"):
-        find_files("http://127.0.0.1:1/a.tar")
+        find_files_by_pattern("http://127.0.0.1:1/a.tar")

@@ -51,14 +51,14 @@ def test_images_in_nested_and_linked_folders_are_read_in_the_order_of_image_fold
     source = open_source(f"folder:{image_folder}")
     assert len(source.train.labels) == 36
     assert list_sample_paths(source) == [path for path, _ in ImageFolder(str(image_folder / "train")).samples]
-    assert source.inventory.unused == {}
+    assert source.inventory.unused_by_kind == {}
 
 
 def test_a_link_to_a_folder_around_it_is_followed_once(image_folder):
     (image_folder / "train" / "bag" / "again").symlink_to(image_folder / "train" / "bag")
     source = open_source(f"folder:{image_folder}")
     assert len(source.train.labels) == 36
-    assert source.inventory.unused == {"links to a folder that holds them": 1}
+    assert source.inventory.unused_by_kind == {"links to a folder that holds them": 1}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,12 @@ def test_a_link_to_a_file_beside_the_class_folders_may_lead_nowhere(image_folder
     for place in ("LICENSE.txt", "tour.mp4", "train/labels.csv", "train/loose.png"):
         (image_folder / place).symlink_to("../.git/annex/objects/x")
     source = open_source(f"folder:{image_folder}")
-    assert source.inventory.unused == {".txt": 1, ".mp4": 1, ".csv": 1, "images outside of class folders": 1}
+    assert source.inventory.unused_by_kind == {
+        ".txt": 1,
+        ".mp4": 1,
+        ".csv": 1,
+        "images outside of class folders": 1,
+    }
 
 
 def test_a_link_to_itself_leads_nowhere(image_folder):
@@ -111,7 +116,7 @@ def test_files_that_are_no_images_are_counted_by_kind(image_folder):
         (image_folder / name).write_bytes(content)
     source = open_source(f"folder:{image_folder}")
     assert (len(source.train.labels), len(source.test.labels)) == (36, 24)
-    assert source.inventory.unused == {
+    assert source.inventory.unused_by_kind == {
         ".txt": 1,
         ".db": 1,
         ".csv": 1,
@@ -179,7 +184,7 @@ def test_splits_are_known_by_words_in_their_names(image_folder, train, test):
     (image_folder / "test_masks" / "masks").mkdir(parents=True)
     source = open_source(f"folder:{image_folder}")
     assert (len(source.train.labels), len(source.test.labels)) == (36, 24)
-    assert (source.inventory.notes, source.inventory.unused) == ((), {})
+    assert (source.inventory.notes, source.inventory.unused_by_kind) == ((), {})
 
 
 def test_a_folder_called_as_a_split_comes_before_one_that_has_the_word_in_its_name(image_folder):
@@ -187,7 +192,7 @@ def test_a_folder_called_as_a_split_comes_before_one_that_has_the_word_in_its_na
     (image_folder / "test").rename(image_folder / "val")
     source = open_source(f"folder:{image_folder}")
     assert all("/val/" in path for path in list_sample_paths(source, "test"))
-    assert source.inventory.unused == {"in test_set/": 24}
+    assert source.inventory.unused_by_kind == {"in test_set/": 24}
 
 
 @pytest.mark.parametrize("name", ["train", "test", "Val", "dev"])
@@ -242,7 +247,7 @@ def test_a_held_out_folder_without_classes_is_passed_over_for_one_that_has_them(
     layout(image_folder)
     source = open_source(f"folder:{image_folder}")
     assert all("/val/" in path for path in list_sample_paths(source, "test"))
-    assert source.inventory.unused == {"in test/": 1}
+    assert source.inventory.unused_by_kind == {"in test/": 1}
     assert source.inventory.notes == ("test/ is not used: it holds no folder of a training class",)
 
 
@@ -251,7 +256,7 @@ def test_of_two_held_out_folders_the_choice_is_told_and_can_be_made(image_folder
     source = open_source(f"folder:{image_folder}")
     assert all("/test/" in path for path in list_sample_paths(source, "test"))
     assert source.inventory.notes == ("held out is test/, not val/; ?test=val chooses it",)
-    assert source.inventory.unused == {"in val/": 24}
+    assert source.inventory.unused_by_kind == {"in val/": 24}
     chosen = open_source(f"folder:{image_folder}?test=val")
     assert all("/val/" in path for path in list_sample_paths(chosen, "test"))
     assert chosen.name == "garments"
@@ -273,7 +278,7 @@ def test_a_subset_of_classes_may_leave_out_those_that_a_split_lacks(tmp_path, im
     (tmp_path / "two.txt").write_text("bag\ntrouser\n")
     source = open_source(f"folder:{image_folder}?classes={tmp_path}/two.txt")
     assert source.class_ids == ["bag", "trouser"]
-    assert source.inventory.unused == {"images of other classes": 12}
+    assert source.inventory.unused_by_kind == {"images of other classes": 12}
 
 
 @pytest.mark.parametrize(

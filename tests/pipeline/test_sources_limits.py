@@ -22,7 +22,7 @@ from sfm.errors import InputError
 from sfm.pipeline.decoding import DecodingOptions, decode_batch
 from sfm.pipeline.sources import limits, open_source, tar_members
 from sfm.pipeline.sources import sample as sample_module
-from sfm.pipeline.sources.data_files import find_files
+from sfm.pipeline.sources.data_files import find_files_by_pattern
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample, SampleFile
@@ -70,7 +70,7 @@ def make_pax_tar_member(name: str, **headers: str) -> bytes:
 
 def read_shard(path: Path, content: bytes) -> list[Sample]:
     path.write_bytes(content)
-    return list(iter_shard_samples(find_files(str(path))[0], None, Counter()))
+    return list(iter_shard_samples(find_files_by_pattern(str(path))[0], None, Counter()))
 
 
 LABEL_MEMBER = make_tar_member("0.cls", b"1")
@@ -207,7 +207,7 @@ def test_pipes_sockets_and_links_in_circles_are_not_waited_for(tmp_path):
     (folder / "circle").symlink_to(folder)
     source = open_source(f"folder:{tmp_path}")
     assert np.bincount(source.train.labels).tolist() == [1, 1]
-    assert source.inventory.unused["neither file nor folder"] == 4
+    assert source.inventory.unused_by_kind["neither file nor folder"] == 4
     with pytest.raises(InputError, match="not a regular file"):
         SampleFile(str(folder / "pipe.png"), "a").read()
 

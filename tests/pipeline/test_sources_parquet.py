@@ -15,8 +15,8 @@ from source_samples import samples_by_split
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
-from sfm.pipeline.sources.data_files import digest_file_states, find_files
-from sfm.pipeline.sources.parquet import merge_row_groups
+from sfm.pipeline.sources.data_files import digest_file_states, find_files_by_pattern
+from sfm.pipeline.sources.parquet import group_neighbouring_row_groups
 from sfm.pipeline.sources.source import compute_digest
 from sfm.testing import SourceTests
 
@@ -112,7 +112,7 @@ def test_a_table_that_vanishes_from_a_bucket_is_named(tmp_path, pictures, s3_url
     ],
 )
 def test_small_row_groups_share_a_shard_and_large_ones_do_not(rows, shards):
-    assert merge_row_groups(rows) == shards
+    assert group_neighbouring_row_groups(rows) == shards
 
 
 def test_names_that_repeat_are_for_display_only(tmp_path, pictures):
@@ -300,7 +300,7 @@ def test_a_validation_split_without_labels_leaves_nothing_held_out(tmp_path, pic
     with pytest.raises(InputError, match=r"val has no labels \(validation-.*--hold-out 0\.1"):
         open_source(f"parquet:{root}")
     source = open_source(f"parquet:{root}", require_held_out=False)
-    assert (source.test.shards, source.inventory.unused) == ((), {"of val": 1})
+    assert (source.test.shards, source.inventory.unused_by_kind) == ((), {"of val": 1})
     assert source.class_ids == CLASS_NAMES
 
 
@@ -346,5 +346,5 @@ def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
 )
 def test_only_text_of_digits_changes_what_a_repeat_looks_for(tmp_path, pictures, labels, meaning):
     root = write_tables_with_labels(tmp_path / "d", labels, pictures)
-    files = digest_file_states(find_files(str(root / "train.parquet")))
+    files = digest_file_states(find_files_by_pattern(str(root / "train.parquet")))
     assert open_source(f"parquet:{root}").train.listing == compute_digest(files, "image", "label", meaning)

@@ -40,7 +40,7 @@ def test_files_of_no_known_split_are_named_and_can_be_chosen(tmp_path):
         find_split_files(root, SUFFIXES)
     found = find_split_files(root, SUFFIXES, train_name="trainextra", test_name_or_pattern="val")
     assert get_relative_paths(root, found.train) == ["trainextra-0.tar"]
-    assert found.inventory.unused == {"of train": 1}
+    assert found.inventory.unused_by_kind == {"of train": 1}
     with pytest.raises(InputError, match=r"no file in .* is of a split trainmore: there are train-0.tar"):
         find_split_files(root, SUFFIXES, train_name="trainmore", test_name_or_pattern="val")
 
@@ -51,7 +51,7 @@ def test_test_comes_before_val_which_is_told_and_can_be_chosen(tmp_path):
     )
     found = find_split_files(root, SUFFIXES)
     assert get_relative_paths(root, found.test) == ["test-0.tar"]
-    assert found.inventory.unused == {"of val": 2, ".md": 1}
+    assert found.inventory.unused_by_kind == {"of val": 2, ".md": 1}
     assert (
         "held out is test, not val (validation-0.tar, validation-1.tar); ?test=val"
         in found.inventory.notes[0]
@@ -59,7 +59,7 @@ def test_test_comes_before_val_which_is_told_and_can_be_chosen(tmp_path):
     for name in ("val", "validation"):
         chosen = find_split_files(root, SUFFIXES, test_name_or_pattern=name)
         assert get_relative_paths(root, chosen.test) == ["validation-0.tar", "validation-1.tar"]
-        assert chosen.inventory.unused == {"of test": 1, ".md": 1}
+        assert chosen.inventory.unused_by_kind == {"of test": 1, ".md": 1}
 
 
 @pytest.mark.parametrize("names", [("train-0.tar", "train-1.tar"), ("0.tar", "1.tar")])
@@ -67,7 +67,7 @@ def test_files_for_training_alone_have_nothing_held_out(tmp_path, names):
     root = write_files(tmp_path, *names)
     found = find_split_files(root, SUFFIXES)
     assert (get_relative_paths(root, found.train), found.test) == (list(names), [])
-    assert "PATTERN?test=PATTERN" in found.inventory.no_held_out
+    assert "PATTERN?test=PATTERN" in found.inventory.no_held_out_reason
 
 
 def test_held_out_files_alone_are_no_dataset(tmp_path):
@@ -115,7 +115,7 @@ def test_linked_folders_of_files_are_followed_and_dangling_links_named(tmp_path)
         "train-0.tar",
     ]
     (tmp_path / "set" / "notes.txt").symlink_to("gone.txt")
-    assert find_split_files(root, SUFFIXES).inventory.unused == {"links that lead nowhere": 1}
+    assert find_split_files(root, SUFFIXES).inventory.unused_by_kind == {"links that lead nowhere": 1}
     (tmp_path / "set" / "part.v2").symlink_to("../disk3")
     with pytest.raises(InputError, match=r"part.v2 is a link to ../disk3, which is not there"):
         find_split_files(root, SUFFIXES)
@@ -134,7 +134,7 @@ def test_a_bucket_is_listed_like_a_folder(s3_url):
         ["train-0.tar"],
         ["dev-0.tar"],
     )
-    assert found.inventory.unused == {".json": 1, "hidden": 1}
+    assert found.inventory.unused_by_kind == {".json": 1, "hidden": 1}
 
 
 def test_names_choose_among_the_files_of_a_folder_only(tmp_path):

@@ -317,7 +317,7 @@ def test_a_test_split_without_labels_is_passed_over_for_val(tmp_path, members):
     source = open_wds_source(str(tmp_path))
     assert source.test.shards[0].location.endswith("val-0.tar")
     assert source.inventory.notes == ("held out is val: test has no labels (test-0.tar)",)
-    assert source.inventory.unused == {"of test": 1}
+    assert source.inventory.unused_by_kind == {"of test": 1}
 
 
 @pytest.mark.parametrize("members", UNLABELLED_MEMBERS)
@@ -328,7 +328,7 @@ def test_a_split_without_labels_alone_leaves_nothing_held_out(tmp_path, split, m
     source = open_source(f"wds:{tmp_path}", require_held_out=False)
     assert source.test.shards == ()
     assert source.inventory.notes == (f"{split} is not used: it has no labels ({split}-0.tar)",)
-    assert source.inventory.unused == {f"of {split}": 1}
+    assert source.inventory.unused_by_kind == {f"of {split}": 1}
     with pytest.raises(InputError, match=rf"{split} has no labels \({split}-0.tar\); .*--hold-out 0\.1"):
         open_source(f"wds:{tmp_path}")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peak_memory import peak_memory
 
-from sfm.deletion import LinkError
+from sfm.deletion import DeletionThroughLinkError
 from sfm.errors import InputError
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.row_files import has_finite_rows, read_rows
@@ -200,7 +200,7 @@ def test_staged_files_are_not_deleted_through_a_link_that_came_later(tmp_path):
     (victim / "train-000000.npy").write_bytes(b"mine")
     with open_staging(tmp_path / "staging", "key") as staging:
         (staging.root / "backbone").symlink_to(victim)
-        with pytest.raises(LinkError):
+        with pytest.raises(DeletionThroughLinkError):
             staging.delete_task(PartitionTask("train", 0, None))
     assert (victim / "train-000000.npy").read_bytes() == b"mine"
     assert list((tmp_path / "staging").iterdir()) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sfm.atomic import atomic_folder, atomic_write, delete_path, make_folder
+from sfm.atomic import atomic_folder, atomic_write, delete_path, make_folder_unless_link
 from sfm.errors import InputError
 
 
@@ -55,13 +55,13 @@ def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_folder_behind_a_link_is_not_used_and_not_deleted(tmp_path: Path, users_file: Path) -> None:
     (tmp_path / "link").symlink_to(users_file.parent)
     with pytest.raises(InputError, match="link is a symbolic link, behind which nothing is written"):
-        make_folder(tmp_path / "link")
+        make_folder_unless_link(tmp_path / "link")
     delete_path(tmp_path / "link")
     delete_path(tmp_path / "link")
     assert not os.path.lexists(tmp_path / "link")
     assert users_file.read_text() == "mine"
-    make_folder(tmp_path / "link")
-    make_folder(tmp_path / "link")
+    make_folder_unless_link(tmp_path / "link")
+    make_folder_unless_link(tmp_path / "link")
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("elsewhere")])

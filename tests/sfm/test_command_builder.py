@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from sfm.cli import app
-from sfm.command_builder import make_config
+from sfm.command_builder import make_config_from_file_and_options
 from sfm.config_fields import get_config_file_rule
 from sfm.distill.config import DistillConfig
 from sfm.errors import InputError
@@ -117,11 +117,11 @@ def test_every_command_with_a_config_is_of_these_models() -> None:
 def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path) -> None:
     file = write_config_file(tmp_path, {**RECIPE, **PLACES})
     own = {"store": "mine", "out": tmp_path / "out", "classes": tmp_path / "classes.txt"}
-    found = make_config(DistillConfig, "distill", file, dict(own))
+    found = make_config_from_file_and_options(DistillConfig, "distill", file, dict(own))
     assert found == DistillConfig(**RECIPE, **own)
-    assert make_config(DistillConfig, "distill", file, {}, is_file_trusted=True) == DistillConfig(
-        **RECIPE, **PLACES
-    )
+    assert make_config_from_file_and_options(
+        DistillConfig, "distill", file, {}, is_file_trusted=True
+    ) == DistillConfig(**RECIPE, **PLACES)
 
 
 def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
@@ -171,7 +171,7 @@ def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_f
 
 def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
     off = {"staging": None, "scheduler": None, "exemplars": 0, "replace": False, "backbone": ["lite0"]}
-    found = make_config(
+    found = make_config_from_file_and_options(
         ExtractConfig, "extract", write_config_file(tmp_path, off, "extract"), {"source": "x", "store": "s"}
     )
     assert found.model_dump()["exemplars"] == 0
@@ -213,7 +213,7 @@ def test_a_configuration_may_come_through_a_pipe_of_the_shell(tmp_path: Path) ->
     file = write_config_file(tmp_path, RECIPE)
     writer.start()
     given = {"store": "mine", "out": tmp_path}
-    found = make_config(DistillConfig, "distill", Path(f"/dev/fd/{readable}"), given)
+    found = make_config_from_file_and_options(DistillConfig, "distill", Path(f"/dev/fd/{readable}"), given)
     writer.join()
     os.close(readable)
     assert found == DistillConfig(**RECIPE, store="mine", out=tmp_path)
@@ -222,4 +222,4 @@ def test_a_configuration_may_come_through_a_pipe_of_the_shell(tmp_path: Path) ->
 def test_a_pipe_that_lies_about_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(InputError, match="it is not a regular file"):
-        make_config(DistillConfig, "distill", tmp_path / "run.json", {})
+        make_config_from_file_and_options(DistillConfig, "distill", tmp_path / "run.json", {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sfm.deletion import LinkError, delete_below
+from sfm.deletion import DeletionThroughLinkError, delete_below
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_link_at_any_level_is_not_followed(tmp_path: Path, outside_folder: Pat
     (root / linked).parent.mkdir(parents=True)
     target = outside_folder.joinpath(*linked.split("/")[1:])
     (root / linked).symlink_to(target)
-    with pytest.raises(LinkError, match="symbolic link"):
+    with pytest.raises(DeletionThroughLinkError, match="symbolic link"):
         delete_below(root, "a/b/c")
     assert list_files(outside_folder) == ["b/c/thesis.tex"]
 
@@ -95,7 +95,7 @@ def test_a_folder_that_is_swapped_for_a_link_meanwhile_is_not_entered(
             try:
                 delete_below(root, "a/b/c")
                 outcomes.add("deleted")
-            except LinkError:
+            except DeletionThroughLinkError:
                 outcomes.add("refused")
     finally:
         done.set()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from sfm.errors import InputError
-from sfm.image_files import read_png, silence_pillow_warnings
+from sfm.image_files import read_png_as_rgb, silence_pillow_warnings
 
 SIDE = 8
 MOST = SIDE**2
@@ -44,7 +44,7 @@ def test_a_png_file_of_any_kind_of_pixel_is_read_as_colours(
     tmp_path: Path, image: Image.Image, pixel: list[int]
 ) -> None:
     save_image(tmp_path / "a.png", image)
-    pixels = read_png(tmp_path / "a.png", MOST)
+    pixels = read_png_as_rgb(tmp_path / "a.png", MOST)
     assert pixels.shape == (SIDE, SIDE, 3)
     assert pixels[0, 0].tolist() == pixel
 
@@ -52,7 +52,7 @@ def test_a_png_file_of_any_kind_of_pixel_is_read_as_colours(
 def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("blue", "red", "lime")]
     save_image(tmp_path / "a.png", frames[0], save_all=True, append_images=frames[1:])
-    assert read_png(tmp_path / "a.png", MOST)[0, 0].tolist() == [0, 0, 255]
+    assert read_png_as_rgb(tmp_path / "a.png", MOST)[0, 0].tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "JPEG", "TIFF", "BMP", "PDF", "EPS"])
@@ -65,7 +65,7 @@ def test_what_is_no_png_file_is_not_opened_whatever_its_name(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     save_image(tmp_path / "a.png", Image.new("RGB", (SIDE, SIDE)), kind)
     with pytest.raises(InputError, match=r"a\.png: it is not a PNG file"):
-        read_png(tmp_path / "a.png", MOST)
+        read_png_as_rgb(tmp_path / "a.png", MOST)
     assert not (tmp_path / "gs_ran").exists()
 
 
@@ -108,7 +108,7 @@ def test_a_file_that_would_take_memory_or_time_is_refused_in_one_line(
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match=message) as caught:
-            read_png(tmp_path / "a.png", MOST)
+            read_png_as_rgb(tmp_path / "a.png", MOST)
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
         tracemalloc.stop()
@@ -119,4 +119,4 @@ def test_a_file_that_would_take_memory_or_time_is_refused_in_one_line(
 def test_an_image_of_other_sides_is_refused(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png", Image.new("RGB", (SIDE, SIDE - 1)))
     with pytest.raises(InputError, match="it has 8 x 7 pixels, 8 x 8 are expected"):
-        read_png(tmp_path / "a.png", MOST, (SIDE, SIDE))
+        read_png_as_rgb(tmp_path / "a.png", MOST, (SIDE, SIDE))

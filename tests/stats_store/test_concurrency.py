@@ -16,7 +16,7 @@ from toy_entries import make_backbone_card, publish_random_entry
 from typer.testing import CliRunner
 
 from sfm.cli import app
-from sfm.events import Progress, delay_progress
+from sfm.events import Progress, hide_progress_of_short_stages
 from sfm.stats_store.concurrency import MAX_REQUESTS, MemoryBudget, map_concurrently
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import find_entries_merged_from_removed
@@ -116,7 +116,7 @@ def test_a_budget_lets_in_what_fits_and_what_is_larger_than_all_of_it_alone() ->
 def test_progress_is_shown_of_what_takes_long_alone() -> None:
     told: list[Progress] = []
     for seconds in (0.0, 1000.0):
-        listen = delay_progress(seconds, told.append)
+        listen = hide_progress_of_short_stages(seconds, told.append)
         listen(Progress("copy", 0, 2))
         listen(Progress("copy", 2, 2))
     assert [event.done for event in told] == [0, 2]

@@ -401,7 +401,7 @@ def test_the_card_says_that_the_classifier_is_the_discriminant_and_how_good_it_i
             "of different backbones: they differ in the weights",
         ),
         (
-            {"backbone": make_backbone_card(size=64)},
+            {"backbone": make_backbone_card(image_size=64)},
             "of different backbones: they differ in the preprocessing",
         ),
         ({"role": "tuning"}, "have different roles: full, tuning"),
