@@ -31,7 +31,7 @@ class ClassSubsetStatistics:
     class_indices: npt.NDArray[np.int64]
 
     @property
-    def is_complete(self) -> bool:
+    def has_all_classes(self) -> bool:
         """Whether these are all classes of the entry."""
         return len(self.class_indices) == len(self.entry.dataset.class_ids)
 

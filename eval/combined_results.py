@@ -16,7 +16,7 @@ from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, read_bounde
 RowIdentity = tuple[Any, ...]
 
 
-def read_result(path: Path) -> Evaluation | None:
+def read_evaluation_if_exists(path: Path) -> Evaluation | None:
     """Read an ``evaluation.json`` of this or an older version; None if there is none.
 
     Raises
@@ -40,7 +40,9 @@ def make_row_identity(row: AccuracyRow) -> RowIdentity:
     return (row.images, row.backbone_hash, row.image_size, row.mode, *protocol)
 
 
-def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_count: int) -> Evaluation:
+def combine_evaluations(
+    current: Evaluation, previous: Evaluation | None, distilled_image_count: int
+) -> Evaluation:
     """Return a command's rows together with those of earlier commands that it did not measure again.
 
     Rows of other images than the command's, or of another entry of the store, are dropped.
@@ -49,7 +51,7 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
     ----------
     current, previous : Evaluation
         What the command measured, and what the file held until now.
-    image_count : int
+    distilled_image_count : int
         Number of distilled images.
 
     Returns
@@ -57,14 +59,14 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
     Evaluation
         The command's rows first; its `changes` say what was replaced and dropped.
     """
-    current = fill_missing_options_of_rows(current, image_count)
+    current = fill_missing_options_of_rows(current, distilled_image_count)
     if previous is None:
         return current
     if get_combinable_data_key(previous) != get_combinable_data_key(current):
         dropped = format_row_count(len(previous.rows))
         change = f"dropped: {dropped} of images or data that are no longer those of the run"
         return current.model_copy(update={"changes": [change]})
-    previous = fill_missing_options_of_rows(previous, image_count)
+    previous = fill_missing_options_of_rows(previous, distilled_image_count)
     stale_hashes = find_stale_backbone_hashes(previous, current)
     stale_rows = [row for row in previous.rows if row.backbone_hash in stale_hashes]
     valid_rows = [row for row in previous.rows if row.backbone_hash not in stale_hashes]
@@ -94,7 +96,9 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
             "notes": list(dict.fromkeys(notes)),
             "provenance": current.provenance.model_copy(update={"entries": entries}),
             "earlier": [
-                command for command in earlier if may_have_measured_any(command, kept_rows, image_count)
+                command
+                for command in earlier
+                if may_have_measured_any(command, kept_rows, distilled_image_count)
             ],
             "changes": describe_row_changes(replaced, stale_rows, kept_rows),
         }
@@ -119,13 +123,15 @@ def find_stale_backbone_hashes(previous: Evaluation, current: Evaluation) -> set
     }
 
 
-def fill_missing_options_of_rows(evaluation: Evaluation, image_count: int) -> Evaluation:
+def fill_missing_options_of_rows(evaluation: Evaluation, distilled_image_count: int) -> Evaluation:
     """Return an evaluation whose rows have a protocol; older files have it in their config alone."""
-    rows = [fill_missing_row_options(row, evaluation, image_count) for row in evaluation.rows]
+    rows = [fill_missing_row_options(row, evaluation, distilled_image_count) for row in evaluation.rows]
     return evaluation if rows == evaluation.rows else evaluation.model_copy(update={"rows": rows})
 
 
-def fill_missing_row_options(row: AccuracyRow, evaluation: Evaluation, image_count: int) -> AccuracyRow:
+def fill_missing_row_options(
+    row: AccuracyRow, evaluation: Evaluation, distilled_image_count: int
+) -> AccuracyRow:
     """Return a row with backbone hash and protocol; a row of an older version takes them from its file."""
     if row.backbone_hash is not None:
         return row
@@ -135,11 +141,13 @@ def fill_missing_row_options(row: AccuracyRow, evaluation: Evaluation, image_cou
         config = EvaluateConfig.model_validate(evaluation.config)
     except ValidationError:
         return row.model_copy(update=missing)
-    return row.model_copy(update=missing | asdict(make_row_training_options(config, row.mode, image_count)))
+    return row.model_copy(
+        update=missing | asdict(make_row_training_options(config, row.mode, distilled_image_count))
+    )
 
 
 def describe_row_changes(
-    replaced: Sequence[tuple[AccuracyRow, AccuracyRow]],
+    replaced_pairs: Sequence[tuple[AccuracyRow, AccuracyRow]],
     stale_rows: Sequence[AccuracyRow],
     kept_rows: Sequence[AccuracyRow],
 ) -> list[str]:
@@ -147,19 +155,19 @@ def describe_row_changes(
 
     Parameters
     ----------
-    replaced : sequence of (AccuracyRow, AccuracyRow)
+    replaced_pairs : sequence of (AccuracyRow, AccuracyRow)
         Rows that were measured again, before and now.
     stale_rows : sequence of AccuracyRow
         Rows of entries that the store replaced.
     kept_rows : sequence of AccuracyRow
     """
-    changed = [(old, new) for old, new in replaced if (old.top1, old.top5) != (new.top1, new.top5)]
+    changed = [(old, new) for old, new in replaced_pairs if (old.top1, old.top5) != (new.top1, new.top5)]
     lines = [
         f"replaced: {describe_row(old)}: {100 * old.top1_mean:.1f} -> {100 * new.top1_mean:.1f}"
         for old, new in changed
     ]
-    if len(changed) < len(replaced):
-        lines.append(f"measured again, and the same: {format_row_count(len(replaced) - len(changed))}")
+    if len(changed) < len(replaced_pairs):
+        lines.append(f"measured again, and the same: {format_row_count(len(replaced_pairs) - len(changed))}")
     if stale_rows:
         lines.append(f"dropped: {format_row_count(len(stale_rows))} of entries that the store replaced")
     if kept_rows:
@@ -183,9 +191,9 @@ def drop_caveat_notes(notes: Sequence[str]) -> list[str]:
     return [note for note in notes if not note.startswith((NOT_BETTER_THAN_RANDOM, ABOVE_FULL_DATA))]
 
 
-def is_note_still_true(note: str, rows: Sequence[AccuracyRow]) -> bool:
+def is_note_still_true(earlier_note: str, current_rows: Sequence[AccuracyRow]) -> bool:
     """Return whether an earlier note is still true: a backbone that was left out may have rows now."""
-    return not any(note.startswith(f"{row.backbone} is left out: ") for row in rows)
+    return not any(earlier_note.startswith(f"{row.backbone} is left out: ") for row in current_rows)
 
 
 def make_earlier_command(evaluation: Evaluation) -> EarlierCommand:
@@ -202,21 +210,21 @@ def make_earlier_command(evaluation: Evaluation) -> EarlierCommand:
 
 
 def may_have_measured_any(
-    command: EarlierCommand, kept_rows: Sequence[AccuracyRow], image_count: int
+    command: EarlierCommand, rows: Sequence[AccuracyRow], distilled_image_count: int
 ) -> bool:
     """Return whether one of the kept rows can have been measured by an earlier command."""
-    candidates = [row for row in kept_rows if row.backbone_hash in command.backbones]
+    candidates = [row for row in rows if row.backbone_hash in command.backbones]
     try:
         config = EvaluateConfig.model_validate(command.config)
     except ValidationError:
         return bool(candidates)
-    return any(is_row_made_by_config(row, config, image_count) for row in candidates)
+    return any(is_row_made_by_config(row, config, distilled_image_count) for row in candidates)
 
 
-def is_row_made_by_config(row: AccuracyRow, config: EvaluateConfig, image_count: int) -> bool:
+def is_row_made_by_config(row: AccuracyRow, config: EvaluateConfig, distilled_image_count: int) -> bool:
     """Return whether a config measures such a row; rows of real images are always of mode `linear`."""
     modes = config.mode if row.images in ("distilled", "none") else ["linear"]
     seeds = 1 if row.mode in CLOSED_FORM_MODES else config.seeds
     protocol = RowTrainingOptions(row.epochs, row.views, row.seed)
-    expected_protocol = make_row_training_options(config, row.mode, image_count)
+    expected_protocol = make_row_training_options(config, row.mode, distilled_image_count)
     return row.mode in modes and row.seeds == seeds and protocol == expected_protocol

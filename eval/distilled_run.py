@@ -91,7 +91,7 @@ class DistilledRun:
         In the order of the labels.
     class_names : list of str
         Display names, in the same order; may repeat.
-    files : list of Path
+    image_files : list of Path
         One file for each of `pixels`.
     pixels : ndarray of uint8, shape (class * ipc, canvas, canvas, 3)
         The images of the first class, then those of the second, ...
@@ -101,7 +101,7 @@ class DistilledRun:
     record: RunRecord
     class_ids: list[str]
     class_names: list[str]
-    files: list[Path]
+    image_files: list[Path]
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
 
@@ -147,7 +147,7 @@ def read_distilled_run(directory: Path) -> DistilledRun:
     )
 
 
-def read_json_model(adapter: TypeAdapter[Model], path: Path) -> Model:
+def read_json_model(type_adapter: TypeAdapter[Model], path: Path) -> Model:
     """Read and validate a JSON file of a run directory.
 
     Raises
@@ -156,7 +156,7 @@ def read_json_model(adapter: TypeAdapter[Model], path: Path) -> Model:
         If it is missing, or not what `sfm distill` writes.
     """
     try:
-        return adapter.validate_json(read_bounded_file(path))
+        return type_adapter.validate_json(read_bounded_file(path))
     except OSError as error:
         raise InputError(
             f"{path.parent} is not a finished run of `sfm distill`: cannot read {path.name}: {error.strerror}"
@@ -188,7 +188,9 @@ def require_no_outside_links(directory: Path, paths: Iterable[Path]) -> None:
             )
 
 
-def require_plausible_compression(directory: Path, files: Sequence[Path], canvas: int) -> None:
+def require_plausible_compression(
+    directory: Path, image_files: Sequence[Path], image_side_pixels: int
+) -> None:
     """Refuse small files that decode to gigabytes of images.
 
     Raises
@@ -196,42 +198,45 @@ def require_plausible_compression(directory: Path, files: Sequence[Path], canvas
     InputError
         If they are that small.
     """
-    pixel_bytes = len(files) * canvas**2 * 3
-    file_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    pixel_bytes = len(image_files) * image_side_pixels**2 * 3
+    file_bytes = sum(file.stat().st_size for file in image_files if file.is_file())
     if pixel_bytes > MAX_UNCHECKED_BYTES and pixel_bytes > MAX_COMPRESSION * file_bytes:
         raise InputError(
-            f"the {len(files)} images in {directory} would take {pixel_bytes / 2**30:.1f} GiB, their files "
-            f"have {file_bytes / 2**20:.1f} MiB: distilled images do not compress like that"
+            f"the {len(image_files)} images in {directory} would take {pixel_bytes / 2**30:.1f} GiB, their "
+            f"files have {file_bytes / 2**20:.1f} MiB: distilled images do not compress like that"
         )
 
 
-def _list_numbered_paths(folder: Path, count: int, noun: str, pattern: str) -> list[Path]:
-    """Return the paths in a folder, ordered by the numbers 0 to `count` - 1 in their names."""
+def _list_numbered_paths(
+    folder: Path, expected_count: int, singular_noun: str, name_pattern: str
+) -> list[Path]:
+    """Return the paths in a folder, ordered by the numbers 0 to `expected_count` - 1 in their names."""
     if not folder.is_dir():
-        raise InputError(f"no {noun}s: {folder} is missing")
+        raise InputError(f"no {singular_noun}s: {folder} is missing")
     paths: dict[int, Path] = {}
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-        match = re.fullmatch(pattern, path.name, re.ASCII)
-        number = int(match[1]) if match else count
-        if number >= count or number in paths:
+        match = re.fullmatch(name_pattern, path.name, re.ASCII)
+        number = int(match[1]) if match else expected_count
+        if number >= expected_count or number in paths:
             raise InputError(
-                f"unexpected {path}: {folder} should hold {_format_count(count, noun)} and no more"
+                f"unexpected {path}: {folder} should hold "
+                f"{_format_count(expected_count, singular_noun)} and no more"
             )
         paths[number] = path
-    missing = [number for number in range(count) if number not in paths]
+    missing = [number for number in range(expected_count) if number not in paths]
     if missing:
         raise InputError(
-            f"{folder} should hold {_format_count(count, noun)}, but "
+            f"{folder} should hold {_format_count(expected_count, singular_noun)}, but "
             f"{_format_missing_numbers(missing)} is missing"
         )
-    return [paths[number] for number in range(count)]
+    return [paths[number] for number in range(expected_count)]
 
 
 def _format_count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _format_missing_numbers(numbers: Sequence[int], max_numbers: int = 5) -> str:
-    return ", ".join(f"number {n}" for n in numbers[:max_numbers]) + (
-        ", ..." if len(numbers) > max_numbers else ""
+def _format_missing_numbers(numbers: Sequence[int], max_listed: int = 5) -> str:
+    return ", ".join(f"number {n}" for n in numbers[:max_listed]) + (
+        ", ..." if len(numbers) > max_listed else ""
     )

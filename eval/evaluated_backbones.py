@@ -28,7 +28,7 @@ class EvaluatedBackbone:
 
 
 def open_source_statistics(
-    store: Store, summaries: Sequence[Summary], run: DistilledRun, directory: Path
+    store: Store, summaries: Sequence[Summary], run: DistilledRun, run_directory: Path
 ) -> ClassSubsetStatistics:
     """Return the statistics of the run's classes from the entry that it was distilled from.
 
@@ -41,14 +41,15 @@ def open_source_statistics(
     matching = [s for s in summaries if s.entry_digest == record.entry_digest]
     if not matching:
         raise InputError(
-            f"{directory} was distilled from {record.dataset}@{record.entry_digest[:12]} of {record.store}, "
-            f"and {store.url} holds no such entry: it is a run directory from another store, or the entry "
-            f"was replaced since"
+            f"{run_directory} was distilled from {record.dataset}@{record.entry_digest[:12]} of "
+            f"{record.store}, and {store.url} holds no such entry: it is a run directory from another store, "
+            f"or the entry was replaced since"
         )
-    statistics = select_run_statistics(store.open_entry(matching[0]), run.class_ids, directory)
+    statistics = select_run_statistics(store.open_entry(matching[0]), run.class_ids, run_directory)
     if (record.backbone.hash, record.image_size) != (statistics.entry.backbone.hash, matching[0].image_size):
         raise InputError(
-            f"{directory / 'run.json'} names another backbone than the entry that the run was distilled from"
+            f"{run_directory / 'run.json'} names another backbone than the entry that the run was "
+            f"distilled from"
         )
     return statistics
 
@@ -59,7 +60,7 @@ def load_evaluated_backbones(
     store: Store,
     summaries: Sequence[Summary],
     source_statistics: ClassSubsetStatistics,
-    load: LoadBackbone,
+    load_backbone: LoadBackbone,
 ) -> tuple[list[EvaluatedBackbone], list[str]]:
     """Load the backbones to evaluate on, and open their entries of the data the run was distilled from.
 
@@ -85,7 +86,7 @@ def load_evaluated_backbones(
     for spec, is_named in list_specs_and_whether_named(config, record, comparable):
         try:
             eval_backbone = load_evaluated_backbone(
-                spec, config, record, store, comparable, source_statistics, load
+                spec, config, record, store, comparable, source_statistics, load_backbone
             )
         except InputError as error:
             if is_named:
@@ -97,7 +98,7 @@ def load_evaluated_backbones(
 
 
 def list_specs_and_whether_named(
-    config: EvaluateConfig, record: RunRecord, comparable: Sequence[Summary]
+    config: EvaluateConfig, record: RunRecord, comparable_summaries: Sequence[Summary]
 ) -> list[tuple[str, bool]]:
     """Return the specs to evaluate on, and whether each was named on the command line.
 
@@ -107,33 +108,35 @@ def list_specs_and_whether_named(
     named = list(dict.fromkeys(spec for spec in config.backbone if spec != ALL_BACKBONES))
     if ALL_BACKBONES not in config.backbone:
         return [(spec, True) for spec in named or [record.config.backbone]]
-    stored = {s.backbone: s.backbone for s in comparable if s.backbone_hash != record.backbone.hash}
+    stored = {s.backbone: s.backbone for s in comparable_summaries if s.backbone_hash != record.backbone.hash}
     stored[record.backbone.spec] = record.config.backbone
     all_specs = [stored[name] for name in sorted(stored)]
     return [(spec, spec in (*named, record.config.backbone)) for spec in dict.fromkeys([*all_specs, *named])]
 
 
 def load_evaluated_backbone(
-    spec: str,
+    backbone_spec: str,
     config: EvaluateConfig,
     record: RunRecord,
     store: Store,
-    comparable: Sequence[Summary],
+    comparable_summaries: Sequence[Summary],
     source_statistics: ClassSubsetStatistics,
-    load: LoadBackbone,
+    load_backbone: LoadBackbone,
 ) -> EvaluatedBackbone:
     """Load one backbone and open its entry; raises as :func:`load_evaluated_backbones`."""
     source = source_statistics.entry.summary
     dataset = source.dataset + ("@tuning" if source.role == "tuning" else "")
-    model = parse_spec(spec).model
-    has_distilled_size = any(s.model == model and s.image_size == record.image_size for s in comparable)
+    model = parse_spec(backbone_spec).model
+    has_distilled_size = any(
+        s.model == model and s.image_size == record.image_size for s in comparable_summaries
+    )
     size = config.image_size or (record.image_size if has_distilled_size else None)
     try:
-        candidates = filter_summaries(comparable, dataset=dataset, model=model, image_size=size)
+        candidates = filter_summaries(comparable_summaries, dataset=dataset, model=model, image_size=size)
     except NotExtractedError as error:
-        line = format_extract_command(store, [source], spec, config.image_size or record.image_size)
+        line = format_extract_command(store, [source], backbone_spec, config.image_size or record.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
-    backbone = load(spec, candidates[0].image_size)
+    backbone = load_backbone(backbone_spec, candidates[0].image_size)
     same_options = [
         s for s in candidates if s.backbone_hash == backbone.card.hash and s.options == source.options
     ]
@@ -162,7 +165,7 @@ def load_teacher_backbone(
     store: Store,
     source_statistics: ClassSubsetStatistics,
     eval_backbones: Sequence[EvaluatedBackbone],
-    load: LoadBackbone,
+    load_backbone: LoadBackbone,
 ) -> EvaluatedBackbone:
     """Return the backbone distilled on with its entry; it is loaded unless it is one of those evaluated on.
 
@@ -174,7 +177,7 @@ def load_teacher_backbone(
     for eval_backbone in eval_backbones:
         if eval_backbone.backbone.card.hash == source_statistics.entry.backbone.hash:
             return EvaluatedBackbone(eval_backbone.backbone, source_statistics)
-    backbone = load(record.config.backbone, record.image_size)
+    backbone = load_backbone(record.config.backbone, record.image_size)
     return EvaluatedBackbone(
         backbone,
         ClassSubsetStatistics(

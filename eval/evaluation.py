@@ -15,7 +15,7 @@ from sfm.backbones.execution.cpu_threads import limit_threads
 from sfm.backbones.execution.preparation import prepare_for_inference
 from sfm.errors import InputError
 from sfm.eval.caveats import list_caveats
-from sfm.eval.combined_results import combine_evaluations, read_result
+from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.distilled_run import DistilledRun, read_distilled_run
 from sfm.eval.evaluation_job import EvaluationJob, prepare_evaluation_job, require_same_held_out_data
@@ -157,7 +157,7 @@ def require_result_of_same_images(config: EvaluateConfig, run: DistilledRun) -> 
     InputError
         If the result file is one of those.
     """
-    previous = read_result(config.result_path)
+    previous = read_evaluation_if_exists(config.result_path)
     if config.out and previous and previous.provenance.images != compute_array_digest(run.pixels):
         raise InputError(
             f"--out {config.out}: {config.result_path} holds the result of other images than those in "
@@ -226,7 +226,9 @@ def run_evaluation_job(
         provenance=provenance,
     )
     try:
-        combined = combine_evaluations(evaluation, read_result(config.result_path), len(run.pixels))
+        combined = combine_evaluations(
+            evaluation, read_evaluation_if_exists(config.result_path), len(run.pixels)
+        )
         write_output(config.result_path, format_evaluation_json(combined).encode())
         evaluation = evaluation.model_copy(update={"changes": combined.changes})
     except InputError as error:
@@ -234,7 +236,7 @@ def run_evaluation_job(
     return evaluation, write_failures
 
 
-def make_provenance(job: EvaluationJob, seconds: float) -> Provenance:
+def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
     """Return where the accuracies come from: store, entries, images, versions, device."""
     device = job.eval_backbones[0].backbone.device
     source_entry = job.source_statistics.entry
@@ -263,7 +265,7 @@ def make_provenance(job: EvaluationJob, seconds: float) -> Provenance:
         versions={"python": platform.python_version()}
         | {name: version(name) for name in EVALUATION_PACKAGES},
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        seconds=seconds,
+        seconds=elapsed_seconds,
         distilled_on_hash=source_entry.backbone.hash,
         distilled_at=source_entry.backbone.preprocessing.input_size,
         evaluated_on=[s.backbone.card.hash for s in job.eval_backbones],

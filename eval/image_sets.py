@@ -32,17 +32,17 @@ class ImageSet:
         The images of the first seed, then those of the second, ..., or the same for all seeds.
     seeds_per_image : int
         How many seeds train on each image: all, or one.
-    exemplar_count : int or None
+    min_exemplars_per_class : int or None
         Of real images: how many exemplars the class with the fewest had to choose from.
-    exemplar_indices : list of list of int or None
+    exemplar_indices_by_class : list of list of int or None
         Which exemplars they are, by class, where that follows from the distilled images.
     """
 
     name: ImageSetName
     images: LabelledImages
     seeds_per_image: int
-    exemplar_count: int | None = None
-    exemplar_indices: list[list[int]] | None = None
+    min_exemplars_per_class: int | None = None
+    exemplar_indices_by_class: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Exemplars:
     pixels: npt.NDArray[np.uint8]
 
     @property
-    def min_per_class(self) -> int:
+    def min_count_per_class(self) -> int:
         """Number of exemplars of the class with the fewest."""
         return int((self.roles != EMPTY_ROLE).sum(axis=1).min())
 
@@ -129,7 +129,7 @@ def make_neighbour_image_sets(
         One, or none where there are too few exemplars.
     """
     ipc = run.record.ipc
-    if exemplars is None or exemplars.min_per_class < ipc:
+    if exemplars is None or exemplars.min_count_per_class < ipc:
         return []
     class_count, side = exemplars.roles.shape[0], exemplars.pixels.shape[2]
     crop_side = min(run.record.image_size, run.record.canvas)
@@ -154,4 +154,4 @@ def make_neighbour_image_sets(
         distilled_features.cpu().numpy().reshape(class_count, ipc, -1),
     )
     images = exemplars.select_images(indices)
-    return [ImageSet("neighbour", images, config.seeds, exemplars.min_per_class, indices.tolist())]
+    return [ImageSet("neighbour", images, config.seeds, exemplars.min_count_per_class, indices.tolist())]

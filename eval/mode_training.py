@@ -252,16 +252,16 @@ def repeat_labels_per_seed(context: EvaluationContext) -> Tensor:
 
 
 def make_separate_views_schedule(
-    image_set: ImageSet, row_count: int, config: EvaluateConfig
+    image_set: ImageSet, split_image_count: int, config: EvaluateConfig
 ) -> BatchSchedule:
     """Return a schedule in which every seed trains on its own rows of :func:`split_views_by_seed`."""
     seeds_per_image = image_set.seeds_per_image
-    by_seed = np.arange(row_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
+    by_seed = np.arange(split_image_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
     return make_batch_schedule(
         config.seed,
         by_seed.transpose(0, 2, 1).reshape(config.seeds, -1),
-        epochs=config.epochs,
-        views=config.views,
+        epoch_count=config.epochs,
+        views_per_image=config.views,
     )
 
 
@@ -284,7 +284,7 @@ def make_shared_views_schedule(image_count: int, mode: Mode, config: EvaluateCon
     """Return a schedule in which all seeds train on the same views, each in its own order."""
     image_indices = np.tile(np.arange(image_count), (config.seeds, 1))
     views = count_views_per_image(config, mode, image_count)
-    return make_batch_schedule(config.seed, image_indices, epochs=config.epochs, views=views)
+    return make_batch_schedule(config.seed, image_indices, epoch_count=config.epochs, views_per_image=views)
 
 
 def read_full_data_classifier(statistics: ClassSubsetStatistics, device: torch.device) -> LinearHeads:

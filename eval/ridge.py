@@ -29,7 +29,9 @@ class RidgeFit:
     penalty: float
 
 
-def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: LinearHeads) -> RidgeFit:
+def fit_ridge_projector(
+    features: Tensor, target_features: Tensor, inherited_classifier: LinearHeads
+) -> RidgeFit:
     """Fit ``y = W x + b`` by least squares with a penalty on W, none on b.
 
     The penalty is the one that predicts the logits of the inherited classifier best on groups that were left
@@ -44,7 +46,7 @@ def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: L
         Of the evaluation backbone; at least two groups.
     target_features : Tensor, shape (group, sample, target feature)
         Of the distillation backbone, for the same samples.
-    classifier : LinearHeads
+    inherited_classifier : LinearHeads
         One, of the target feature space.
 
     Returns
@@ -58,7 +60,7 @@ def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: L
     x, y = x - mean_x, y - mean_y
     left, spectrum, right = compute_svd(x)
     scale = float(spectrum.sum()) / x.shape[1]
-    logits = y @ classifier.weight[0].double().T
+    logits = y @ inherited_classifier.weight[0].double().T
     errors = [
         compute_left_out_group_error(
             left, spectrum / (spectrum + penalty * scale), logits.view(groups, samples, -1)

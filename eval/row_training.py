@@ -43,12 +43,12 @@ class KeyedViewFeatures:
     Attributes
     ----------
     features : Tensor, shape (image, view, feature)
-    key : str
+    work_key : str
         Key of their files in the work folder.
     """
 
     features: Tensor
-    key: str
+    work_key: str
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class RowTrainer:
         self,
         image_set: ImageSet,
         mode: Mode,
-        compute_features: Callable[[Backbone], KeyedViewFeatures] | None,
-        write_failures: list[str],
+        compute_shared_features: Callable[[Backbone], KeyedViewFeatures] | None,
+        append_write_failures_to: list[str],
     ) -> AccuracyRow:
         """Return what a mode scores on an image set; a row that an interrupted command finished is read.
 
@@ -87,10 +87,10 @@ class RowTrainer:
         ----------
         image_set : ImageSet
         mode : Mode
-        compute_features : callable, optional
+        compute_shared_features : callable, optional
             Returns the features of the images' views through a backbone; by default they are computed for
             this row alone.
-        write_failures : list of str
+        append_write_failures_to : list of str
             Messages are appended about what could not be written.
         """
         config = self.job.config
@@ -99,14 +99,14 @@ class RowTrainer:
         if finished_row is not None:
             return finished_row
         target_features: KeyedViewFeatures | None = None
-        if compute_features is None:
+        if compute_shared_features is None:
             view_features = compute_image_set_features(
                 self.eval_backbone.backbone, image_set, [mode], config, self.work_folder, self.progress
             )
         else:
-            view_features = compute_features(self.eval_backbone.backbone)
+            view_features = compute_shared_features(self.eval_backbone.backbone)
             if self.job.teacher and mode in TARGET_FEATURE_MODES:
-                target_features = compute_features(self.job.teacher.backbone)
+                target_features = compute_shared_features(self.job.teacher.backbone)
         context = EvaluationContext(
             self.eval_backbone,
             self.job.source_statistics,
@@ -126,9 +126,9 @@ class RowTrainer:
                     folder, fitted_head, row, self.job.run, self.eval_backbone, self.job.source_statistics
                 )
             except InputError as error:
-                write_failures.append(str(error))
+                append_write_failures_to.append(str(error))
                 return row
-        self.work_folder.write_row(key, row, [f.key for f in (view_features, target_features) if f])
+        self.work_folder.write_row(key, row, [f.work_key for f in (view_features, target_features) if f])
         return row
 
     def make_row_key(self, image_set: ImageSet, mode: Mode) -> str:

@@ -84,7 +84,7 @@ def make_full_data_rows(eval_backbone: EvaluatedBackbone, samples: HeldOutSample
             top1=score.top1[0],
             top5=None if score.top5 is None else score.top5[0],
             recovered=compute_fraction_of_full_data(score.top1[0], scores["linear"].top1[0]),
-            per_class=score.per_class,
+            per_class=score.mean_by_class,
         )
         for classifier, score in scores.items()
     ]
@@ -101,10 +101,10 @@ def make_accuracy_row(
     eval_backbone: EvaluatedBackbone,
     image_set: ImageSet,
     mode: Mode,
-    fitted_head: FittedHeads,
+    fitted_heads: FittedHeads,
     samples: HeldOutSamples,
     full_data_top1: float,
-    protocol: RowTrainingOptions,
+    training_options: RowTrainingOptions,
 ) -> AccuracyRow:
     """Score the heads that a mode trained on an image set, and average over seeds.
 
@@ -112,10 +112,10 @@ def make_accuracy_row(
     ----------
     full_data_top1 : float
         Top-1 accuracy of the full-data classifier of the same backbone.
-    protocol : RowTrainingOptions
+    training_options : RowTrainingOptions
         How the heads were trained.
     """
-    score = compute_accuracy_by_seed(fitted_head.heads, samples.features, samples.labels)
+    score = compute_accuracy_by_seed(fitted_heads.heads, samples.features, samples.labels)
     top1_mean, top1_std = compute_mean_and_std(score.top1)
     top5_mean, top5_std = (None, None) if score.top5 is None else compute_mean_and_std(score.top5)
     row = AccuracyRow(
@@ -131,20 +131,24 @@ def make_accuracy_row(
         top1=score.top1,
         top5=score.top5,
         recovered=compute_fraction_of_full_data(top1_mean, full_data_top1),
-        exemplars=image_set.exemplar_count,
-        chosen=image_set.exemplar_indices,
-        penalty=fitted_head.penalty,
+        exemplars=image_set.min_exemplars_per_class,
+        chosen=image_set.exemplar_indices_by_class,
+        penalty=fitted_heads.penalty,
         backbone_hash=eval_backbone.backbone.card.hash,
-        epochs=protocol.epochs,
-        views=protocol.views,
-        seed=protocol.seed,
+        epochs=training_options.epochs,
+        views=training_options.views,
+        seed=training_options.seed,
     )
-    if image_set.exemplar_count is not None:
+    if image_set.min_exemplars_per_class is not None:
         return row
-    counts = count_confusions(fitted_head.heads, samples.features, samples.labels)
+    counts = count_confusions(fitted_heads.heads, samples.features, samples.labels)
     matrix = counts.tolist() if len(counts) <= MAX_CONFUSION_CLASSES else None
     return row.model_copy(
-        update={"confusion": matrix, "confused": list_confused_pairs(counts), "per_class": score.per_class}
+        update={
+            "confusion": matrix,
+            "confused": list_confused_pairs(counts),
+            "per_class": score.mean_by_class,
+        }
     )
 
 
@@ -153,17 +157,17 @@ def compute_fraction_of_full_data(accuracy: float, full_data_accuracy: float) ->
     return accuracy / full_data_accuracy if full_data_accuracy else None
 
 
-def list_confused_pairs(counts: Tensor) -> list[ConfusedPair]:
+def list_confused_pairs(confusion_counts: Tensor) -> list[ConfusedPair]:
     """Return the pairs of classes that are confused most often, most frequent first.
 
     Parameters
     ----------
-    counts : Tensor of int64, shape (class, class)
+    confusion_counts : Tensor of int64, shape (class, class)
         From :func:`~sfm.eval.head_accuracy.count_confusions`.
     """
-    wrong = counts.cpu() * ~torch.eye(len(counts), dtype=torch.bool)
+    wrong = confusion_counts.cpu() * ~torch.eye(len(confusion_counts), dtype=torch.bool)
     order = wrong.flatten().sort(descending=True, stable=True).indices[:MAX_CONFUSED_PAIRS]
-    places = [divmod(place, len(counts)) for place in order.tolist()]
+    places = [divmod(place, len(confusion_counts)) for place in order.tolist()]
     return [
         ConfusedPair(right=right, predicted=predicted, count=int(wrong[right, predicted]))
         for right, predicted in places

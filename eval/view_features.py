@@ -40,7 +40,7 @@ class LabelledImages:
     labels: npt.NDArray[np.int64]
 
 
-def draw_view_crops(images: LabelledImages, views: int, seed: int) -> Crops:
+def draw_view_crops(images: LabelledImages, views_per_image: int, run_seed: int) -> Crops:
     """Draw the random resized crops and flips of augmented views.
 
     A view depends on the seed, its image's place and its own number alone: asking for more of them, or for
@@ -51,9 +51,9 @@ def draw_view_crops(images: LabelledImages, views: int, seed: int) -> Crops:
     Parameters
     ----------
     images : LabelledImages
-    views : int
+    views_per_image : int
         Per image.
-    seed : int
+    run_seed : int
         Seed of the run.
 
     Returns
@@ -63,13 +63,13 @@ def draw_view_crops(images: LabelledImages, views: int, seed: int) -> Crops:
     """
     side = images.pixels.shape[1]
     drawn = [
-        draw_crops(make_rng(seed, RandomStreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
+        draw_crops(make_rng(run_seed, RandomStreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
         for image in range(len(images.pixels))
-        for block in range(-(-views // VIEWS_PER_STREAM))
+        for block in range(-(-views_per_image // VIEWS_PER_STREAM))
     ]
 
     def concatenate(parts: list[npt.NDArray[CropValue]]) -> npt.NDArray[CropValue]:
-        return np.concatenate(parts).reshape(len(images.pixels), -1)[:, :views].reshape(-1)
+        return np.concatenate(parts).reshape(len(images.pixels), -1)[:, :views_per_image].reshape(-1)
 
     return Crops(
         concatenate([c.top for c in drawn]),

@@ -200,13 +200,13 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
         print_json(
             {
                 "out": str(exported.out),
-                "files": exported.files,
-                "bytes": exported.size,
+                "files": exported.file_count,
+                "bytes": exported.total_bytes,
                 "licence": exported.licence,
             }
         )
         return
-    size = f"{exported.files} files, {exported.size / 1e6:.2f} MB"
+    size = f"{exported.file_count} files, {exported.total_bytes / 1e6:.2f} MB"
     print_line(f"{exported.out}: {config.format}, {size}; licence: {exported.licence}")
     if exported.licence == "unknown":
         print_line(

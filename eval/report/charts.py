@@ -67,35 +67,35 @@ class AccuracyBar:
     Attributes
     ----------
     label : str
-    value, spread : float
-        In percent; spread is None where nothing was repeated.
+    percent, std_percent : float
+        In percent; the deviation is None where nothing was repeated.
     kind : str
         Images the classifier was made of; decides colour and hatch.
     """
 
     label: str
-    value: float
-    spread: float | None
+    percent: float
+    std_percent: float | None
     kind: BarKind
 
 
-def draw_bar_chart(groups: Sequence[tuple[str, Sequence[AccuracyBar]]], description: str) -> Markup:
+def draw_bar_chart(titled_bar_groups: Sequence[tuple[str, Sequence[AccuracyBar]]], alt_text: str) -> Markup:
     """Draw accuracies as horizontal bars with error bars, and the value beside each.
 
     Parameters
     ----------
-    groups : sequence of (str, sequence of Bar)
+    titled_bar_groups : sequence of (str, sequence of Bar)
         One group per backbone, under its name.
-    description : str
+    alt_text : str
         Alternative text.
     """
     with mpl.rc_context(CHART_STYLE):
-        rows = sum(1 + len(bars) for _, bars in groups)
+        rows = sum(1 + len(bars) for _, bars in titled_bar_groups)
         figure = Figure((CHART_INCHES, 0.55 + 0.27 * rows), layout="constrained")
         axes = figure.subplots()
         labels: list[tuple[float, str, str]] = []
         y = 0.0
-        for title, bars in groups:
+        for title, bars in titled_bar_groups:
             labels.append((y, title, "bold"))
             for bar in bars:
                 y += 1
@@ -111,7 +111,7 @@ def draw_bar_chart(groups: Sequence[tuple[str, Sequence[AccuracyBar]]], descript
         axes.spines["bottom"].set_bounds(0, 100)
         axes.grid(axis="x", color=GRID_COLOUR, linewidth=0.7)
         axes.set_axisbelow(True)
-        return render_svg(figure, description)
+        return render_svg(figure, alt_text)
 
 
 def draw_bar(axes: Axes, y: float, bar: AccuracyBar) -> None:
@@ -119,16 +119,16 @@ def draw_bar(axes: Axes, y: float, bar: AccuracyBar) -> None:
     colour = FILL_COLOURS[bar.kind]
     hatch = HATCHES[bar.kind]
     style: Any = {"facecolor": "none", "edgecolor": colour, "hatch": hatch} if hatch else {"color": colour}
-    axes.barh(y, bar.value, height=0.72, linewidth=1, **style)
-    end = bar.value
-    if bar.spread is not None:
-        end += bar.spread
-        axes.errorbar(bar.value, y, xerr=bar.spread, color=TEXT_COLOUR, capsize=3, linewidth=1.2)
-    axes.text(end + 1.5, y, f"{bar.value:.1f}", va="center", ha="left", fontsize=9)
+    axes.barh(y, bar.percent, height=0.72, linewidth=1, **style)
+    end = bar.percent
+    if bar.std_percent is not None:
+        end += bar.std_percent
+        axes.errorbar(bar.percent, y, xerr=bar.std_percent, color=TEXT_COLOUR, capsize=3, linewidth=1.2)
+    axes.text(end + 1.5, y, f"{bar.percent:.1f}", va="center", ha="left", fontsize=9)
 
 
 def draw_loss_chart(
-    history: Sequence[LossPoint], loss_bounds: tuple[float, float], description: str
+    loss_history: Sequence[LossPoint], loss_bounds: tuple[float, float], alt_text: str
 ) -> Markup:
     """Draw the loss over the steps, with the resolution of the pyramid.
 
@@ -136,15 +136,15 @@ def draw_loss_chart(
 
     Parameters
     ----------
-    history : sequence of Step
+    loss_history : sequence of Step
         At least one.
     loss_bounds : (float, float)
         Limits of the loss axis, the same for all runs of a report.
-    description : str
+    alt_text : str
     """
-    steps = np.array([row.step for row in history])
-    loss = np.array([row.loss for row in history])
-    resolution = np.array([row.resolution for row in history])
+    steps = np.array([row.step for row in loss_history])
+    loss = np.array([row.loss for row in loss_history])
+    resolution = np.array([row.resolution for row in loss_history])
     chunks = np.array_split(np.arange(len(steps)), min(MAX_POINTS, len(steps)))
     middle = [steps[chunk].mean() for chunk in chunks]
     with mpl.rc_context(CHART_STYLE):
@@ -171,13 +171,13 @@ def draw_loss_chart(
         above.set_xticks(centres, [str(resolution[begin]) for begin in changes[:-1]], fontsize=8)
         above.tick_params(length=0)
         above.set_xlabel("finest level of the pyramid, pixels", fontsize=9)
-        return render_svg(figure, description)
+        return render_svg(figure, alt_text)
 
 
-def render_svg(figure: Figure, description: str) -> Markup:
+def render_svg(figure: Figure, alt_text: str) -> Markup:
     """Return a figure as an ``<svg>`` element for a page."""
     buffer = StringIO()
-    with mpl.rc_context({"svg.hashsalt": escape_non_utf8(description)}):
+    with mpl.rc_context({"svg.hashsalt": escape_non_utf8(alt_text)}):
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=no_metadata)
     svg = buffer.getvalue()
@@ -192,5 +192,5 @@ def render_svg(figure: Figure, description: str) -> Markup:
         svg = svg.replace(placeholder, colour)
     svg = re.sub(r'\s+width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
     svg = re.sub(r"\n\s*", " ", svg)
-    label = escape(description)
+    label = escape(alt_text)
     return Markup(svg.replace("<svg", f'<svg class="chart" role="img" aria-label="{label}"', 1))

@@ -7,7 +7,7 @@ from typing import Any
 from sfm.config_fields import select_values_refused_from_file
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.report.reported_runs import ReportedRun
-from sfm.eval.report.text_format import format_command
+from sfm.eval.report.text_format import format_sfm_command
 
 LARGE_OPTIONS = ("ipc", "views", "micro_batch", "graphs", "devices")
 """Options of `sfm distill` that a file may not give above some size."""
@@ -23,16 +23,16 @@ DISTILL_OPTIONS = frozenset(
 """Options of `sfm distill` that a reproduction command may hold."""
 
 
-def make_evaluate_command(directory: Path, config: Mapping[str, Any]) -> str:
+def make_evaluate_command(run_directory: Path, recorded_config: Mapping[str, Any]) -> str:
     """Return the command that repeats an evaluation."""
-    places = {name: config.get(name) for name in ("store", "backbone", "out")}
+    places = {name: recorded_config.get(name) for name in ("store", "backbone", "out")}
     large = {
         name: value
-        for name, value in select_values_refused_from_file(EvaluateConfig, config).items()
+        for name, value in select_values_refused_from_file(EvaluateConfig, recorded_config).items()
         if name not in (*places, "run")
     }
-    return format_command(
-        "evaluate", str(directory), {"config": directory / "evaluation.json", **places, **large}
+    return format_sfm_command(
+        "evaluate", str(run_directory), {"config": run_directory / "evaluation.json", **places, **large}
     )
 
 
@@ -46,7 +46,7 @@ def make_distill_command(run: ReportedRun) -> str:
         places = {"store": record.store, "backbone": record.config.backbone}
         config = run.details.config
         large = {name: config[name] for name in LARGE_OPTIONS if config.get(name) not in (None, 1)}
-        return format_command("distill", None, {**repeated, **places, **large})
+        return format_sfm_command("distill", None, {**repeated, **places, **large})
     # Other fields of run.json may be options that no stranger should put into a command.
     options = {name: value for name, value in run.details.config.items() if name in DISTILL_OPTIONS}
     pinned = {
@@ -55,4 +55,6 @@ def make_distill_command(run: ReportedRun) -> str:
         "image_size": record.image_size,
         "dataset": f"{record.dataset}@{record.entry_digest[:12]}",
     }
-    return format_command("distill", None, {**pinned, **options, **pinned, "out": f"{run.directory}-again"})
+    return format_sfm_command(
+        "distill", None, {**pinned, **options, **pinned, "out": f"{run.directory}-again"}
+    )

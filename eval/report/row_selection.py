@@ -30,21 +30,27 @@ def make_row_label(row: ResultRow, evaluation: Evaluation) -> str:
         return label
     if row.mode in OWN_BACKBONE_BIASED_MODES and is_distillation_backbone(row, evaluation.provenance):
         label += " (own backbone)"
-    protocol = describe_protocol(
-        row, [other for other in evaluation.rows if get_row_group_key(other) == get_row_group_key(row)]
+    protocol = describe_differing_options(
+        row,
+        [
+            other
+            for other in evaluation.rows
+            if get_key_without_training_options(other) == get_key_without_training_options(row)
+        ],
     )
     return f"{label} ({protocol})" if protocol else label
 
 
-def get_row_group_key(row: AccuracyRow) -> tuple[str, str, int, str]:
+def get_key_without_training_options(row: AccuracyRow) -> tuple[str, str, int, str]:
     """Return the values in which rows agree that differ in protocol only."""
     return row.images, row.backbone, row.image_size, row.mode
 
 
-def describe_protocol(row: AccuracyRow, rows: Sequence[AccuracyRow]) -> str:
+def describe_differing_options(row: AccuracyRow, compared_rows: Sequence[AccuracyRow]) -> str:
     """Return the parts of a row's protocol in which rows differ: "20 epochs, 2 seeds"."""
     values_by_name = {
-        name: [getattr(other, name) for other in rows] for name in ("epochs", "seeds", "views", "seed")
+        name: [getattr(other, name) for other in compared_rows]
+        for name in ("epochs", "seeds", "views", "seed")
     }
     parts = []
     for name, values in values_by_name.items():
@@ -58,9 +64,9 @@ def select_longest_trained_rows(rows: Sequence[AccuracyRow]) -> list[AccuracyRow
     """Return one of the rows that differ in protocol only: of most epochs, then most seeds, then last."""
     selected: dict[tuple[str, str, int, str], AccuracyRow] = {}
     for row in rows:
-        other = selected.setdefault(get_row_group_key(row), row)
+        other = selected.setdefault(get_key_without_training_options(row), row)
         if (row.epochs or 0, row.seeds) > (other.epochs or 0, other.seeds):
-            selected[get_row_group_key(row)] = row
+            selected[get_key_without_training_options(row)] = row
     return list(selected.values())
 
 

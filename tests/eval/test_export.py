@@ -37,7 +37,7 @@ def export_run(run: Path, out: Path, form: str, **options: object) -> Path:
     config = ExportConfig.model_validate({"run": run, "out": out, "format": form} | options)
     done = export(config)
     assert done.out == out
-    assert done.files == sum(path.is_file() for path in out.rglob("*"))
+    assert done.file_count == sum(path.is_file() for path in out.rglob("*"))
     return out
 
 
