@@ -7,10 +7,14 @@ from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
 from sfm.eval.training import RandomStreamPurpose
 from sfm.random_streams import make_rng
 
+ExemplarRoles = npt.NDArray[np.uint8]
+"""``exemplar/role`` of an entry, shape (class, exemplar): why each exemplar is kept."""
 
-def choose_indices_nearest_to_mean(
-    exemplar_roles: npt.NDArray[np.uint8], images_per_class: int
-) -> npt.NDArray[np.int64]:
+ExemplarIndices = npt.NDArray[np.int64]
+"""Indices along the exemplar axis of an entry, shape (..., class, image)."""
+
+
+def choose_indices_nearest_to_mean(exemplar_roles: ExemplarRoles, images_per_class: int) -> ExemplarIndices:
     """Return the exemplars of every class that are nearest to its mean.
 
     Parameters
@@ -29,8 +33,8 @@ def choose_indices_nearest_to_mean(
 
 
 def draw_random_exemplar_indices(
-    exemplar_roles: npt.NDArray[np.uint8], images_per_class: int, draw_count: int, seed: int
-) -> npt.NDArray[np.int64]:
+    exemplar_roles: ExemplarRoles, images_per_class: int, draw_count: int, seed: int
+) -> ExemplarIndices:
     """Draw random exemplars of every class, several times.
 
     Each class's random exemplars are shuffled once and dealt out in turn: draws share no image as long as
@@ -60,16 +64,16 @@ def draw_random_exemplar_indices(
     return drawn
 
 
-def count_min_exemplars_per_class(exemplar_roles: npt.NDArray[np.uint8], counted_role: int) -> int:
+def count_min_exemplars_per_class(exemplar_roles: ExemplarRoles, counted_role: int) -> int:
     """Return how many exemplars of a role the class with the fewest has."""
     return int((exemplar_roles == counted_role).sum(axis=1).min())
 
 
 def choose_indices_nearest_to_distilled(
-    exemplar_roles: npt.NDArray[np.uint8],
+    exemplar_roles: ExemplarRoles,
     exemplar_features: npt.NDArray[np.float32],
     distilled_features: npt.NDArray[np.float32],
-) -> npt.NDArray[np.int64]:
+) -> ExemplarIndices:
     """Return for every distilled image the exemplar of its class whose feature is nearest, whatever its role.
 
     No exemplar is chosen twice; the distilled images of a class choose in their order.

@@ -39,7 +39,7 @@ class ClassSubsetStatistics:
         """Return the rows of these classes of an array whose first axis counts classes."""
         return self.entry.read_array(name)[self.class_indices]
 
-    def read_held_out(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    def read_held_out_samples(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Return features and labels of the held-out samples of these classes.
 
         Returns

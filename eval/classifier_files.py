@@ -16,7 +16,7 @@ from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.mode_training import FittedHeads
 from sfm.eval.output_files import write_output
-from sfm.eval.result import AccuracyRow, format_protocol_header
+from sfm.eval.result import AccuracyRow, make_training_options_header
 from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
 from sfm.tensor_files import TensorFileError, open_safetensors
 
@@ -64,7 +64,7 @@ def is_replaceable_classifier(path: Path, backbone_hash: str, image_digest: str,
             header = file.metadata() or {}
     except (FileNotFoundError, TensorFileError):
         return True
-    expected = ("backbone_hash", backbone_hash), *format_protocol_header(row).items()
+    expected = ("backbone_hash", backbone_hash), *make_training_options_header(row).items()
     return header.get("images", image_digest) != image_digest or all(
         header.get(name, value) == value for name, value in expected
     )
@@ -107,7 +107,7 @@ def serialize_first_seed_classifier(
         "distilled_on_hash": source_backbone_card.hash,
         "mode": row.mode,
         "images": image_digest,
-        **format_protocol_header(row),
+        **make_training_options_header(row),
         "class_ids": json.dumps(list(class_ids)),
     }
     return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)

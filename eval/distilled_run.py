@@ -27,6 +27,10 @@ MAX_FIELD_CHARACTERS = 200
 
 Model = TypeVar("Model")
 
+CanvasSidePixels = Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)]
+ImagesPerClass = Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
+DistilledPixelDigest = Digest
+
 
 class RunConfigFields(BaseModel):
     """The fields of a run's configuration that evaluation needs.
@@ -61,9 +65,9 @@ class RunRecord(BaseModel):
     dataset: Name
     backbone: BackboneCard
     image_size: InputPixels
-    canvas: Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)]
-    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
-    images: Digest | None = None
+    canvas: CanvasSidePixels
+    ipc: ImagesPerClass
+    images: DistilledPixelDigest | None = None
 
 
 class ClassRecord(BaseModel):

@@ -131,7 +131,7 @@ def evaluate_locked_runs(
     work_folders = [WorkFolder(get_work_folder_path(run_config.result_path)) for run_config in run_configs]
     for run_config, run in zip(run_configs, runs, strict=True):
         require_writable_output(run_config.result_path)
-        require_result_of_same_images(run_config, run)
+        require_replaceable_result(run_config, run)
     evaluations: list[Evaluation] = []
     write_failures: list[str] = []
     for job, work_folder in zip(jobs, work_folders, strict=True):
@@ -146,7 +146,7 @@ def evaluate_locked_runs(
     return evaluations
 
 
-def require_result_of_same_images(config: EvaluateConfig, run: DistilledRun) -> None:
+def require_replaceable_result(config: EvaluateConfig, run: DistilledRun) -> None:
     """Refuse to replace a file that is no result, or, with `--out`, the result of other images.
 
     In the run directory itself, rows of images that were replaced since are dropped, see
@@ -210,12 +210,14 @@ def run_evaluation_job(
         full_data += full_data_rows
         trainer = RowTrainer(job, eval_backbone, samples, full_data_rows[0].top1, work_folder, progress)
         for mode in dict.fromkeys(config.mode):
-            rows.append(trainer.train_row(distilled, mode, compute_distilled_features, write_failures))
+            rows.append(
+                trainer.read_or_train_row(distilled, mode, compute_distilled_features, write_failures)
+            )
         neighbour_sets = make_neighbour_image_sets(
             run, exemplars, eval_backbone.backbone, config, work_folder
         )
         for image_set in (*real_image_sets, *neighbour_sets):
-            rows.append(trainer.train_row(image_set, "linear", None, write_failures))
+            rows.append(trainer.read_or_train_row(image_set, "linear", None, write_failures))
     provenance = make_provenance(job, time.perf_counter() - started)
     caveats = list_caveats(rows, full_data, provenance.entries)
     evaluation = Evaluation(
@@ -256,7 +258,7 @@ def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
                 backbone_hash=s.backbone.card.hash,
                 image_size=s.backbone.card.preprocessing.input_size,
                 entry_digest=s.statistics.entry.summary.entry_digest,
-                held_out_samples=len(s.statistics.read_held_out()[1]),
+                held_out_samples=len(s.statistics.read_held_out_samples()[1]),
                 train_per_class=s.statistics.entry.dataset.train_samples
                 / len(s.statistics.entry.dataset.class_ids),
             )

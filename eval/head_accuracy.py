@@ -118,7 +118,7 @@ def average_accuracy_by_class(is_correct: Tensor, labels: Tensor, class_count: i
     return [hits / count if count else None for hits, count in zip(correct, samples, strict=True)]
 
 
-def count_confusions(heads: LinearHeads, features: Tensor, labels: Tensor) -> Tensor:
+def compute_confusion_matrix(heads: LinearHeads, features: Tensor, labels: Tensor) -> Tensor:
     """Return the confusion matrix, summed over all heads.
 
     A tie with the true class counts as the other one, as in :func:`rank_true_class`.

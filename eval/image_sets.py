@@ -8,6 +8,8 @@ import numpy.typing as npt
 from sfm.backbones.build import Backbone
 from sfm.backbones.crops import make_centre_crops
 from sfm.eval.baselines import (
+    ExemplarIndices,
+    ExemplarRoles,
     choose_indices_nearest_to_distilled,
     choose_indices_nearest_to_mean,
     count_min_exemplars_per_class,
@@ -55,7 +57,7 @@ class Exemplars:
     pixels : ndarray of uint8, shape (class, exemplar, y, x, channel)
     """
 
-    roles: npt.NDArray[np.uint8]
+    roles: ExemplarRoles
     pixels: npt.NDArray[np.uint8]
 
     @property
@@ -63,7 +65,7 @@ class Exemplars:
         """Number of exemplars of the class with the fewest."""
         return int((self.roles != EMPTY_ROLE).sum(axis=1).min())
 
-    def select_images(self, indices: npt.NDArray[np.int64]) -> LabelledImages:
+    def select_images(self, indices: ExemplarIndices) -> LabelledImages:
         """Return the exemplars at indices of shape (class, image) or (draw, class, image)."""
         classes = np.arange(len(self.roles))
         labels = np.broadcast_to(classes[:, None], indices.shape).flatten()

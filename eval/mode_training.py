@@ -35,7 +35,7 @@ TARGET_FEATURE_MODES: frozenset[Mode] = frozenset({"inherit", "inherit-ridge", "
 
 
 @dataclass(frozen=True)
-class EvaluationContext:
+class ModeTrainingContext:
     """The features, labels and statistics that a mode trains from.
 
     Attributes
@@ -99,15 +99,15 @@ class FittedHeads:
     penalty: float | None = None
 
 
-def fit_mode(
-    mode: Mode, context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+def fit_heads_by_mode(
+    mode: Mode, context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train the heads of a mode, all seeds at once.
 
     Parameters
     ----------
     mode : Mode
-    context : EvaluationContext
+    context : ModeTrainingContext
     config : EvaluateConfig
     progress : ProgressCallback
 
@@ -120,7 +120,7 @@ def fit_mode(
 
 
 def fit_linear_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train fresh heads on the views of images; seeds that share an image share none of its views."""
     seed_views = split_views_by_seed(context.view_features, context.image_set, config)
@@ -133,7 +133,7 @@ def fit_linear_mode(
 
 
 def fit_kd_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train fresh heads from labels and from the inherited classifier's soft labels of the same views."""
     seed_views = split_views_by_seed(context.view_features, context.image_set, config)
@@ -147,7 +147,7 @@ def fit_kd_mode(
 
 
 def fit_inherit_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train projectors to the distillation backbone, and compose them with its classifier."""
     view_features, target_features, schedule = select_shared_view_features(context, config)
@@ -159,7 +159,7 @@ def fit_inherit_mode(
 
 
 def fit_inherit_ridge_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Fit one projector to the distillation backbone in closed form; a group is the views of one image."""
     view_features, target_features, _ = select_shared_view_features(context, config)
@@ -168,7 +168,7 @@ def fit_inherit_ridge_mode(
 
 
 def fit_inherit_statistics_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Fit one projector to the class means of the two backbones, without any image; a group is a class."""
     both = (context.eval_backbone.statistics, context.source_statistics)
@@ -184,7 +184,7 @@ def fit_inherit_statistics_mode(
 
 
 def fit_joint_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train projectors and heads together, on cross-entropy."""
     stage = f"projectors and heads on {context.backbone_spec}, together"
@@ -198,7 +198,7 @@ def fit_joint_mode(
 
 
 def fit_stage_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train projectors, then heads, on cross-entropy."""
     stage = f"projectors, then heads on {context.backbone_spec}"
@@ -211,7 +211,7 @@ def fit_stage_mode(
     )
 
 
-MODE_FUNCTIONS: dict[Mode, Callable[[EvaluationContext, EvaluateConfig, ProgressCallback], FittedHeads]] = {
+MODE_FUNCTIONS: dict[Mode, Callable[[ModeTrainingContext, EvaluateConfig, ProgressCallback], FittedHeads]] = {
     "linear": fit_linear_mode,
     "inherit": fit_inherit_mode,
     "inherit-ridge": fit_inherit_ridge_mode,
@@ -222,7 +222,7 @@ MODE_FUNCTIONS: dict[Mode, Callable[[EvaluationContext, EvaluateConfig, Progress
 }
 
 
-def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: EvaluationContext) -> FittedHeads:
+def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: ModeTrainingContext) -> FittedHeads:
     """Compose a projector in closed form with the inherited classifier."""
     heads = compose_projectors_with_classifier(ridge_fit.projectors, context.inherited_classifier)
     return FittedHeads(heads, ridge_fit.projectors, ridge_fit.penalty)
@@ -246,7 +246,7 @@ def split_views_by_seed(view_features: Tensor, image_set: ImageSet, config: Eval
     return used.reshape(-1, config.views, view_features.shape[2])
 
 
-def repeat_labels_per_seed(context: EvaluationContext) -> Tensor:
+def repeat_labels_per_seed(context: ModeTrainingContext) -> Tensor:
     """Return the class of every row of :func:`split_views_by_seed`."""
     return context.labels.repeat_interleave(context.image_set.seeds_per_image)
 
@@ -265,14 +265,14 @@ def make_separate_views_schedule(
     )
 
 
-def draw_initial_head_weights(context: EvaluationContext, config: EvaluateConfig) -> Tensor:
+def draw_initial_head_weights(context: ModeTrainingContext, config: EvaluateConfig) -> Tensor:
     """Draw the initial weights of heads, shape (seed, class, feature)."""
     shape = (config.seeds, int(context.labels.max()) + 1, context.view_features.shape[2])
     return draw_initial_weights(config.seed, RandomStreamPurpose.HEAD, shape, INITIAL_STD)
 
 
 def select_shared_view_features(
-    context: EvaluationContext, config: EvaluateConfig
+    context: ModeTrainingContext, config: EvaluateConfig
 ) -> tuple[Tensor, Tensor, BatchSchedule]:
     """Return both backbones' features of the views that all seeds share, and their schedule."""
     views = count_views_per_image(config, "inherit", len(context.view_features))

@@ -30,7 +30,7 @@ class RidgeFit:
 
 
 def fit_ridge_projector(
-    features: Tensor, target_features: Tensor, inherited_classifier: LinearHeads
+    grouped_features: Tensor, grouped_target_features: Tensor, inherited_classifier: LinearHeads
 ) -> RidgeFit:
     """Fit ``y = W x + b`` by least squares with a penalty on W, none on b.
 
@@ -42,9 +42,9 @@ def fit_ridge_projector(
 
     Parameters
     ----------
-    features : Tensor, shape (group, sample, feature)
+    grouped_features : Tensor, shape (group, sample, feature)
         Of the evaluation backbone; at least two groups.
-    target_features : Tensor, shape (group, sample, target feature)
+    grouped_target_features : Tensor, shape (group, sample, target feature)
         Of the distillation backbone, for the same samples.
     inherited_classifier : LinearHeads
         One, of the target feature space.
@@ -52,10 +52,10 @@ def fit_ridge_projector(
     Returns
     -------
     Ridge
-        Of the dtype of `features`; computed in float64.
+        Of the dtype of `grouped_features`; computed in float64.
     """
-    groups, samples, _ = features.shape
-    x, y = features.double().flatten(0, 1), target_features.double().flatten(0, 1)
+    groups, samples, _ = grouped_features.shape
+    x, y = grouped_features.double().flatten(0, 1), grouped_target_features.double().flatten(0, 1)
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
     left, spectrum, right = compute_svd(x)
@@ -71,7 +71,9 @@ def fit_ridge_projector(
     gain = spectrum.sqrt() / (spectrum + penalty * scale)
     weight = (right * gain @ (left.T @ y)).T
     bias = mean_y - weight @ mean_x
-    return RidgeFit(LinearProjectors(weight[None].to(features), bias[None].to(features)), penalty)
+    return RidgeFit(
+        LinearProjectors(weight[None].to(grouped_features), bias[None].to(grouped_features)), penalty
+    )
 
 
 def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,22 +97,26 @@ def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return matrix @ vectors / spectrum.sqrt(), spectrum, vectors
 
 
-def compute_left_out_group_error(left: Tensor, shrinkage: Tensor, targets: Tensor) -> float:
+def compute_left_out_group_error(
+    left_singular_vectors: Tensor, shrinkage: Tensor, grouped_targets: Tensor
+) -> float:
     """Return the squared error on left-out groups of a ridge regression with an intercept.
 
     Parameters
     ----------
-    left : Tensor, shape (group * sample, rank)
+    left_singular_vectors : Tensor, shape (group * sample, rank)
         Left singular vectors of the centred regressors.
     shrinkage : Tensor, shape (rank,)
         ``s / (s + penalty)``.
-    targets : Tensor, shape (group, sample, output)
+    grouped_targets : Tensor, shape (group, sample, output)
         Centred.
     """
-    groups, samples, outputs = targets.shape
-    flat = targets.reshape(groups * samples, outputs)
-    residual = (flat - left * shrinkage @ (left.T @ flat)).view_as(targets)
-    group_left = left.view(groups, samples, -1)
+    groups, samples, outputs = grouped_targets.shape
+    flat = grouped_targets.reshape(groups * samples, outputs)
+    residual = (flat - left_singular_vectors * shrinkage @ (left_singular_vectors.T @ flat)).view_as(
+        grouped_targets
+    )
+    group_left = left_singular_vectors.view(groups, samples, -1)
     # The intercept adds the same number to every element of H.
     hat = (group_left * shrinkage) @ group_left.transpose(1, 2) + 1 / (groups * samples)
     error = torch.linalg.solve(torch.eye(samples).to(hat) - hat, residual)

@@ -21,14 +21,14 @@ from sfm.eval.evaluation_job import EvaluationJob
 from sfm.eval.image_sets import ImageSet
 from sfm.eval.mode_training import (
     TARGET_FEATURE_MODES,
-    EvaluationContext,
-    fit_mode,
+    ModeTrainingContext,
+    fit_heads_by_mode,
     make_stage_progress_callback,
 )
 from sfm.eval.result import AccuracyRow
 from sfm.eval.scores import HeldOutSamples, make_accuracy_row
 from sfm.eval.view_features import compute_view_features, draw_view_crops
-from sfm.eval.work_folder import WorkFolder, make_work_key
+from sfm.eval.work_folder import WorkFolder, compute_work_key
 from sfm.events import ProgressCallback
 from sfm.stats_store.digests import compute_array_digest
 
@@ -74,12 +74,12 @@ class RowTrainer:
     work_folder: WorkFolder
     progress: ProgressCallback
 
-    def train_row(
+    def read_or_train_row(
         self,
         image_set: ImageSet,
         mode: Mode,
         compute_shared_features: Callable[[Backbone], KeyedViewFeatures] | None,
-        append_write_failures_to: list[str],
+        appended_write_failures: list[str],
     ) -> AccuracyRow:
         """Return what a mode scores on an image set; a row that an interrupted command finished is read.
 
@@ -94,7 +94,7 @@ class RowTrainer:
             Messages are appended about what could not be written.
         """
         config = self.job.config
-        key = self.make_row_key(image_set, mode)
+        key = self.make_row_work_key(image_set, mode)
         finished_row = self.work_folder.read_row(key)
         if finished_row is not None:
             return finished_row
@@ -107,14 +107,14 @@ class RowTrainer:
             view_features = compute_shared_features(self.eval_backbone.backbone)
             if self.job.teacher and mode in TARGET_FEATURE_MODES:
                 target_features = compute_shared_features(self.job.teacher.backbone)
-        context = EvaluationContext(
+        context = ModeTrainingContext(
             self.eval_backbone,
             self.job.source_statistics,
             image_set,
             view_features.features,
             target_features.features if target_features else None,
         )
-        fitted_head = fit_mode(mode, context, config, self.progress)
+        fitted_head = fit_heads_by_mode(mode, context, config, self.progress)
         protocol = make_row_training_options(config, mode, len(image_set.images.pixels))
         row = make_accuracy_row(
             self.eval_backbone, image_set, mode, fitted_head, self.samples, self.full_data_top1, protocol
@@ -126,17 +126,17 @@ class RowTrainer:
                     folder, fitted_head, row, self.job.run, self.eval_backbone, self.job.source_statistics
                 )
             except InputError as error:
-                append_write_failures_to.append(str(error))
+                appended_write_failures.append(str(error))
                 return row
         self.work_folder.write_row(key, row, [f.work_key for f in (view_features, target_features) if f])
         return row
 
-    def make_row_key(self, image_set: ImageSet, mode: Mode) -> str:
+    def make_row_work_key(self, image_set: ImageSet, mode: Mode) -> str:
         """Return the digest of everything that a row, and the classifier file it leaves, depends on."""
         config, backbone = self.job.config, self.eval_backbone.backbone
         options = config.model_dump(mode="json", include={*PROTOCOL_OPTIONS, "save"})
         classifier_folder = get_classifier_folder(config.result_path).resolve()
-        return make_work_key(
+        return compute_work_key(
             row=[image_set.name, mode, backbone.card.hash, backbone.card.spec],
             images=compute_array_digest(image_set.images.pixels),
             entries=[
@@ -154,7 +154,7 @@ class RowTrainer:
 def compute_image_set_features(
     backbone: Backbone,
     image_set: ImageSet,
-    modes: Sequence[Mode],
+    needed_by_modes: Sequence[Mode],
     config: EvaluateConfig,
     work_folder: WorkFolder,
     progress: ProgressCallback,
@@ -164,7 +164,7 @@ def compute_image_set_features(
     views = max(
         count_views_per_image(config, mode, image_count)
         * (image_set.seeds_per_image if mode in ("linear", "kd") else 1)
-        for mode in modes
+        for mode in needed_by_modes
     )
     crops = draw_view_crops(image_set.images, views, config.seed)
     stage = f"features of {image_set.name} images on {backbone.card.spec}"

@@ -13,7 +13,7 @@ from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.head_accuracy import (
     LinearHeads,
     compute_accuracy_by_seed,
-    count_confusions,
+    compute_confusion_matrix,
     make_nearest_mean_head,
 )
 from sfm.eval.image_sets import ImageSet
@@ -52,7 +52,7 @@ def load_held_out_samples(eval_backbone: EvaluatedBackbone) -> HeldOutSamples:
     InputError
         If the classes have none.
     """
-    features, labels = eval_backbone.statistics.read_held_out()
+    features, labels = eval_backbone.statistics.read_held_out_samples()
     if len(labels) == 0:
         raise InputError(
             f"no held-out sample of the classes distilled in the store, through "
@@ -141,7 +141,7 @@ def make_accuracy_row(
     )
     if image_set.min_exemplars_per_class is not None:
         return row
-    counts = count_confusions(fitted_heads.heads, samples.features, samples.labels)
+    counts = compute_confusion_matrix(fitted_heads.heads, samples.features, samples.labels)
     matrix = counts.tolist() if len(counts) <= MAX_CONFUSION_CLASSES else None
     return row.model_copy(
         update={
@@ -163,7 +163,7 @@ def list_confused_pairs(confusion_counts: Tensor) -> list[ConfusedPair]:
     Parameters
     ----------
     confusion_counts : Tensor of int64, shape (class, class)
-        From :func:`~sfm.eval.head_accuracy.count_confusions`.
+        From :func:`~sfm.eval.head_accuracy.compute_confusion_matrix`.
     """
     wrong = confusion_counts.cpu() * ~torch.eye(len(confusion_counts), dtype=torch.bool)
     order = wrong.flatten().sort(descending=True, stable=True).indices[:MAX_CONFUSED_PAIRS]

@@ -14,7 +14,7 @@ from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.backbones.image_tensors import pixels_to_tensor
 from sfm.backbones.views import apply_crops
 from sfm.eval.training import CountCallback, RandomStreamPurpose, ignore_progress_count
-from sfm.eval.work_folder import ResumableFeatures, WorkFolder, make_work_key
+from sfm.eval.work_folder import ResumableFeatures, WorkFolder, compute_work_key
 from sfm.random_streams import make_rng
 from sfm.stats_store.digests import compute_array_digest
 
@@ -116,7 +116,7 @@ def compute_view_features(
         if work_folder
         else None
     )
-    done = resumable.load_stored() if resumable else 0
+    done = resumable.load_stored_views() if resumable else 0
     if done:
         on_views(done, total)
     try:
@@ -136,7 +136,7 @@ def compute_view_features(
                 features[batch] = backbone.features(apply_crops(pixels[image_indices], boxes, size))
                 done = batch.stop
                 if resumable:
-                    resumable.write_if_due(done)
+                    resumable.write_new_if_due(done)
                 on_views(done, total)
     finally:
         if resumable:
@@ -147,7 +147,7 @@ def compute_view_features(
 def make_view_features_key(backbone: Backbone, images: LabelledImages, crops: Crops, batch_size: int) -> str:
     """Return the digest of everything that the features of views depend on."""
     boxes = (crops.top, crops.left, crops.height, crops.width, crops.flip)
-    return make_work_key(
+    return compute_work_key(
         features=backbone.card.hash,
         images=compute_array_digest(images.pixels),
         crops=[compute_array_digest(box) for box in boxes],

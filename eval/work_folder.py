@@ -120,7 +120,7 @@ class ResumableFeatures:
     stored_count: int = field(default=0, init=False)
     _last_write: float = field(default_factory=time.monotonic, init=False)
 
-    def load_stored(self) -> int:
+    def load_stored_views(self) -> int:
         """Fill in the features on the disk up to the first gap; return the number of their views."""
         self.work_folder.used_keys.append(self.key)
         while self.stored_count < len(self.features):
@@ -131,7 +131,7 @@ class ResumableFeatures:
             self.stored_count += len(block)
         return self.stored_count
 
-    def write_if_due(self, computed_view_count: int) -> None:
+    def write_new_if_due(self, computed_view_count: int) -> None:
         """Write new features of the first views, if the last write is a while ago or all are done."""
         if (
             computed_view_count == len(self.features)
@@ -167,7 +167,7 @@ class ResumableFeatures:
         return block if is_intact and block.isfinite().all() else None
 
 
-def make_work_key(**values: Any) -> str:
+def compute_work_key(**values: Any) -> str:
     """Return the digest of values that work depends on, with the device and the version of torch."""
     device = values.pop("device")
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM, OWN_BACKBONE_BIASED_MODES
-from sfm.eval.result import AccuracyRow, Provenance, is_distillation_backbone
+from sfm.eval.result import AccuracyRow, Provenance, is_row_on_distillation_backbone
 from sfm.tables import print_accuracy_table, print_matrix_table, shorten_path
 from sfm.terminal import print_line
 
@@ -20,7 +20,7 @@ def print_evaluation_accuracies(record: dict[str, Any]) -> None:
     provenance = Provenance.model_validate(record["provenance"])
     rows = [
         mark_with_footnote(row)
-        if is_biased_row(row, is_distillation_backbone(AccuracyRow.model_validate(row), provenance))
+        if is_biased_row(row, is_row_on_distillation_backbone(AccuracyRow.model_validate(row), provenance))
         else row
         for row in record["rows"]
     ]

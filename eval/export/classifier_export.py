@@ -16,12 +16,13 @@ from sfm.backbones.card import BackboneCard
 from sfm.constrained_types import Digest, InputPixels, Name
 from sfm.errors import InputError
 from sfm.eval.config import MAX_CLASSIFIER_BYTES, RESULT_FILE, get_classifier_folder
+from sfm.eval.distilled_run import DistilledPixelDigest
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.hub_cards import render_model_card
 from sfm.eval.report.reported_runs import ReportedRun, list_result_files
 from sfm.eval.report.row_selection import get_key_without_training_options, select_longest_trained_rows
 from sfm.eval.report.text_format import format_sfm_command
-from sfm.eval.result import AccuracyRow, PositiveCount, Seed, format_protocol_header
+from sfm.eval.result import AccuracyRow, PositiveCount, Seed, make_training_options_header
 from sfm.paths import resolve_links
 from sfm.stats_store.store import Entry, open_store
 from sfm.tensor_files import TensorFileError, open_safetensors, read_tensor_specs, require_tensor_specs
@@ -40,7 +41,7 @@ class ClassifierHeader(BaseModel):
     distilled_on_hash: Digest
     mode: Name
     class_ids: Json[list[str]]
-    images: Digest | None = None
+    images: DistilledPixelDigest | None = None
     epochs: PositiveCount | None = None
     views: PositiveCount | None = None
     seed: Seed | None = None
@@ -223,5 +224,7 @@ def find_classifier_row(run: ReportedRun, classifier_header: Mapping[str, str]) 
         return None
     group = ("distilled", classifier_header["backbone"], int(classifier_header["image_size"]), "inherit")
     rows = [row for row in evaluation.rows if get_key_without_training_options(row) == group]
-    same_protocol = [row for row in rows if format_protocol_header(row).items() <= classifier_header.items()]
+    same_protocol = [
+        row for row in rows if make_training_options_header(row).items() <= classifier_header.items()
+    ]
     return next(iter(same_protocol or select_longest_trained_rows(rows)), None)

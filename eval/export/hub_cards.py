@@ -18,7 +18,7 @@ from sfm.eval.export.export_formats import (
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_distill_command
 from sfm.eval.report.row_selection import list_result_rows, make_row_label
-from sfm.eval.report.text_format import format_count
+from sfm.eval.report.text_format import format_count_with_noun
 from sfm.eval.result import AccuracyRow
 from sfm.stats_store.cards import DatasetCard
 from sfm.text import escape_non_utf8, format_percent, sanitize_line
@@ -83,7 +83,7 @@ def render_dataset_card(
         run=run,
         record=record,
         export_format=export_format,
-        images=format_count(len(run.distilled.image_files), "image"),
+        images=format_count_with_noun(len(run.distilled.image_files), "image"),
         edited=run.details.images is not None and run.details.images != run.pixel_digest,
         licence=choose_licence(run, None),
         rows=list_accuracy_table_rows(run),

@@ -10,7 +10,7 @@ from sfm.eval.report.comparison_tables import make_backbone_labels
 from sfm.eval.report.row_selection import (
     ResultRow,
     compute_recovered_fraction,
-    get_classifier_name,
+    get_mode_or_full_data_classifier,
     list_result_rows,
     make_row_label,
 )
@@ -77,7 +77,7 @@ def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySect
 
 def get_row_sort_key(row: ResultRow) -> tuple[int, int]:
     """Return the position of a row in a table: by image set, then by classifier."""
-    kind = get_classifier_name(row)
+    kind = get_mode_or_full_data_classifier(row)
     return list(IMAGE_SET_LABELS).index(row.images), list(MODE_DESCRIPTIONS).index(kind)
 
 

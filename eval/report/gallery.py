@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.eval.report.reported_runs import ReportedRun
-from sfm.eval.result import is_distillation_backbone
+from sfm.eval.result import is_row_on_distillation_backbone
 
 MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES_PER_CLASS, MAX_GALLERY_IMAGES = 100, 10, 400
 """How many classes a gallery shows, how many images of each, and how many images in all."""
@@ -101,14 +101,14 @@ def make_omitted_image_notes(
 def make_distilled_pictures(
     run: ReportedRun,
     class_index: int,
-    image_count: int,
+    shown_image_count: int,
     run_label: str,
     neighbour_pixels: npt.NDArray[np.uint8] | None,
 ) -> list[ReportPicture]:
     """Return the first distilled images of a class, each followed by the nearest real one, if known."""
     ipc, class_name = run.distilled.record.ipc, run.distilled.class_names[class_index]
     pictures = []
-    for i in range(image_count):
+    for i in range(shown_image_count):
         caption = f"{run_label} {i + 1}" if ipc > 1 else run_label
         title = f"{class_name}: {caption}"
         source = encode_image_url(run.distilled.pixels[class_index * ipc + i])
@@ -133,7 +133,7 @@ def select_neighbour_images(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
         return None
     provenance = run.evaluation.provenance
     rows = [row for row in run.evaluation.rows if row.chosen]
-    rows = [row for row in rows if is_distillation_backbone(row, provenance)] or rows
+    rows = [row for row in rows if is_row_on_distillation_backbone(row, provenance)] or rows
     if not rows or provenance.images != run.pixel_digest:
         return None
     indices = np.array(rows[0].chosen)

@@ -84,7 +84,7 @@ def render_page(content: ReportContent) -> str:
     )
 
 
-def read_template_unescaped(environment: Environment, file_name: str) -> Markup:
+def read_template_unescaped(template_environment: Environment, file_name: str) -> Markup:
     """Return a file of the template folder, unescaped."""
-    assert environment.loader
-    return Markup(environment.loader.get_source(environment, file_name)[0])
+    assert template_environment.loader
+    return Markup(template_environment.loader.get_source(template_environment, file_name)[0])

@@ -9,7 +9,7 @@ from sfm.eval.report.reproduction_commands import make_distill_command
 from sfm.eval.report.run_summaries import LabelledFact
 from sfm.eval.report.text_format import (
     UNKNOWN,
-    format_count,
+    format_count_with_noun,
     format_decimal_bytes,
     format_sfm_command,
     format_wall_time,
@@ -113,7 +113,7 @@ def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
                 LabelledFact(
                     f"Evaluated on {entry.backbone}",
                     f"entry {entry.entry_digest}, backbone hash {entry.backbone_hash}",
-                    format_count(entry.held_out_samples, "held-out image"),
+                    format_count_with_noun(entry.held_out_samples, "held-out image"),
                 )
             )
         facts.append(LabelledFact("Evaluated with", format_versions(evaluation.provenance.versions)))

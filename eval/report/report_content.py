@@ -16,7 +16,7 @@ from sfm.eval.report.gallery import Gallery, make_gallery
 from sfm.eval.report.headings import describe_runs, make_group_titles, make_page_title
 from sfm.eval.report.provenance import ProvenanceSection, make_cost_table, make_provenance_section
 from sfm.eval.report.reported_runs import ReportedRun
-from sfm.eval.report.row_selection import get_classifier_name, list_result_rows
+from sfm.eval.report.row_selection import get_mode_or_full_data_classifier, list_result_rows
 from sfm.eval.report.run_summaries import RunSummary, make_run_summary
 from sfm.eval.report.text_format import MODE_DESCRIPTIONS
 from sfm.eval.report.training_curves import TrainingCurve, compute_loss_bounds, make_training_curve
@@ -46,7 +46,9 @@ def make_report_content(runs: Sequence[ReportedRun]) -> ReportContent:
     """Return the content of a report on runs, at least one."""
     evaluations = [(run.name, run.evaluation) for run in runs if run.evaluation]
     modes = {
-        get_classifier_name(row) for _, evaluation in evaluations for row in list_result_rows(evaluation)
+        get_mode_or_full_data_classifier(row)
+        for _, evaluation in evaluations
+        for row in list_result_rows(evaluation)
     }
     several = len(runs) > 1
     groups = group_runs_by_dataset(runs)

@@ -13,12 +13,18 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_ITERATIONS
-from sfm.constrained_types import Count, Digest, FiniteFloat, Name, NonNegativeFloat, PackageVersions
+from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
 from sfm.eval.class_subset import NEAREST_ROLE, ClassSubsetStatistics, select_run_statistics
 from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
 from sfm.eval.config import RESULT_FILE
-from sfm.eval.distilled_run import DistilledRun, read_distilled_run, read_json_model, require_no_outside_links
+from sfm.eval.distilled_run import (
+    DistilledPixelDigest,
+    DistilledRun,
+    read_distilled_run,
+    read_json_model,
+    require_no_outside_links,
+)
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.eval.result import Evaluation
 from sfm.image_files import read_png
@@ -50,7 +56,7 @@ class RunDetails(BaseModel):
     licence: Name | None = None
     train_samples: Count | None = None
     seed: Count | None = None
-    images: Digest | None = None
+    images: DistilledPixelDigest | None = None
     versions: PackageVersions = {}
     device: Name | None = None
     loss: FiniteFloat | None = None

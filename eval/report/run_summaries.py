@@ -8,11 +8,11 @@ from sfm.eval.report.reproduction_commands import make_evaluate_command
 from sfm.eval.report.row_selection import (
     describe_headline_row,
     find_headline_row,
-    list_inherited_rows,
+    list_cross_backbone_inherit_rows,
     select_longest_trained_rows,
 )
 from sfm.eval.report.text_format import (
-    format_count,
+    format_count_with_noun,
     format_decimal_bytes,
     format_sfm_command,
     format_wall_time,
@@ -48,7 +48,7 @@ def make_run_summary(run: ReportedRun, description: str) -> RunSummary:
     record, details = run.distilled.record, run.details
     note = f"{record.ipc:,} per class"
     if details.train_samples:
-        note += f", made from {format_count(details.train_samples, 'real image')}"
+        note += f", made from {format_count_with_noun(details.train_samples, 'real image')}"
     facts = [LabelledFact("Distilled images", f"{len(run.distilled.image_files):,}", note)]
     if run.evaluation:
         facts += list_accuracy_facts(run.evaluation)
@@ -73,7 +73,7 @@ def list_accuracy_facts(evaluation: Evaluation) -> list[LabelledFact]:
     else:
         note = describe_headline_row(headline, evaluation)
         facts = [LabelledFact("Top-1 accuracy", f"{format_percent(headline.top1_mean)} %", note)]
-    for row in list_inherited_rows(evaluation)[:MAX_INHERITED_FACTS]:
+    for row in list_cross_backbone_inherit_rows(evaluation)[:MAX_INHERITED_FACTS]:
         note = describe_headline_row(row, evaluation)
         facts.append(LabelledFact("Top-1, inherited", f"{format_percent(row.top1_mean)} %", note))
     return facts

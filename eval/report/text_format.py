@@ -56,7 +56,7 @@ def format_wall_time(seconds: float | None) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
-def format_count(count: int, singular_noun: str) -> str:
+def format_count_with_noun(count: int, singular_noun: str) -> str:
     """Return a count with its noun: "1 image", "1,000 images"."""
     return f"{count:,} {singular_noun}{'' if count == 1 else 's'}"
 

@@ -47,7 +47,7 @@ def make_training_curve(run: ReportedRun, loss_bounds: tuple[float, float]) -> T
     return TrainingCurve(
         run_name=run.name,
         captions_and_growth_urls=[
-            (make_sheet_caption(sheet, resolutions), encode_image_url(sheet.pixels))
+            (make_growth_sheet_caption(sheet, resolutions), encode_image_url(sheet.pixels))
             for sheet in run.growth_sheets
         ],
         growth_class_names=", ".join(run.distilled.class_names[:MAX_SHEET_CLASSES]),
@@ -55,7 +55,7 @@ def make_training_curve(run: ReportedRun, loss_bounds: tuple[float, float]) -> T
     )
 
 
-def make_sheet_caption(sheet: GrowthSheet, resolution_by_step: dict[int, int]) -> str:
+def make_growth_sheet_caption(growth_sheet: GrowthSheet, resolution_by_step: dict[int, int]) -> str:
     """Return the step of a growth sheet, with the resolution of the pyramid where the history has it."""
-    level = f"{resolution_by_step[sheet.step]} px, " if sheet.step in resolution_by_step else ""
-    return f"{level}step {sheet.step:,}"
+    level = f"{resolution_by_step[growth_sheet.step]} px, " if growth_sheet.step in resolution_by_step else ""
+    return f"{level}step {growth_sheet.step:,}"

@@ -26,7 +26,7 @@ def test_the_covariance_of_some_classes_is_the_pooled_one_of_all(lite0_entry: En
 def test_held_out_samples_are_those_of_the_classes_numbered_anew(
     lite0_entry: Entry, classes: list[int]
 ) -> None:
-    features, labels = ClassSubsetStatistics(lite0_entry, np.array(classes)).read_held_out()
+    features, labels = ClassSubsetStatistics(lite0_entry, np.array(classes)).read_held_out_samples()
     stored = lite0_entry.read_array("test/label")
     rows = np.flatnonzero(np.isin(stored, classes))
     assert [classes[label] for label in labels] == stored[rows].tolist()

@@ -24,7 +24,7 @@ from sfm.eval.report.gallery import MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES
 from sfm.eval.report.page import render_page, report
 from sfm.eval.report.report_content import make_report_content
 from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
-from sfm.eval.report.row_selection import find_headline_row, list_inherited_rows, make_row_label
+from sfm.eval.report.row_selection import find_headline_row, list_cross_backbone_inherit_rows, make_row_label
 from sfm.eval.report.text_format import format_decimal_bytes, format_sfm_command, format_wall_time
 from sfm.eval.result import ConfusedPair
 from sfm.stats_store.publication import Draft, publish_draft
@@ -213,7 +213,7 @@ def test_the_backbone_distilled_on_at_another_input_size_is_another_backbone(
     headline = find_headline_row(both)
     assert headline
     assert headline.image_size == 32
-    assert [row.image_size for row in list_inherited_rows(both)] == [48]
+    assert [row.image_size for row in list_cross_backbone_inherit_rows(both)] == [48]
     assert [row.image_size for row in rows if "own backbone" in make_row_label(row, both)] == [32]
     assert [(cell.mode, cell.own_backbone) for cell in make_matrix([both])] == [
         ("linear", False),

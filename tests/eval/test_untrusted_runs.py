@@ -290,7 +290,7 @@ def test_kept_features_that_are_not_finite_or_not_as_wide_are_computed_again(tmp
         kept.write_new(len(features))
 
     def count_loaded() -> int:
-        return ResumableFeatures(WorkFolder(tmp_path), "key", torch.zeros(4, 3)).load_stored()
+        return ResumableFeatures(WorkFolder(tmp_path), "key", torch.zeros(4, 3)).load_stored_views()
 
     write_features(torch.ones(4, 3))
     assert count_loaded() == 4
