@@ -21,10 +21,13 @@ def format_top1(row: AccuracyRow) -> str:
 
 
 def list_caveats(
-    rows: Sequence[AccuracyRow], full_data: Sequence[FullDataRow], entries: Sequence[EntryRecord]
+    rows: Sequence[AccuracyRow], full_data_rows: Sequence[FullDataRow], entry_records: Sequence[EntryRecord]
 ) -> list[str]:
     """Return all caveats that follow from accuracies."""
-    return [*list_random_baseline_warnings(rows), *list_above_full_data_notes(rows, full_data, entries)]
+    return [
+        *list_random_baseline_warnings(rows),
+        *list_above_full_data_notes(rows, full_data_rows, entry_records),
+    ]
 
 
 def list_random_baseline_warnings(rows: Sequence[AccuracyRow]) -> list[str]:
@@ -43,14 +46,14 @@ def list_random_baseline_warnings(rows: Sequence[AccuracyRow]) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
-def find_random_baseline(row: AccuracyRow, rows: Sequence[AccuracyRow]) -> AccuracyRow | None:
+def find_random_baseline(row: AccuracyRow, candidate_rows: Sequence[AccuracyRow]) -> AccuracyRow | None:
     """Return the row of random real images through the same backbone to compare another row with.
 
     That is one of the same protocol; for other modes than `linear` otherwise the one of the most epochs.
     """
     random_rows = [
         other
-        for other in rows
+        for other in candidate_rows
         if other.images == "random"
         and (other.backbone, other.image_size) == (row.backbone, row.image_size)
         and other.backbone_hash in (None, row.backbone_hash)
@@ -67,12 +70,12 @@ def has_same_training_options(baseline: AccuracyRow, row: AccuracyRow) -> bool:
 
 
 def list_above_full_data_notes(
-    rows: Sequence[AccuracyRow], full_data: Sequence[FullDataRow], entries: Sequence[EntryRecord]
+    rows: Sequence[AccuracyRow], full_data_rows: Sequence[FullDataRow], entry_records: Sequence[EntryRecord]
 ) -> list[str]:
     """Return a sentence for every backbone on which something beats the classifier of all real images."""
-    train_per_class = {(e.backbone, e.image_size): e.train_per_class for e in entries}
+    train_per_class = {(e.backbone, e.image_size): e.train_per_class for e in entry_records}
     sentences = []
-    for full in full_data:
+    for full in full_data_rows:
         if full.classifier != "linear":
             continue
         backbone = (full.backbone, full.image_size)
@@ -83,7 +86,7 @@ def list_above_full_data_notes(
         ]
         better += [
             f"{f.classifier} {100 * f.top1:.1f} %"
-            for f in full_data
+            for f in full_data_rows
             if (f.backbone, f.image_size) == backbone and f.top1 > full.top1
         ]
         if better:

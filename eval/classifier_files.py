@@ -57,10 +57,12 @@ def save_first_seed_classifier(
     write_output(path, data)
 
 
-def is_replaceable_classifier(path: Path, backbone_hash: str, image_digest: str, row: AccuracyRow) -> bool:
+def is_replaceable_classifier(
+    classifier_path: Path, backbone_hash: str, image_digest: str, row: AccuracyRow
+) -> bool:
     """Return whether a path is free, damaged, of other images, or of the same backbone and protocol."""
     try:
-        with open_safetensors(path, "pt", MAX_CLASSIFIER_BYTES) as file:
+        with open_safetensors(classifier_path, "pt", MAX_CLASSIFIER_BYTES) as file:
             header = file.metadata() or {}
     except (FileNotFoundError, TensorFileError):
         return True

@@ -110,7 +110,7 @@ class DistilledRun:
     labels: npt.NDArray[np.int64]
 
 
-def read_distilled_run(directory: Path) -> DistilledRun:
+def read_distilled_run(run_directory: Path) -> DistilledRun:
     """Read the directory of a finished distillation: ``run.json``, ``classes.json``, ``images/``.
 
     Raises
@@ -119,25 +119,25 @@ def read_distilled_run(directory: Path) -> DistilledRun:
         If it is not such a directory, or classes or images are missing, too many, unreadable or not of the
         size that ``run.json`` names.
     """
-    if not directory.is_dir():
-        raise InputError(f"no run directory at {directory}: give the --out of a `sfm distill`")
-    if (directory / "checkpoint").is_dir() and not (directory / "run.json").exists():
+    if not run_directory.is_dir():
+        raise InputError(f"no run directory at {run_directory}: give the --out of a `sfm distill`")
+    if (run_directory / "checkpoint").is_dir() and not (run_directory / "run.json").exists():
         raise InputError(
-            f"{directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, or "
-            f"repeat its command with --resume if it was interrupted"
+            f"{run_directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, "
+            f"or repeat its command with --resume if it was interrupted"
         )
-    record = read_json_model(TypeAdapter(RunRecord), directory / "run.json")
-    classes = read_json_model(TypeAdapter(ClassRecords), directory / "classes.json")
+    record = read_json_model(TypeAdapter(RunRecord), run_directory / "run.json")
+    classes = read_json_model(TypeAdapter(ClassRecords), run_directory / "classes.json")
     if [c.index for c in classes] != list(range(len(classes))) or not classes:
-        raise InputError(f"{directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
-    folders = _list_numbered_paths(directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")
+        raise InputError(f"{run_directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
+    folders = _list_numbered_paths(run_directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")
     files = [
         file
         for folder in folders
         for file in _list_numbered_paths(folder, record.ipc, "image", r"(\d+)\.png")
     ]
-    require_no_outside_links(directory, [directory / "images", *folders, *files])
-    require_plausible_compression(directory, files, record.canvas)
+    require_no_outside_links(run_directory, [run_directory / "images", *folders, *files])
+    require_plausible_compression(run_directory, files, record.canvas)
     pixels = np.empty((len(files), record.canvas, record.canvas, 3), np.uint8)
     for image, file in zip(pixels, files, strict=True):
         image[:] = read_png(file, record.canvas**2, (record.canvas, record.canvas))
@@ -175,7 +175,7 @@ def read_json_model(type_adapter: TypeAdapter[Model], path: Path) -> Model:
         raise InputError(f"{path} is not what `sfm distill` writes: it is too long") from error
 
 
-def require_no_outside_links(directory: Path, paths: Iterable[Path]) -> None:
+def require_no_outside_links(run_directory: Path, paths: Iterable[Path]) -> None:
     """Refuse links that lead out of a run directory: an export or a report would disclose what is there.
 
     Raises
@@ -183,7 +183,7 @@ def require_no_outside_links(directory: Path, paths: Iterable[Path]) -> None:
     InputError
         If there is one; names it.
     """
-    root = resolve_links(directory)
+    root = resolve_links(run_directory)
     for path in paths:
         if path.is_symlink() and not resolve_links(path).is_relative_to(root):
             raise InputError(
@@ -193,7 +193,7 @@ def require_no_outside_links(directory: Path, paths: Iterable[Path]) -> None:
 
 
 def require_plausible_compression(
-    directory: Path, image_files: Sequence[Path], image_side_pixels: int
+    run_directory: Path, image_files: Sequence[Path], image_side_pixels: int
 ) -> None:
     """Refuse small files that decode to gigabytes of images.
 
@@ -206,8 +206,8 @@ def require_plausible_compression(
     file_bytes = sum(file.stat().st_size for file in image_files if file.is_file())
     if pixel_bytes > MAX_UNCHECKED_BYTES and pixel_bytes > MAX_COMPRESSION * file_bytes:
         raise InputError(
-            f"the {len(image_files)} images in {directory} would take {pixel_bytes / 2**30:.1f} GiB, their "
-            f"files have {file_bytes / 2**20:.1f} MiB: distilled images do not compress like that"
+            f"the {len(image_files)} images in {run_directory} would take {pixel_bytes / 2**30:.1f} GiB, "
+            f"their files have {file_bytes / 2**20:.1f} MiB: distilled images do not compress like that"
         )
 
 

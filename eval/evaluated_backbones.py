@@ -10,6 +10,7 @@ from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics, select_run_statistics
 from sfm.eval.config import ALL_BACKBONES, EvaluateConfig
 from sfm.eval.distilled_run import DistilledRun, RunRecord
+from sfm.eval.result import NoteText
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
 from sfm.stats_store.extract_command import format_extract_command
@@ -61,7 +62,7 @@ def load_evaluated_backbones(
     summaries: Sequence[Summary],
     source_statistics: ClassSubsetStatistics,
     load_backbone: LoadBackbone,
-) -> tuple[list[EvaluatedBackbone], list[str]]:
+) -> tuple[list[EvaluatedBackbone], list[NoteText]]:
     """Load the backbones to evaluate on, and open their entries of the data the run was distilled from.
 
     Same data is same fingerprint and same role. Of several variants of an entry, the one with the options of

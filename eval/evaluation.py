@@ -32,7 +32,7 @@ from sfm.eval.result import (
     Provenance,
     format_evaluation_json,
 )
-from sfm.eval.row_training import KeyedViewFeatures, RowTrainer, compute_image_set_features
+from sfm.eval.row_training import KeyedViewFeatures, RowTrainer, WriteFailure, compute_image_set_features
 from sfm.eval.scores import load_held_out_samples, make_full_data_rows
 from sfm.eval.view_features import LabelledImages
 from sfm.eval.work_folder import WorkFolder
@@ -172,7 +172,7 @@ def prefix_progress_stage(progress: ProgressCallback, run_name: str) -> Progress
 
 def run_evaluation_job(
     job: EvaluationJob, work_folder: WorkFolder, progress: ProgressCallback
-) -> tuple[Evaluation, list[str]]:
+) -> tuple[Evaluation, list[WriteFailure]]:
     """Train, score and write all rows of one run.
 
     Returns

@@ -18,7 +18,7 @@ from sfm.eval.baselines import (
 from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE, ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.distilled_run import DistilledRun
-from sfm.eval.result import ImageSetName
+from sfm.eval.result import ImageSetName, NoteText
 from sfm.eval.view_features import LabelledImages, compute_view_features
 from sfm.eval.work_folder import WorkFolder
 
@@ -82,7 +82,7 @@ def read_exemplars(statistics: ClassSubsetStatistics) -> Exemplars | None:
 
 def make_real_image_sets(
     exemplars: Exemplars | None, ipc: int, config: EvaluateConfig
-) -> tuple[list[ImageSet], list[str]]:
+) -> tuple[list[ImageSet], list[NoteText]]:
     """Choose as many real images per class as were distilled, from the exemplars of the run's entry.
 
     Returns

@@ -90,13 +90,13 @@ class FittedHeads:
         On features of the evaluation backbone, projectors included.
     projectors : LinearProjectors or None
         The projectors alone, where the mode has any.
-    penalty : float or None
+    ridge_penalty : float or None
         Of projectors in closed form.
     """
 
     heads: LinearHeads
     projectors: LinearProjectors | None = None
-    penalty: float | None = None
+    ridge_penalty: float | None = None
 
 
 def fit_heads_by_mode(

@@ -35,6 +35,7 @@ BackboneSpec = Name
 BackboneHash = Name
 EntryDigest = Name
 FractionOfFullData = NonNegativeFloat
+NoteText = str
 ClassIndex = Count
 AccuraciesBySeed = FailFastList[Fraction]
 ExemplarIndicesByClass = FailFastList[FailFastList[Count]]

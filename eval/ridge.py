@@ -58,7 +58,7 @@ def fit_ridge_projector(
     x, y = grouped_features.double().flatten(0, 1), grouped_target_features.double().flatten(0, 1)
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
-    left, spectrum, right = compute_svd(x)
+    left, spectrum, right = compute_svd_with_squared_values(x)
     scale = float(spectrum.sum()) / x.shape[1]
     logits = y @ inherited_classifier.weight[0].double().T
     errors = [
@@ -76,7 +76,7 @@ def fit_ridge_projector(
     )
 
 
-def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compute_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the singular value decomposition ``U diag(sqrt(s)) V^T``, computed from the smaller scatter.
 
     Returns

@@ -35,6 +35,9 @@ from sfm.stats_store.digests import compute_array_digest
 PROTOCOL_OPTIONS = ("seeds", "epochs", "views", "projector_views", "seed")
 """Options that every accuracy depends on."""
 
+WriteFailure = str
+"""A message about what could not be written."""
+
 
 @dataclass(frozen=True)
 class KeyedViewFeatures:
@@ -59,7 +62,7 @@ class RowTrainer:
     ----------
     job : EvaluationJob
     eval_backbone : EvaluatedBackbone
-    samples : HeldOutSamples
+    held_out_samples : HeldOutSamples
     full_data_top1 : float
         Top-1 accuracy of the linear classifier of all real images.
     work_folder : WorkFolder
@@ -69,7 +72,7 @@ class RowTrainer:
 
     job: EvaluationJob
     eval_backbone: EvaluatedBackbone
-    samples: HeldOutSamples
+    held_out_samples: HeldOutSamples
     full_data_top1: float
     work_folder: WorkFolder
     progress: ProgressCallback
@@ -79,7 +82,7 @@ class RowTrainer:
         image_set: ImageSet,
         mode: Mode,
         compute_shared_features: Callable[[Backbone], KeyedViewFeatures] | None,
-        appended_write_failures: list[str],
+        appended_write_failures: list[WriteFailure],
     ) -> AccuracyRow:
         """Return what a mode scores on an image set; a row that an interrupted command finished is read.
 
@@ -114,16 +117,22 @@ class RowTrainer:
             view_features.features,
             target_features.features if target_features else None,
         )
-        fitted_head = fit_heads_by_mode(mode, context, config, self.progress)
+        fitted_heads = fit_heads_by_mode(mode, context, config, self.progress)
         protocol = make_row_training_options(config, mode, len(image_set.images.pixels))
         row = make_accuracy_row(
-            self.eval_backbone, image_set, mode, fitted_head, self.samples, self.full_data_top1, protocol
+            self.eval_backbone,
+            image_set,
+            mode,
+            fitted_heads,
+            self.held_out_samples,
+            self.full_data_top1,
+            protocol,
         )
         if config.save and image_set.name == "distilled":
             folder = get_classifier_folder(config.result_path)
             try:
                 save_first_seed_classifier(
-                    folder, fitted_head, row, self.job.run, self.eval_backbone, self.job.source_statistics
+                    folder, fitted_heads, row, self.job.run, self.eval_backbone, self.job.source_statistics
                 )
             except InputError as error:
                 appended_write_failures.append(str(error))

@@ -62,9 +62,11 @@ def load_held_out_samples(eval_backbone: EvaluatedBackbone) -> HeldOutSamples:
     return HeldOutSamples(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device))
 
 
-def make_full_data_rows(eval_backbone: EvaluatedBackbone, samples: HeldOutSamples) -> list[FullDataRow]:
+def make_full_data_rows(
+    eval_backbone: EvaluatedBackbone, held_out_samples: HeldOutSamples
+) -> list[FullDataRow]:
     """Score the classifiers of all real training images that the store has; the linear one comes first."""
-    device = samples.features.device
+    device = held_out_samples.features.device
     heads: dict[FullDataClassifier, LinearHeads] = {
         "linear": read_full_data_classifier(eval_backbone.statistics, device),
         "nearest class mean": make_nearest_mean_head(
@@ -73,7 +75,7 @@ def make_full_data_rows(eval_backbone: EvaluatedBackbone, samples: HeldOutSample
         "discriminant": make_discriminant_head(eval_backbone.statistics, device),
     }
     scores = {
-        classifier: compute_accuracy_by_seed(head, samples.features, samples.labels)
+        classifier: compute_accuracy_by_seed(head, held_out_samples.features, held_out_samples.labels)
         for classifier, head in heads.items()
     }
     return [
@@ -102,7 +104,7 @@ def make_accuracy_row(
     image_set: ImageSet,
     mode: Mode,
     fitted_heads: FittedHeads,
-    samples: HeldOutSamples,
+    held_out_samples: HeldOutSamples,
     full_data_top1: float,
     training_options: RowTrainingOptions,
 ) -> AccuracyRow:
@@ -115,7 +117,7 @@ def make_accuracy_row(
     training_options : RowTrainingOptions
         How the heads were trained.
     """
-    score = compute_accuracy_by_seed(fitted_heads.heads, samples.features, samples.labels)
+    score = compute_accuracy_by_seed(fitted_heads.heads, held_out_samples.features, held_out_samples.labels)
     top1_mean, top1_std = compute_mean_and_std(score.top1)
     top5_mean, top5_std = (None, None) if score.top5 is None else compute_mean_and_std(score.top5)
     row = AccuracyRow(
@@ -133,7 +135,7 @@ def make_accuracy_row(
         recovered=compute_fraction_of_full_data(top1_mean, full_data_top1),
         exemplars=image_set.min_exemplars_per_class,
         chosen=image_set.exemplar_indices_by_class,
-        penalty=fitted_heads.penalty,
+        penalty=fitted_heads.ridge_penalty,
         backbone_hash=eval_backbone.backbone.card.hash,
         epochs=training_options.epochs,
         views=training_options.views,
@@ -141,7 +143,7 @@ def make_accuracy_row(
     )
     if image_set.min_exemplars_per_class is not None:
         return row
-    counts = compute_confusion_matrix(fitted_heads.heads, samples.features, samples.labels)
+    counts = compute_confusion_matrix(fitted_heads.heads, held_out_samples.features, held_out_samples.labels)
     matrix = counts.tolist() if len(counts) <= MAX_CONFUSION_CLASSES else None
     return row.model_copy(
         update={
