@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from sfm.eval.config import Mode
-from sfm.eval.result import Evaluation, is_distillation_backbone
+from sfm.eval.result import Evaluation, is_row_on_distillation_backbone
 
 
 class MatrixCell(BaseModel):
@@ -58,7 +58,7 @@ def make_matrix(evaluations: Sequence[Evaluation]) -> list[MatrixCell]:
             top1_std=row.top1_std,
             seeds=row.seeds,
             recovered=row.recovered,
-            own_backbone=is_distillation_backbone(row, evaluation.provenance),
+            own_backbone=is_row_on_distillation_backbone(row, evaluation.provenance),
         )
         for evaluation in evaluations
         for row in evaluation.rows

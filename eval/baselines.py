@@ -2,20 +2,26 @@
 
 import numpy as np
 import numpy.typing as npt
-
 from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
 from sfm.eval.training import RandomStreamPurpose
 from sfm.random_streams import make_rng
 
 
-def choose_indices_nearest_to_mean(roles: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int64]:
+ExemplarRoles = npt.NDArray[np.uint8]
+"""``exemplar/role`` of an entry, shape (class, exemplar): why each exemplar is kept."""
+
+ExemplarIndices = npt.NDArray[np.int64]
+"""Indices along the exemplar axis of an entry, shape (..., class, image)."""
+
+
+def choose_indices_nearest_to_mean(exemplar_roles: ExemplarRoles, images_per_class: int) -> ExemplarIndices:
     """Return the exemplars of every class that are nearest to its mean.
 
     Parameters
     ----------
-    roles : ndarray of uint8, shape (class, exemplar)
+    exemplar_roles : ndarray of uint8, shape (class, exemplar)
         ``exemplar/role`` of an entry; nearest ones are stored in order of distance.
-    count : int
+    images_per_class : int
         Per class; every class must have as many, see :func:`count_min_exemplars_per_class`.
 
     Returns
@@ -23,12 +29,10 @@ def choose_indices_nearest_to_mean(roles: npt.NDArray[np.uint8], count: int) -> 
     ndarray of int64, shape (class, count)
         Indices along the exemplar axis.
     """
-    return np.argsort(roles != NEAREST_ROLE, axis=1, kind="stable")[:, :count]
+    return np.argsort(exemplar_roles != NEAREST_ROLE, axis=1, kind="stable")[:, :images_per_class]
 
 
-def draw_random_exemplar_indices(
-    roles: npt.NDArray[np.uint8], count: int, draws: int, seed: int
-) -> npt.NDArray[np.int64]:
+def draw_random_exemplar_indices(exemplar_roles: ExemplarRoles, images_per_class: int, draw_count: int, seed: int) -> ExemplarIndices:
     """Draw random exemplars of every class, several times.
 
     Each class's random exemplars are shuffled once and dealt out in turn: draws share no image as long as
@@ -36,10 +40,10 @@ def draw_random_exemplar_indices(
 
     Parameters
     ----------
-    roles : ndarray of uint8, shape (class, exemplar)
-    count : int
+    exemplar_roles : ndarray of uint8, shape (class, exemplar)
+    images_per_class : int
         Per class and draw; every class must have as many, see :func:`count_min_exemplars_per_class`.
-    draws : int
+    draw_count : int
     seed : int
         Seed of the run.
 
@@ -48,32 +52,30 @@ def draw_random_exemplar_indices(
     ndarray of int64, shape (draw, class, count)
         Indices along the exemplar axis.
     """
-    drawn = np.empty((draws, len(roles), count), dtype=np.int64)
-    for class_index, class_roles in enumerate(roles):
+    drawn = np.empty((draw_count, len(exemplar_roles), images_per_class), dtype=np.int64)
+    for class_index, class_roles in enumerate(exemplar_roles):
         candidates = np.flatnonzero(class_roles == RANDOM_ROLE)
         shuffled = make_rng(seed, RandomStreamPurpose.EXEMPLARS, class_index).permutation(candidates)
-        drawn[:, class_index] = shuffled[np.arange(draws * count).reshape(draws, count) % len(shuffled)]
+        drawn[:, class_index] = shuffled[np.arange(draw_count * images_per_class).reshape(draw_count, images_per_class) % len(shuffled)]
     return drawn
 
 
-def count_min_exemplars_per_class(roles: npt.NDArray[np.uint8], role: int) -> int:
+def count_min_exemplars_per_class(exemplar_roles: ExemplarRoles, counted_role: int) -> int:
     """Return the smallest number of exemplars of a role in any class."""
-    return int((roles == role).sum(axis=1).min())
+    return int((exemplar_roles == counted_role).sum(axis=1).min())
 
 
-def choose_indices_nearest_to_distilled(
-    roles: npt.NDArray[np.uint8], exemplars: npt.NDArray[np.float32], distilled: npt.NDArray[np.float32]
-) -> npt.NDArray[np.int64]:
+def choose_indices_nearest_to_distilled(exemplar_roles: ExemplarRoles, exemplar_features: npt.NDArray[np.float32], distilled_features: npt.NDArray[np.float32]) -> ExemplarIndices:
     """Return for every distilled image the exemplar of its class whose feature is nearest, of any role.
 
     No exemplar is chosen twice; the distilled images of a class choose in their order.
 
     Parameters
     ----------
-    roles : ndarray of uint8, shape (class, exemplar)
+    exemplar_roles : ndarray of uint8, shape (class, exemplar)
         ``exemplar/role`` of an entry.
-    exemplars : ndarray of float32, shape (class, exemplar, feature)
-    distilled : ndarray of float32, shape (class, image, feature)
+    exemplar_features : ndarray of float32, shape (class, exemplar, feature)
+    distilled_features : ndarray of float32, shape (class, image, feature)
         Not more images than the class with fewest exemplars has.
 
     Returns
@@ -81,8 +83,8 @@ def choose_indices_nearest_to_distilled(
     ndarray of int64, shape (class, image)
         Indices along the exemplar axis.
     """
-    distances = np.square(distilled[:, :, None] - exemplars[:, None]).sum(axis=-1)
-    distances[np.broadcast_to((roles == EMPTY_ROLE)[:, None], distances.shape)] = np.inf
+    distances = np.square(distilled_features[:, :, None] - exemplar_features[:, None]).sum(axis=-1)
+    distances[np.broadcast_to((exemplar_roles == EMPTY_ROLE)[:, None], distances.shape)] = np.inf
     chosen = np.empty(distances.shape[:2], dtype=np.int64)
     for image in range(chosen.shape[1]):
         chosen[:, image] = distances[:, image].argmin(axis=1)

@@ -31,7 +31,7 @@ class ClassSubsetStatistics:
     class_indices: npt.NDArray[np.int64]
 
     @property
-    def is_complete(self) -> bool:
+    def has_all_classes(self) -> bool:
         """Whether these are all classes of the entry."""
         return len(self.class_indices) == len(self.entry.dataset.class_ids)
 
@@ -39,7 +39,7 @@ class ClassSubsetStatistics:
         """Return the rows of these classes of an array whose first axis counts classes."""
         return self.entry.read_array(name)[self.class_indices]
 
-    def read_held_out(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    def read_held_out_samples(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Return features and labels of the held-out samples of these classes.
 
         Returns

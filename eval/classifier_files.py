@@ -16,19 +16,19 @@ from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.mode_training import FittedHeads
 from sfm.eval.output_files import write_output
-from sfm.eval.result import AccuracyRow, format_protocol_header
+from sfm.eval.result import AccuracyRow, make_training_options_header
 from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
 from sfm.tensor_files import TensorFileError, open_safetensors
 
 
-def make_classifier_file_name(spec: str, mode: Mode) -> str:
+def make_classifier_file_name(backbone_spec: str, mode: Mode) -> str:
     """Return the name of a classifier's file: the spec's letters, digits, dots and dashes, and the mode."""
-    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', spec).strip('-')}-{mode}.safetensors"
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', backbone_spec).strip('-')}-{mode}.safetensors"
 
 
 def save_first_seed_classifier(
     folder: Path,
-    fitted_head: FittedHeads,
+    fitted_heads: FittedHeads,
     row: AccuracyRow,
     run: DistilledRun,
     eval_backbone: EvaluatedBackbone,
@@ -47,7 +47,7 @@ def save_first_seed_classifier(
     card = eval_backbone.backbone.card
     image_digest = compute_array_digest(run.pixels)
     data = serialize_first_seed_classifier(
-        fitted_head, card, source_statistics.entry.backbone, row, run.class_ids, image_digest
+        fitted_heads, card, source_statistics.entry.backbone, row, run.class_ids, image_digest
     )
     require_no_link(folder)
     path = folder / make_classifier_file_name(card.spec, row.mode)
@@ -57,23 +57,25 @@ def save_first_seed_classifier(
     write_output(path, data)
 
 
-def is_replaceable_classifier(path: Path, backbone_hash: str, image_digest: str, row: AccuracyRow) -> bool:
+def is_replaceable_classifier(
+    classifier_path: Path, backbone_hash: str, image_digest: str, row: AccuracyRow
+) -> bool:
     """Return whether a path is free, damaged, of other images, or of the same backbone and protocol."""
     try:
-        with open_safetensors(path, "pt", MAX_CLASSIFIER_BYTES) as file:
+        with open_safetensors(classifier_path, "pt", MAX_CLASSIFIER_BYTES) as file:
             header = file.metadata() or {}
     except (FileNotFoundError, TensorFileError):
         return True
-    expected = ("backbone_hash", backbone_hash), *format_protocol_header(row).items()
+    expected = ("backbone_hash", backbone_hash), *make_training_options_header(row).items()
     return header.get("images", image_digest) != image_digest or all(
         header.get(name, value) == value for name, value in expected
     )
 
 
 def serialize_first_seed_classifier(
-    fitted_head: FittedHeads,
-    backbone: BackboneCard,
-    inherited: BackboneCard,
+    fitted_heads: FittedHeads,
+    eval_backbone_card: BackboneCard,
+    source_backbone_card: BackboneCard,
     row: AccuracyRow,
     class_ids: Sequence[str],
     image_digest: str,
@@ -86,8 +88,8 @@ def serialize_first_seed_classifier(
 
     Parameters
     ----------
-    fitted_head : FittedHeads
-    backbone, inherited : BackboneCard
+    fitted_heads : FittedHeads
+    eval_backbone_card, source_backbone_card : BackboneCard
         The backbone evaluated on, and the one distilled on.
     row : AccuracyRow
         Its accuracy and protocol.
@@ -95,19 +97,19 @@ def serialize_first_seed_classifier(
         In the order of the weight's rows.
     image_digest : str
     """
-    tensors: dict[str, Tensor] = {"weight": fitted_head.heads.weight[0], "bias": fitted_head.heads.bias[0]}
-    if fitted_head.projectors is not None:
-        tensors["projector_weight"] = fitted_head.projectors.weight[0]
-        tensors["projector_bias"] = fitted_head.projectors.bias[0]
+    tensors: dict[str, Tensor] = {"weight": fitted_heads.heads.weight[0], "bias": fitted_heads.heads.bias[0]}
+    if fitted_heads.projectors is not None:
+        tensors["projector_weight"] = fitted_heads.projectors.weight[0]
+        tensors["projector_bias"] = fitted_heads.projectors.bias[0]
     header = {
-        "backbone": backbone.spec,
-        "backbone_hash": backbone.hash,
-        "image_size": str(backbone.preprocessing.input_size),
-        "distilled_on": inherited.spec,
-        "distilled_on_hash": inherited.hash,
+        "backbone": eval_backbone_card.spec,
+        "backbone_hash": eval_backbone_card.hash,
+        "image_size": str(eval_backbone_card.preprocessing.input_size),
+        "distilled_on": source_backbone_card.spec,
+        "distilled_on_hash": source_backbone_card.hash,
         "mode": row.mode,
         "images": image_digest,
-        **format_protocol_header(row),
+        **make_training_options_header(row),
         "class_ids": json.dumps(list(class_ids)),
     }
     return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)

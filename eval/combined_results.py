@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
 from pydantic import ValidationError
-
 from sfm.errors import InputError
 from sfm.eval.caveats import ABOVE_FULL_DATA, NOT_BETTER_THAN_RANDOM, list_caveats
 from sfm.eval.config import CLOSED_FORM_MODES, EvaluateConfig, RowTrainingOptions, make_row_training_options
 from sfm.eval.result import AccuracyRow, EarlierCommand, Evaluation
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, read_bounded_file
+from typing import Any
+
 
 RowIdentity = tuple[Any, ...]
 
 
-def read_result(path: Path) -> Evaluation | None:
+def read_evaluation_if_exists(path: Path) -> Evaluation | None:
     """Read an ``evaluation.json`` of this or an older version; None if there is none.
 
     Raises
@@ -40,7 +39,7 @@ def make_row_identity(row: AccuracyRow) -> RowIdentity:
     return (row.images, row.backbone_hash, row.image_size, row.mode, *protocol)
 
 
-def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_count: int) -> Evaluation:
+def combine_evaluations(current: Evaluation, previous: Evaluation | None, distilled_image_count: int) -> Evaluation:
     """Return a command's rows together with those of earlier commands that it did not measure again.
 
     Rows of other images than the command's, or of another entry of the store, are dropped.
@@ -49,7 +48,7 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
     ----------
     current, previous : Evaluation
         The command's result, and the previous content of the file.
-    image_count : int
+    distilled_image_count : int
         Number of distilled images.
 
     Returns
@@ -57,21 +56,19 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
     Evaluation
         The command's rows first; its `changes` list replaced and dropped rows.
     """
-    current = fill_missing_options_of_rows(current, image_count)
+    current = fill_missing_options_of_rows(current, distilled_image_count)
     if previous is None:
         return current
     if get_combinable_data_key(previous) != get_combinable_data_key(current):
         dropped = format_row_count(len(previous.rows))
         change = f"dropped: {dropped} of images or data that are no longer those of the run"
         return current.model_copy(update={"changes": [change]})
-    previous = fill_missing_options_of_rows(previous, image_count)
+    previous = fill_missing_options_of_rows(previous, distilled_image_count)
     stale_hashes = find_stale_backbone_hashes(previous, current)
     stale_rows = [row for row in previous.rows if row.backbone_hash in stale_hashes]
     valid_rows = [row for row in previous.rows if row.backbone_hash not in stale_hashes]
     new_rows = {make_row_identity(row): row for row in current.rows}
-    replaced = [
-        (row, new_rows[make_row_identity(row)]) for row in valid_rows if make_row_identity(row) in new_rows
-    ]
+    replaced = [(row, new_rows[make_row_identity(row)]) for row in valid_rows if make_row_identity(row) in new_rows]
     kept_rows = [row for row in valid_rows if make_row_identity(row) not in new_rows]
     rows = [*current.rows, *kept_rows]
 
@@ -81,11 +78,7 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
     kept_backbones = {(e.backbone, e.image_size) for e in kept_entries}
     entries += kept_entries
     full_data += [f for f in previous.full_data if (f.backbone, f.image_size) in kept_backbones]
-    notes = [
-        *drop_caveat_notes(current.notes),
-        *(note for note in drop_caveat_notes(previous.notes) if is_note_still_true(note, rows)),
-        *list_caveats(rows, full_data, entries),
-    ]
+    notes = [*drop_caveat_notes(current.notes), *(note for note in drop_caveat_notes(previous.notes) if is_note_still_true(note, rows)), *list_caveats(rows, full_data, entries)]
     earlier = [make_earlier_command(previous), *previous.earlier]
     return current.model_copy(
         update={
@@ -93,9 +86,7 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
             "full_data": full_data,
             "notes": list(dict.fromkeys(notes)),
             "provenance": current.provenance.model_copy(update={"entries": entries}),
-            "earlier": [
-                command for command in earlier if may_have_measured_any(command, kept_rows, image_count)
-            ],
+            "earlier": [command for command in earlier if may_have_measured_any(command, kept_rows, distilled_image_count)],
             "changes": describe_row_changes(replaced, stale_rows, kept_rows),
         }
     )
@@ -111,21 +102,16 @@ def find_stale_backbone_hashes(previous: Evaluation, current: Evaluation) -> set
     """Return the hashes of backbones whose entry was replaced, or whose name denotes another backbone now."""
     by_hash = {e.backbone_hash: e.entry_digest for e in current.provenance.entries}
     by_name = {(e.backbone, e.image_size): e.backbone_hash for e in current.provenance.entries}
-    return {
-        e.backbone_hash
-        for e in previous.provenance.entries
-        if by_hash.get(e.backbone_hash, e.entry_digest) != e.entry_digest
-        or by_name.get((e.backbone, e.image_size), e.backbone_hash) != e.backbone_hash
-    }
+    return {e.backbone_hash for e in previous.provenance.entries if by_hash.get(e.backbone_hash, e.entry_digest) != e.entry_digest or by_name.get((e.backbone, e.image_size), e.backbone_hash) != e.backbone_hash}
 
 
-def fill_missing_options_of_rows(evaluation: Evaluation, image_count: int) -> Evaluation:
+def fill_missing_options_of_rows(evaluation: Evaluation, distilled_image_count: int) -> Evaluation:
     """Return an evaluation whose rows have a protocol; older files have it in their config alone."""
-    rows = [fill_missing_row_options(row, evaluation, image_count) for row in evaluation.rows]
+    rows = [fill_missing_row_options(row, evaluation, distilled_image_count) for row in evaluation.rows]
     return evaluation if rows == evaluation.rows else evaluation.model_copy(update={"rows": rows})
 
 
-def fill_missing_row_options(row: AccuracyRow, evaluation: Evaluation, image_count: int) -> AccuracyRow:
+def fill_missing_row_options(row: AccuracyRow, evaluation: Evaluation, distilled_image_count: int) -> AccuracyRow:
     """Return a row with backbone hash and protocol; a row of an older version takes them from its file."""
     if row.backbone_hash is not None:
         return row
@@ -135,31 +121,24 @@ def fill_missing_row_options(row: AccuracyRow, evaluation: Evaluation, image_cou
         config = EvaluateConfig.model_validate(evaluation.config)
     except ValidationError:
         return row.model_copy(update=missing)
-    return row.model_copy(update=missing | asdict(make_row_training_options(config, row.mode, image_count)))
+    return row.model_copy(update=missing | asdict(make_row_training_options(config, row.mode, distilled_image_count)))
 
 
-def describe_row_changes(
-    replaced: Sequence[tuple[AccuracyRow, AccuracyRow]],
-    stale_rows: Sequence[AccuracyRow],
-    kept_rows: Sequence[AccuracyRow],
-) -> list[str]:
+def describe_row_changes(replaced_pairs: Sequence[tuple[AccuracyRow, AccuracyRow]], stale_rows: Sequence[AccuracyRow], kept_rows: Sequence[AccuracyRow]) -> list[str]:
     """Return a line about each change to rows that the file held before.
 
     Parameters
     ----------
-    replaced : sequence of (AccuracyRow, AccuracyRow)
+    replaced_pairs : sequence of (AccuracyRow, AccuracyRow)
         Rows that were measured again, before and now.
     stale_rows : sequence of AccuracyRow
         Rows of entries that the store replaced.
     kept_rows : sequence of AccuracyRow
     """
-    changed = [(old, new) for old, new in replaced if (old.top1, old.top5) != (new.top1, new.top5)]
-    lines = [
-        f"replaced: {describe_row(old)}: {100 * old.top1_mean:.1f} -> {100 * new.top1_mean:.1f}"
-        for old, new in changed
-    ]
-    if len(changed) < len(replaced):
-        lines.append(f"measured again, and the same: {format_row_count(len(replaced) - len(changed))}")
+    changed = [(old, new) for old, new in replaced_pairs if (old.top1, old.top5) != (new.top1, new.top5)]
+    lines = [f"replaced: {describe_row(old)}: {100 * old.top1_mean:.1f} -> {100 * new.top1_mean:.1f}" for old, new in changed]
+    if len(changed) < len(replaced_pairs):
+        lines.append(f"measured again, and the same: {format_row_count(len(replaced_pairs) - len(changed))}")
     if stale_rows:
         lines.append(f"dropped: {format_row_count(len(stale_rows))} of entries that the store replaced")
     if kept_rows:
@@ -183,40 +162,32 @@ def drop_caveat_notes(notes: Sequence[str]) -> list[str]:
     return [note for note in notes if not note.startswith((NOT_BETTER_THAN_RANDOM, ABOVE_FULL_DATA))]
 
 
-def is_note_still_true(note: str, rows: Sequence[AccuracyRow]) -> bool:
+def is_note_still_true(earlier_note: str, current_rows: Sequence[AccuracyRow]) -> bool:
     """Return whether an earlier note is still true: a backbone that was left out may have rows now."""
-    return not any(note.startswith(f"{row.backbone} is left out: ") for row in rows)
+    return not any(earlier_note.startswith(f"{row.backbone} is left out: ") for row in current_rows)
 
 
 def make_earlier_command(evaluation: Evaluation) -> EarlierCommand:
     """Return the record of a command that the file keeps after a later one."""
     provenance = evaluation.provenance
     backbones = provenance.evaluated_on
-    return EarlierCommand(
-        config=evaluation.config,
-        backbones=[e.backbone_hash for e in provenance.entries] if backbones is None else backbones,
-        versions=provenance.versions,
-        device=provenance.device,
-        seconds=provenance.seconds,
-    )
+    return EarlierCommand(config=evaluation.config, backbones=[e.backbone_hash for e in provenance.entries] if backbones is None else backbones, versions=provenance.versions, device=provenance.device, seconds=provenance.seconds)
 
 
-def may_have_measured_any(
-    command: EarlierCommand, kept_rows: Sequence[AccuracyRow], image_count: int
-) -> bool:
+def may_have_measured_any(command: EarlierCommand, rows: Sequence[AccuracyRow], distilled_image_count: int) -> bool:
     """Return whether one of the kept rows can have been measured by an earlier command."""
-    candidates = [row for row in kept_rows if row.backbone_hash in command.backbones]
+    candidates = [row for row in rows if row.backbone_hash in command.backbones]
     try:
         config = EvaluateConfig.model_validate(command.config)
     except ValidationError:
         return bool(candidates)
-    return any(is_row_made_by_config(row, config, image_count) for row in candidates)
+    return any(is_row_made_by_config(row, config, distilled_image_count) for row in candidates)
 
 
-def is_row_made_by_config(row: AccuracyRow, config: EvaluateConfig, image_count: int) -> bool:
+def is_row_made_by_config(row: AccuracyRow, config: EvaluateConfig, distilled_image_count: int) -> bool:
     """Return whether a config measures such a row; rows of real images are always of mode `linear`."""
     modes = config.mode if row.images in ("distilled", "none") else ["linear"]
     seeds = 1 if row.mode in CLOSED_FORM_MODES else config.seeds
     protocol = RowTrainingOptions(row.epochs, row.views, row.seed)
-    expected_protocol = make_row_training_options(config, row.mode, image_count)
+    expected_protocol = make_row_training_options(config, row.mode, distilled_image_count)
     return row.mode in modes and row.seeds == seeds and protocol == expected_protocol

@@ -1,15 +1,12 @@
 """Read the directory of a finished distillation: images, classes and ``run.json``."""
 
+import numpy as np
+import numpy.typing as npt
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
-
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-
 from sfm.backbones.card import BackboneCard
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_IMAGES_PER_CLASS
 from sfm.constrained_types import Count, Digest, InputPixels, Name
@@ -18,6 +15,8 @@ from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
 from sfm.text import sanitize_line
 from sfm.untrusted_files import OversizeError, read_bounded_file
+from typing import Annotated, Literal, TypeVar
+
 
 MAX_UNCHECKED_BYTES, MAX_COMPRESSION = 2**30, 50
 """Bytes of pixels that are read in any case, and the highest ratio of pixels to file bytes above that."""
@@ -26,6 +25,10 @@ MAX_FIELD_CHARACTERS = 200
 """Characters of a field's name in an error."""
 
 Model = TypeVar("Model")
+
+CanvasSidePixels = Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)]
+ImagesPerClass = Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
+DistilledPixelDigest = Digest
 
 
 class RunConfigFields(BaseModel):
@@ -61,9 +64,9 @@ class RunRecord(BaseModel):
     dataset: Name
     backbone: BackboneCard
     image_size: InputPixels
-    canvas: Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)]
-    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
-    images: Digest | None = None
+    canvas: CanvasSidePixels
+    ipc: ImagesPerClass
+    images: DistilledPixelDigest | None = None
 
 
 class ClassRecord(BaseModel):
@@ -91,7 +94,7 @@ class DistilledRun:
         In the order of the labels.
     class_names : list of str
         Display names, in the same order; may repeat.
-    files : list of Path
+    image_files : list of Path
         One file for each of `pixels`.
     pixels : ndarray of uint8, shape (class * ipc, canvas, canvas, 3)
         The images of the first class, then those of the second, ...
@@ -101,12 +104,12 @@ class DistilledRun:
     record: RunRecord
     class_ids: list[str]
     class_names: list[str]
-    files: list[Path]
+    image_files: list[Path]
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
 
 
-def read_distilled_run(directory: Path) -> DistilledRun:
+def read_distilled_run(run_directory: Path) -> DistilledRun:
     """Read the directory of a finished distillation: ``run.json``, ``classes.json``, ``images/``.
 
     Raises
@@ -115,39 +118,25 @@ def read_distilled_run(directory: Path) -> DistilledRun:
         If it is not such a directory, or classes or images are missing, too many, unreadable or not of the
         size that ``run.json`` names.
     """
-    if not directory.is_dir():
-        raise InputError(f"no run directory at {directory}: give the --out of a `sfm distill`")
-    if (directory / "checkpoint").is_dir() and not (directory / "run.json").exists():
-        raise InputError(
-            f"{directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, or "
-            f"repeat its command with --resume if it was interrupted"
-        )
-    record = read_json_model(TypeAdapter(RunRecord), directory / "run.json")
-    classes = read_json_model(TypeAdapter(ClassRecords), directory / "classes.json")
+    if not run_directory.is_dir():
+        raise InputError(f"no run directory at {run_directory}: give the --out of a `sfm distill`")
+    if (run_directory / "checkpoint").is_dir() and not (run_directory / "run.json").exists():
+        raise InputError(f"{run_directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, " f"or repeat its command with --resume if it was interrupted")
+    record = read_json_model(TypeAdapter(RunRecord), run_directory / "run.json")
+    classes = read_json_model(TypeAdapter(ClassRecords), run_directory / "classes.json")
     if [c.index for c in classes] != list(range(len(classes))) or not classes:
-        raise InputError(f"{directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
-    folders = _list_numbered_paths(directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")
-    files = [
-        file
-        for folder in folders
-        for file in _list_numbered_paths(folder, record.ipc, "image", r"(\d+)\.png")
-    ]
-    require_no_outside_links(directory, [directory / "images", *folders, *files])
-    require_plausible_compression(directory, files, record.canvas)
+        raise InputError(f"{run_directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
+    folders = _list_numbered_paths(run_directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")
+    files = [file for folder in folders for file in _list_numbered_paths(folder, record.ipc, "image", r"(\d+)\.png")]
+    require_no_outside_links(run_directory, [run_directory / "images", *folders, *files])
+    require_plausible_compression(run_directory, files, record.canvas)
     pixels = np.empty((len(files), record.canvas, record.canvas, 3), np.uint8)
     for image, file in zip(pixels, files, strict=True):
         image[:] = read_png_as_rgb(file, record.canvas**2, (record.canvas, record.canvas))
-    return DistilledRun(
-        record,
-        [c.class_id for c in classes],
-        [c.name for c in classes],
-        files,
-        pixels,
-        np.repeat(np.arange(len(classes)), record.ipc),
-    )
+    return DistilledRun(record, [c.class_id for c in classes], [c.name for c in classes], files, pixels, np.repeat(np.arange(len(classes)), record.ipc))
 
 
-def read_json_model(adapter: TypeAdapter[Model], path: Path) -> Model:
+def read_json_model(type_adapter: TypeAdapter[Model], path: Path) -> Model:
     """Read and validate a JSON file of a run directory.
 
     Raises
@@ -156,22 +145,18 @@ def read_json_model(adapter: TypeAdapter[Model], path: Path) -> Model:
         If it is missing, or not what `sfm distill` writes.
     """
     try:
-        return adapter.validate_json(read_bounded_file(path))
+        return type_adapter.validate_json(read_bounded_file(path))
     except OSError as error:
-        raise InputError(
-            f"{path.parent} is not a finished run of `sfm distill`: cannot read {path.name}: {error.strerror}"
-        ) from error
+        raise InputError(f"{path.parent} is not a finished run of `sfm distill`: cannot read {path.name}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = sanitize_line(".".join(map(str, first["loc"])), MAX_FIELD_CHARACTERS) or "the file"
-        raise InputError(
-            f"{path} is not what `sfm distill` writes: {field}: {first['msg'].lower()}"
-        ) from error
+        raise InputError(f"{path} is not what `sfm distill` writes: {field}: {first['msg'].lower()}") from error
     except OversizeError as error:
         raise InputError(f"{path} is not what `sfm distill` writes: it is too long") from error
 
 
-def require_no_outside_links(directory: Path, paths: Iterable[Path]) -> None:
+def require_no_outside_links(run_directory: Path, paths: Iterable[Path]) -> None:
     """Refuse links that lead out of a run directory: an export or a report would disclose their targets.
 
     Raises
@@ -179,16 +164,13 @@ def require_no_outside_links(directory: Path, paths: Iterable[Path]) -> None:
     InputError
         If there is one; names it.
     """
-    root = resolve_links(directory)
+    root = resolve_links(run_directory)
     for path in paths:
         if path.is_symlink() and not resolve_links(path).is_relative_to(root):
-            raise InputError(
-                f"{path} is a link that leads out of the run directory, to files that may be private: if "
-                f"you trust its author, copy the directory with `cp -rL`"
-            )
+            raise InputError(f"{path} is a link that leads out of the run directory, to files that may be private: if " f"you trust its author, copy the directory with `cp -rL`")
 
 
-def require_plausible_compression(directory: Path, files: Sequence[Path], canvas: int) -> None:
+def require_plausible_compression(run_directory: Path, image_files: Sequence[Path], image_side_pixels: int) -> None:
     """Refuse small files that decode to gigabytes of images.
 
     Raises
@@ -196,42 +178,32 @@ def require_plausible_compression(directory: Path, files: Sequence[Path], canvas
     InputError
         If they are that small.
     """
-    pixel_bytes = len(files) * canvas**2 * 3
-    file_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    pixel_bytes = len(image_files) * image_side_pixels**2 * 3
+    file_bytes = sum(file.stat().st_size for file in image_files if file.is_file())
     if pixel_bytes > MAX_UNCHECKED_BYTES and pixel_bytes > MAX_COMPRESSION * file_bytes:
-        raise InputError(
-            f"the {len(files)} images in {directory} would take {pixel_bytes / 2**30:.1f} GiB, their files "
-            f"have {file_bytes / 2**20:.1f} MiB: distilled images do not compress like that"
-        )
+        raise InputError(f"the {len(image_files)} images in {run_directory} would take {pixel_bytes / 2**30:.1f} GiB, " f"their files have {file_bytes / 2**20:.1f} MiB: distilled images do not compress like that")
 
 
-def _list_numbered_paths(folder: Path, count: int, noun: str, pattern: str) -> list[Path]:
-    """Return the paths in a folder, ordered by the numbers 0 to `count` - 1 in their names."""
+def _list_numbered_paths(folder: Path, expected_count: int, singular_noun: str, name_pattern: str) -> list[Path]:
+    """Return the paths in a folder, ordered by the numbers 0 to `expected_count` - 1 in their names."""
     if not folder.is_dir():
-        raise InputError(f"no {noun}s: {folder} is missing")
+        raise InputError(f"no {singular_noun}s: {folder} is missing")
     paths: dict[int, Path] = {}
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-        match = re.fullmatch(pattern, path.name, re.ASCII)
-        number = int(match[1]) if match else count
-        if number >= count or number in paths:
-            raise InputError(
-                f"unexpected {path}: {folder} should hold {_format_count(count, noun)} and no more"
-            )
+        match = re.fullmatch(name_pattern, path.name, re.ASCII)
+        number = int(match[1]) if match else expected_count
+        if number >= expected_count or number in paths:
+            raise InputError(f"unexpected {path}: {folder} should hold " f"{_format_count(expected_count, singular_noun)} and no more")
         paths[number] = path
-    missing = [number for number in range(count) if number not in paths]
+    missing = [number for number in range(expected_count) if number not in paths]
     if missing:
-        raise InputError(
-            f"{folder} should hold {_format_count(count, noun)}, but "
-            f"{_format_missing_numbers(missing)} is missing"
-        )
-    return [paths[number] for number in range(count)]
+        raise InputError(f"{folder} should hold {_format_count(expected_count, singular_noun)}, but " f"{_format_missing_numbers(missing)} is missing")
+    return [paths[number] for number in range(expected_count)]
 
 
 def _format_count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _format_missing_numbers(numbers: Sequence[int], max_numbers: int = 5) -> str:
-    return ", ".join(f"number {n}" for n in numbers[:max_numbers]) + (
-        ", ..." if len(numbers) > max_numbers else ""
-    )
+def _format_missing_numbers(numbers: Sequence[int], max_listed: int = 5) -> str:
+    return ", ".join(f"number {n}" for n in numbers[:max_listed]) + (", ..." if len(numbers) > max_listed else "")

@@ -3,19 +3,17 @@
 import functools
 import platform
 import time
+import torch
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
-
-import torch
-
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.preparation import prepare_for_inference
 from sfm.errors import InputError
 from sfm.eval.caveats import list_caveats
-from sfm.eval.combined_results import combine_evaluations, read_result
+from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.distilled_run import DistilledRun, read_distilled_run
 from sfm.eval.evaluation_job import EvaluationJob, prepare_evaluation_job, require_same_held_out_data
@@ -23,16 +21,8 @@ from sfm.eval.image_sets import ImageSet, make_neighbour_image_sets, make_real_i
 from sfm.eval.output_files import require_writable_output, write_output
 from sfm.eval.partial_results import get_work_folder_path
 from sfm.eval.recorded_config import make_recorded_config
-from sfm.eval.result import (
-    AccuracyRow,
-    EntryRecord,
-    Evaluation,
-    FullDataRow,
-    NotWrittenError,
-    Provenance,
-    format_evaluation_json,
-)
-from sfm.eval.row_training import KeyedViewFeatures, RowTrainer, compute_image_set_features
+from sfm.eval.result import AccuracyRow, EntryRecord, Evaluation, FullDataRow, NotWrittenError, Provenance, format_evaluation_json
+from sfm.eval.row_training import KeyedViewFeatures, RowTrainer, WriteFailure, compute_image_set_features
 from sfm.eval.scores import load_held_out_samples, make_full_data_rows
 from sfm.eval.view_features import LabelledImages
 from sfm.eval.work_folder import WorkFolder
@@ -41,6 +31,7 @@ from sfm.locking import lock_file, lock_folder
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import open_store
 from sfm.text import escape_non_utf8
+
 
 __all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
 
@@ -111,9 +102,7 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_pr
         return evaluate_locked_runs(config, run_configs, progress)
 
 
-def evaluate_locked_runs(
-    config: EvaluateRunsConfig, run_configs: Sequence[EvaluateConfig], progress: ProgressCallback
-) -> list[Evaluation]:
+def evaluate_locked_runs(config: EvaluateRunsConfig, run_configs: Sequence[EvaluateConfig], progress: ProgressCallback) -> list[Evaluation]:
     """Evaluate runs whose result files are locked, see :func:`evaluate_runs`."""
     runs = [read_distilled_run(run_config.run) for run_config in run_configs]
     store = open_store(config.store)
@@ -124,15 +113,12 @@ def evaluate_locked_runs(
         backbone = load_backbone(spec, image_size=image_size, device=config.device, progress=progress)
         return prepare_for_inference(backbone)
 
-    jobs = [
-        prepare_evaluation_job(run_config, run, store, summaries, load_cached)
-        for run_config, run in zip(run_configs, runs, strict=True)
-    ]
+    jobs = [prepare_evaluation_job(run_config, run, store, summaries, load_cached) for run_config, run in zip(run_configs, runs, strict=True)]
     require_same_held_out_data(jobs)
     work_folders = [WorkFolder(get_work_folder_path(run_config.result_path)) for run_config in run_configs]
     for run_config, run in zip(run_configs, runs, strict=True):
         require_writable_output(run_config.result_path)
-        require_result_of_same_images(run_config, run)
+        require_replaceable_result(run_config, run)
     evaluations: list[Evaluation] = []
     write_failures: list[str] = []
     for job, work_folder in zip(jobs, work_folders, strict=True):
@@ -147,7 +133,7 @@ def evaluate_locked_runs(
     return evaluations
 
 
-def require_result_of_same_images(config: EvaluateConfig, run: DistilledRun) -> None:
+def require_replaceable_result(config: EvaluateConfig, run: DistilledRun) -> None:
     """Refuse to replace a file that is no result, or, with `--out`, the result of other images.
 
     In the run directory itself, rows of images that were replaced since are dropped, see
@@ -158,12 +144,9 @@ def require_result_of_same_images(config: EvaluateConfig, run: DistilledRun) -> 
     InputError
         If the result file is one of those.
     """
-    previous = read_result(config.result_path)
+    previous = read_evaluation_if_exists(config.result_path)
     if config.out and previous and previous.provenance.images != compute_array_digest(run.pixels):
-        raise InputError(
-            f"--out {config.out}: {config.result_path} holds the result of other images than those in "
-            f"{config.run}: give another place"
-        )
+        raise InputError(f"--out {config.out}: {config.result_path} holds the result of other images than those in " f"{config.run}: give another place")
 
 
 def prefix_progress_stage(progress: ProgressCallback, run_name: str) -> ProgressCallback:
@@ -171,9 +154,7 @@ def prefix_progress_stage(progress: ProgressCallback, run_name: str) -> Progress
     return lambda event: progress(replace(event, stage=f"{run_name}: {event.stage}"))
 
 
-def run_evaluation_job(
-    job: EvaluationJob, work_folder: WorkFolder, progress: ProgressCallback
-) -> tuple[Evaluation, list[str]]:
+def run_evaluation_job(job: EvaluationJob, work_folder: WorkFolder, progress: ProgressCallback) -> tuple[Evaluation, list[WriteFailure]]:
     """Train, score and write all rows of one run.
 
     Returns
@@ -188,18 +169,12 @@ def run_evaluation_job(
     distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
     exemplars = read_exemplars(job.source_statistics)
     real_image_sets, missing_notes = make_real_image_sets(exemplars, run.record.ipc, config)
-    edited_notes = (
-        ["The images are not as sfm distill wrote them: they were edited since."]
-        if job.has_edited_images
-        else []
-    )
+    edited_notes = ["The images are not as sfm distill wrote them: they were edited since."] if job.has_edited_images else []
     feature_cache: dict[str, KeyedViewFeatures] = {}
 
     def compute_distilled_features(backbone: Backbone) -> KeyedViewFeatures:
         if backbone.card.hash not in feature_cache:
-            feature_cache[backbone.card.hash] = compute_image_set_features(
-                backbone, distilled, config.mode, config, work_folder, progress
-            )
+            feature_cache[backbone.card.hash] = compute_image_set_features(backbone, distilled, config.mode, config, work_folder, progress)
         return feature_cache[backbone.card.hash]
 
     rows: list[AccuracyRow] = []
@@ -211,23 +186,15 @@ def run_evaluation_job(
         full_data += full_data_rows
         trainer = RowTrainer(job, eval_backbone, samples, full_data_rows[0].top1, work_folder, progress)
         for mode in dict.fromkeys(config.mode):
-            rows.append(trainer.train_row(distilled, mode, compute_distilled_features, write_failures))
-        neighbour_sets = make_neighbour_image_sets(
-            run, exemplars, eval_backbone.backbone, config, work_folder
-        )
+            rows.append(trainer.read_or_train_row(distilled, mode, compute_distilled_features, write_failures))
+        neighbour_sets = make_neighbour_image_sets(run, exemplars, eval_backbone.backbone, config, work_folder)
         for image_set in (*real_image_sets, *neighbour_sets):
-            rows.append(trainer.train_row(image_set, "linear", None, write_failures))
+            rows.append(trainer.read_or_train_row(image_set, "linear", None, write_failures))
     provenance = make_provenance(job, time.perf_counter() - started)
     caveats = list_caveats(rows, full_data, provenance.entries)
-    evaluation = Evaluation(
-        config=make_recorded_config(config, job.store.url),
-        rows=rows,
-        full_data=full_data,
-        notes=[*edited_notes, *job.notes, *missing_notes, *caveats],
-        provenance=provenance,
-    )
+    evaluation = Evaluation(config=make_recorded_config(config, job.store.url), rows=rows, full_data=full_data, notes=[*edited_notes, *job.notes, *missing_notes, *caveats], provenance=provenance)
     try:
-        combined = combine_evaluations(evaluation, read_result(config.result_path), len(run.pixels))
+        combined = combine_evaluations(evaluation, read_evaluation_if_exists(config.result_path), len(run.pixels))
         write_output(config.result_path, format_evaluation_json(combined).encode())
         evaluation = evaluation.model_copy(update={"changes": combined.changes})
     except InputError as error:
@@ -235,7 +202,7 @@ def run_evaluation_job(
     return evaluation, write_failures
 
 
-def make_provenance(job: EvaluationJob, seconds: float) -> Provenance:
+def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
     """Return the provenance of the accuracies: store, entries, images, versions, device."""
     device = job.eval_backbones[0].backbone.device
     source_entry = job.source_statistics.entry
@@ -255,16 +222,14 @@ def make_provenance(job: EvaluationJob, seconds: float) -> Provenance:
                 backbone_hash=s.backbone.card.hash,
                 image_size=s.backbone.card.preprocessing.input_size,
                 entry_digest=s.statistics.entry.summary.entry_digest,
-                held_out_samples=len(s.statistics.read_held_out()[1]),
-                train_per_class=s.statistics.entry.dataset.train_samples
-                / len(s.statistics.entry.dataset.class_ids),
+                held_out_samples=len(s.statistics.read_held_out_samples()[1]),
+                train_per_class=s.statistics.entry.dataset.train_samples / len(s.statistics.entry.dataset.class_ids),
             )
             for s in job.eval_backbones
         ],
-        versions={"python": platform.python_version()}
-        | {name: version(name) for name in EVALUATION_PACKAGES},
+        versions={"python": platform.python_version()} | {name: version(name) for name in EVALUATION_PACKAGES},
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        seconds=seconds,
+        seconds=elapsed_seconds,
         distilled_on_hash=source_entry.backbone.hash,
         distilled_at=source_entry.backbone.preprocessing.input_size,
         evaluated_on=[s.backbone.card.hash for s in job.eval_backbones],

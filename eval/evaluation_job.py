@@ -56,7 +56,11 @@ class EvaluationJob:
 
 
 def prepare_evaluation_job(
-    config: EvaluateConfig, run: DistilledRun, store: Store, summaries: Sequence[Summary], load: LoadBackbone
+    config: EvaluateConfig,
+    run: DistilledRun,
+    store: Store,
+    summaries: Sequence[Summary],
+    load_backbone: LoadBackbone,
 ) -> EvaluationJob:
     """Open and check everything that the evaluation of a run needs.
 
@@ -65,14 +69,14 @@ def prepare_evaluation_job(
     known = list_candidate_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
     source_statistics = open_source_statistics(store, known, run, config.run)
     eval_backbones, notes = load_evaluated_backbones(
-        config, run.record, store, summaries, source_statistics, load
+        config, run.record, store, summaries, source_statistics, load_backbone
     )
     teacher = (
-        load_teacher_backbone(run.record, store, source_statistics, eval_backbones, load)
+        load_teacher_backbone(run.record, store, source_statistics, eval_backbones, load_backbone)
         if TARGET_FEATURE_MODES.intersection(config.mode)
         else None
     )
-    if not source_statistics.is_complete:
+    if not source_statistics.has_all_classes:
         class_count = len(source_statistics.entry.dataset.class_ids)
         notes.append(
             f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "

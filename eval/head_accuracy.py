@@ -33,13 +33,13 @@ class AccuracyBySeed:
     top1 : list of float
     top5 : list of float or None
         None with fewer than five classes: the true class is then always among the first five.
-    per_class : list of (float or None)
+    mean_by_class : list of (float or None)
         Top-1 by class, over all seeds together; None for a class without samples.
     """
 
     top1: list[float]
     top5: list[float] | None
-    per_class: list[float | None]
+    mean_by_class: list[float | None]
 
 
 def rank_true_class(logits: Tensor, labels: Tensor) -> Tensor:
@@ -104,21 +104,21 @@ def compute_accuracy_by_seed(heads: LinearHeads, features: Tensor, labels: Tenso
     )
 
 
-def average_accuracy_by_class(is_correct: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+def average_accuracy_by_class(is_correct: Tensor, labels: Tensor, class_count: int) -> list[float | None]:
     """Return the accuracy on every class's samples, over all seeds; None for a class without samples.
 
     Parameters
     ----------
     is_correct : Tensor of bool, shape (seed, sample)
     labels : Tensor of int64, shape (sample,)
-    classes : int
+    class_count : int
     """
-    samples = torch.bincount(labels, minlength=classes).tolist()
-    correct = torch.bincount(labels, is_correct.double().mean(0), minlength=classes).tolist()
+    samples = torch.bincount(labels, minlength=class_count).tolist()
+    correct = torch.bincount(labels, is_correct.double().mean(0), minlength=class_count).tolist()
     return [hits / count if count else None for hits, count in zip(correct, samples, strict=True)]
 
 
-def count_confusions(heads: LinearHeads, features: Tensor, labels: Tensor) -> Tensor:
+def compute_confusion_matrix(heads: LinearHeads, features: Tensor, labels: Tensor) -> Tensor:
     """Return the confusion matrix, summed over all heads.
 
     A tie with the true class counts as the other one, as in :func:`rank_true_class`.
@@ -148,18 +148,18 @@ def count_confusions(heads: LinearHeads, features: Tensor, labels: Tensor) -> Te
     return counts.view(classes, classes)
 
 
-def make_nearest_mean_head(means: Tensor) -> LinearHeads:
+def make_nearest_mean_head(class_means: Tensor) -> LinearHeads:
     """Return the nearest-class-mean classifier as a linear head.
 
     ``|x - m|^2 = |x|^2 - 2 (x.m - |m|^2 / 2)``, so the nearest mean has the largest ``x.m - |m|^2 / 2``.
 
     Parameters
     ----------
-    means : Tensor, shape (class, feature)
+    class_means : Tensor, shape (class, feature)
 
     Returns
     -------
     LinearHeads
         One.
     """
-    return LinearHeads(means[None], -means.square().sum(1)[None] / 2)
+    return LinearHeads(class_means[None], -class_means.square().sum(1)[None] / 2)

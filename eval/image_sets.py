@@ -1,22 +1,15 @@
 """Image sets to train on: the distilled images, and baselines of real images."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
-
+from dataclasses import dataclass
 from sfm.backbones.build import Backbone
 from sfm.backbones.crops import make_centre_crops
-from sfm.eval.baselines import (
-    choose_indices_nearest_to_distilled,
-    choose_indices_nearest_to_mean,
-    count_min_exemplars_per_class,
-    draw_random_exemplar_indices,
-)
-from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE, ClassSubsetStatistics
+from sfm.eval.baselines import ExemplarIndices, ExemplarRoles, choose_indices_nearest_to_distilled, choose_indices_nearest_to_mean, count_min_exemplars_per_class, draw_random_exemplar_indices
+from sfm.eval.class_subset import ClassSubsetStatistics, EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.distilled_run import DistilledRun
-from sfm.eval.result import ImageSetName
+from sfm.eval.result import ImageSetName, NoteText
 from sfm.eval.view_features import LabelledImages, compute_view_features
 from sfm.eval.work_folder import WorkFolder
 
@@ -32,17 +25,17 @@ class ImageSet:
         The images of the first seed, then those of the second, ..., or the same for all seeds.
     seeds_per_image : int
         Number of seeds that train on each image: all, or one.
-    exemplar_count : int or None
+    min_exemplars_per_class : int or None
         Of real images: smallest number of exemplars per class to choose from.
-    exemplar_indices : list of list of int or None
+    exemplar_indices_by_class : list of list of int or None
         Which exemplars they are, by class, where that follows from the distilled images.
     """
 
     name: ImageSetName
     images: LabelledImages
     seeds_per_image: int
-    exemplar_count: int | None = None
-    exemplar_indices: list[list[int]] | None = None
+    min_exemplars_per_class: int | None = None
+    exemplar_indices_by_class: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,15 +48,15 @@ class Exemplars:
     pixels : ndarray of uint8, shape (class, exemplar, y, x, channel)
     """
 
-    roles: npt.NDArray[np.uint8]
+    roles: ExemplarRoles
     pixels: npt.NDArray[np.uint8]
 
     @property
-    def min_per_class(self) -> int:
+    def min_count_per_class(self) -> int:
         """Number of exemplars of the class with the fewest."""
         return int((self.roles != EMPTY_ROLE).sum(axis=1).min())
 
-    def select_images(self, indices: npt.NDArray[np.int64]) -> LabelledImages:
+    def select_images(self, indices: ExemplarIndices) -> LabelledImages:
         """Return the exemplars at indices of shape (class, image) or (draw, class, image)."""
         classes = np.arange(len(self.roles))
         labels = np.broadcast_to(classes[:, None], indices.shape).flatten()
@@ -78,9 +71,7 @@ def read_exemplars(statistics: ClassSubsetStatistics) -> Exemplars | None:
     return Exemplars(statistics.read_array("exemplar/role"), statistics.read_array("exemplar/image"))
 
 
-def make_real_image_sets(
-    exemplars: Exemplars | None, ipc: int, config: EvaluateConfig
-) -> tuple[list[ImageSet], list[str]]:
+def make_real_image_sets(exemplars: Exemplars | None, ipc: int, config: EvaluateConfig) -> tuple[list[ImageSet], list[NoteText]]:
     """Choose as many real images per class as were distilled, from the exemplars of the run's entry.
 
     Returns
@@ -99,10 +90,7 @@ def make_real_image_sets(
         drawn = exemplars.select_images(draw_random_exemplar_indices(roles, ipc, config.seeds, config.seed))
         image_sets.append(ImageSet("random", drawn, 1, available))
         if available < ipc * config.seeds:
-            notes.append(
-                f"The {config.seeds} random draws share images: the store keeps {available} random "
-                f"exemplars of some class."
-            )
+            notes.append(f"The {config.seeds} random draws share images: the store keeps {available} random " f"exemplars of some class.")
     else:
         notes.append(f"No random real images: some class has {available} such exemplars, {ipc} are needed.")
     available = count_min_exemplars_per_class(roles, NEAREST_ROLE)
@@ -114,13 +102,7 @@ def make_real_image_sets(
     return image_sets, notes
 
 
-def make_neighbour_image_sets(
-    run: DistilledRun,
-    exemplars: Exemplars | None,
-    backbone: Backbone,
-    config: EvaluateConfig,
-    work_folder: WorkFolder | None = None,
-) -> list[ImageSet]:
+def make_neighbour_image_sets(run: DistilledRun, exemplars: Exemplars | None, backbone: Backbone, config: EvaluateConfig, work_folder: WorkFolder | None = None) -> list[ImageSet]:
     """Choose the exemplars nearest to the distilled images, by a backbone's features of centre crops.
 
     Returns
@@ -129,29 +111,12 @@ def make_neighbour_image_sets(
         One, or none where there are too few exemplars.
     """
     ipc = run.record.ipc
-    if exemplars is None or exemplars.min_per_class < ipc:
+    if exemplars is None or exemplars.min_count_per_class < ipc:
         return []
     class_count, side = exemplars.roles.shape[0], exemplars.pixels.shape[2]
     crop_side = min(run.record.image_size, run.record.canvas)
-    exemplar_features = compute_view_features(
-        backbone,
-        LabelledImages(
-            exemplars.pixels.reshape(-1, side, side, 3),
-            np.repeat(np.arange(class_count), exemplars.roles.shape[1]),
-        ),
-        make_centre_crops(exemplars.roles.size, side, side),
-        work_folder=work_folder,
-    )
-    distilled_features = compute_view_features(
-        backbone,
-        LabelledImages(run.pixels, run.labels),
-        make_centre_crops(len(run.pixels), run.record.canvas, crop_side),
-        work_folder=work_folder,
-    )
-    indices = choose_indices_nearest_to_distilled(
-        exemplars.roles,
-        exemplar_features.cpu().numpy().reshape(*exemplars.roles.shape, -1),
-        distilled_features.cpu().numpy().reshape(class_count, ipc, -1),
-    )
+    exemplar_features = compute_view_features(backbone, LabelledImages(exemplars.pixels.reshape(-1, side, side, 3), np.repeat(np.arange(class_count), exemplars.roles.shape[1])), make_centre_crops(exemplars.roles.size, side, side), work_folder=work_folder)
+    distilled_features = compute_view_features(backbone, LabelledImages(run.pixels, run.labels), make_centre_crops(len(run.pixels), run.record.canvas, crop_side), work_folder=work_folder)
+    indices = choose_indices_nearest_to_distilled(exemplars.roles, exemplar_features.cpu().numpy().reshape(*exemplars.roles.shape, -1), distilled_features.cpu().numpy().reshape(class_count, ipc, -1))
     images = exemplars.select_images(indices)
-    return [ImageSet("neighbour", images, config.seeds, exemplars.min_per_class, indices.tolist())]
+    return [ImageSet("neighbour", images, config.seeds, exemplars.min_count_per_class, indices.tolist())]

@@ -55,7 +55,7 @@ def compute_joint_gradients(
 def train_projectors_with_heads(
     view_features: Tensor,
     labels: Tensor,
-    classifier: LinearHeads,
+    inherited_classifier: LinearHeads,
     schedule: BatchSchedule,
     on_epoch: CountCallback = ignore_progress_count,
 ) -> ProjectedHeads:
@@ -65,7 +65,7 @@ def train_projectors_with_heads(
     ----------
     view_features : Tensor, shape (image, view, feature)
     labels : Tensor of int64, shape (image,)
-    classifier : LinearHeads
+    inherited_classifier : LinearHeads
         One, of the distillation backbone's feature space; the heads start as copies of it.
     schedule : BatchSchedule
     on_epoch : callable, optional
@@ -75,7 +75,7 @@ def train_projectors_with_heads(
     -------
     ProjectedHeads
     """
-    model = init_projected_heads(view_features, classifier, schedule.seeds)
+    model = init_projected_heads(view_features, inherited_classifier, schedule.seed_count)
     train_with_adam(
         [make_projector_param_group(model), make_head_param_group(model)],
         lambda image_indices, view_indices: compute_joint_gradients(
@@ -90,7 +90,7 @@ def train_projectors_with_heads(
 def train_projectors_then_heads(
     view_features: Tensor,
     labels: Tensor,
-    classifier: LinearHeads,
+    inherited_classifier: LinearHeads,
     schedule: BatchSchedule,
     on_epoch: CountCallback = ignore_progress_count,
 ) -> ProjectedHeads:
@@ -101,7 +101,7 @@ def train_projectors_then_heads(
 
     Parameters
     ----------
-    view_features, labels, classifier, schedule
+    view_features, labels, inherited_classifier, schedule
         As for :func:`train_projectors_with_heads`.
     on_epoch : callable, optional
         Called with the epochs done, of twice those of the schedule.
@@ -110,8 +110,8 @@ def train_projectors_then_heads(
     -------
     ProjectedHeads
     """
-    model = init_projected_heads(view_features, classifier, schedule.seeds)
-    total = 2 * schedule.epochs
+    model = init_projected_heads(view_features, inherited_classifier, schedule.seed_count)
+    total = 2 * schedule.epoch_count
     train_with_adam(
         [make_projector_param_group(model)],
         lambda image_indices, view_indices: compute_joint_gradients(
@@ -128,21 +128,24 @@ def train_projectors_then_heads(
             labels[image_indices],
         ),
         schedule,
-        lambda done, _: on_epoch(schedule.epochs + done, total),
+        lambda done, _: on_epoch(schedule.epoch_count + done, total),
     )
     return model
 
 
-def init_projected_heads(view_features: Tensor, classifier: LinearHeads, seeds: int) -> ProjectedHeads:
+def init_projected_heads(
+    view_features: Tensor, inherited_classifier: LinearHeads, seed_count: int
+) -> ProjectedHeads:
     """Return a projector of zeros and a copy of the inherited classifier for every seed."""
-    width, features = classifier.weight.shape[2], view_features.shape[2]
+    width, features = inherited_classifier.weight.shape[2], view_features.shape[2]
     return ProjectedHeads(
         LinearProjectors(
-            view_features.new_zeros((seeds, width, features)), view_features.new_zeros((seeds, width))
+            view_features.new_zeros((seed_count, width, features)),
+            view_features.new_zeros((seed_count, width)),
         ),
         LinearHeads(
-            classifier.weight.to(view_features.dtype).repeat(seeds, 1, 1),
-            classifier.bias.to(view_features.dtype).repeat(seeds, 1),
+            inherited_classifier.weight.to(view_features.dtype).repeat(seed_count, 1, 1),
+            inherited_classifier.bias.to(view_features.dtype).repeat(seed_count, 1),
         ),
     )
 

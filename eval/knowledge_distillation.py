@@ -19,21 +19,21 @@ TEMPERATURE = 4.0
 SOFT_LABEL_WEIGHT = 0.5
 
 
-def compute_soft_labels(target_features: Tensor, classifier: LinearHeads) -> Tensor:
+def compute_soft_labels(target_features: Tensor, inherited_classifier: LinearHeads) -> Tensor:
     """Return the inherited classifier's soft labels of every view: ``softmax(logits / T)``.
 
     Parameters
     ----------
     target_features : Tensor, shape (image, view, target feature)
         Features of the distillation backbone.
-    classifier : LinearHeads
+    inherited_classifier : LinearHeads
         One, of that feature space.
 
     Returns
     -------
     Tensor, shape (image, view, class)
     """
-    logits = target_features @ classifier.weight[0].T + classifier.bias[0]
+    logits = target_features @ inherited_classifier.weight[0].T + inherited_classifier.bias[0]
     return (logits / TEMPERATURE).softmax(-1)
 
 

@@ -31,7 +31,7 @@ TARGET_FEATURE_MODES: frozenset[Mode] = frozenset({"inherit", "inherit-ridge", "
 
 
 @dataclass(frozen=True)
-class EvaluationContext:
+class ModeTrainingContext:
     """The features, labels and statistics that a mode trains from.
 
     Attributes
@@ -86,24 +86,24 @@ class FittedHeads:
         On features of the evaluation backbone, projectors included.
     projectors : LinearProjectors or None
         The projectors alone, where the mode has any.
-    penalty : float or None
+    ridge_penalty : float or None
         Of projectors in closed form.
     """
 
     heads: LinearHeads
     projectors: LinearProjectors | None = None
-    penalty: float | None = None
+    ridge_penalty: float | None = None
 
 
-def fit_mode(
-    mode: Mode, context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+def fit_heads_by_mode(
+    mode: Mode, context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train the heads of a mode, all seeds at once.
 
     Parameters
     ----------
     mode : Mode
-    context : EvaluationContext
+    context : ModeTrainingContext
     config : EvaluateConfig
     progress : ProgressCallback
 
@@ -116,7 +116,7 @@ def fit_mode(
 
 
 def fit_linear_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train fresh heads on the views of images; seeds that share an image share none of its views."""
     seed_views = split_views_by_seed(context.view_features, context.image_set, config)
@@ -129,7 +129,7 @@ def fit_linear_mode(
 
 
 def fit_kd_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train fresh heads from labels and from the inherited classifier's soft labels of the same views."""
     seed_views = split_views_by_seed(context.view_features, context.image_set, config)
@@ -143,7 +143,7 @@ def fit_kd_mode(
 
 
 def fit_inherit_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train projectors to the distillation backbone, and compose them with its classifier."""
     view_features, target_features, schedule = select_shared_view_features(context, config)
@@ -155,7 +155,7 @@ def fit_inherit_mode(
 
 
 def fit_inherit_ridge_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Fit one projector to the distillation backbone in closed form; a group is the views of one image."""
     view_features, target_features, _ = select_shared_view_features(context, config)
@@ -164,7 +164,7 @@ def fit_inherit_ridge_mode(
 
 
 def fit_inherit_statistics_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Fit one projector to the class means of the two backbones, without any image; a group is a class."""
     both = (context.eval_backbone.statistics, context.source_statistics)
@@ -180,7 +180,7 @@ def fit_inherit_statistics_mode(
 
 
 def fit_joint_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train projectors and heads together, on cross-entropy."""
     stage = f"projectors and heads on {context.backbone_spec}, together"
@@ -194,7 +194,7 @@ def fit_joint_mode(
 
 
 def fit_stage_mode(
-    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train projectors, then heads, on cross-entropy."""
     stage = f"projectors, then heads on {context.backbone_spec}"
@@ -207,7 +207,7 @@ def fit_stage_mode(
     )
 
 
-MODE_FUNCTIONS: dict[Mode, Callable[[EvaluationContext, EvaluateConfig, ProgressCallback], FittedHeads]] = {
+MODE_FUNCTIONS: dict[Mode, Callable[[ModeTrainingContext, EvaluateConfig, ProgressCallback], FittedHeads]] = {
     "linear": fit_linear_mode,
     "inherit": fit_inherit_mode,
     "inherit-ridge": fit_inherit_ridge_mode,
@@ -218,7 +218,7 @@ MODE_FUNCTIONS: dict[Mode, Callable[[EvaluationContext, EvaluateConfig, Progress
 }
 
 
-def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: EvaluationContext) -> FittedHeads:
+def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: ModeTrainingContext) -> FittedHeads:
     """Compose a projector in closed form with the inherited classifier."""
     heads = compose_projectors_with_classifier(ridge_fit.projectors, context.inherited_classifier)
     return FittedHeads(heads, ridge_fit.projectors, ridge_fit.penalty)
@@ -242,33 +242,33 @@ def split_views_by_seed(view_features: Tensor, image_set: ImageSet, config: Eval
     return used_features.reshape(-1, config.views, view_features.shape[2])
 
 
-def repeat_labels_per_seed(context: EvaluationContext) -> Tensor:
+def repeat_labels_per_seed(context: ModeTrainingContext) -> Tensor:
     """Return the class of every row of :func:`split_views_by_seed`."""
     return context.labels.repeat_interleave(context.image_set.seeds_per_image)
 
 
 def make_separate_views_schedule(
-    image_set: ImageSet, row_count: int, config: EvaluateConfig
+    image_set: ImageSet, split_image_count: int, config: EvaluateConfig
 ) -> BatchSchedule:
     """Return a schedule in which every seed trains on different rows of :func:`split_views_by_seed`."""
     seeds_per_image = image_set.seeds_per_image
-    by_seed = np.arange(row_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
+    by_seed = np.arange(split_image_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
     return make_batch_schedule(
         config.seed,
         by_seed.transpose(0, 2, 1).reshape(config.seeds, -1),
-        epochs=config.epochs,
-        views=config.views,
+        epoch_count=config.epochs,
+        views_per_image=config.views,
     )
 
 
-def draw_initial_head_weights(context: EvaluationContext, config: EvaluateConfig) -> Tensor:
+def draw_initial_head_weights(context: ModeTrainingContext, config: EvaluateConfig) -> Tensor:
     """Draw the initial weights of heads, shape (seed, class, feature)."""
     shape = (config.seeds, int(context.labels.max()) + 1, context.view_features.shape[2])
     return draw_initial_weights(config.seed, RandomStreamPurpose.HEAD, shape, INITIAL_STD)
 
 
 def select_shared_view_features(
-    context: EvaluationContext, config: EvaluateConfig
+    context: ModeTrainingContext, config: EvaluateConfig
 ) -> tuple[Tensor, Tensor, BatchSchedule]:
     """Return both backbones' features of the views that all seeds share, and their schedule."""
     views = count_views_per_image(config, "inherit", len(context.view_features))
@@ -280,7 +280,7 @@ def make_shared_views_schedule(image_count: int, mode: Mode, config: EvaluateCon
     """Return a schedule in which all seeds train on the same views, each in its own order."""
     image_indices = np.tile(np.arange(image_count), (config.seeds, 1))
     views = count_views_per_image(config, mode, image_count)
-    return make_batch_schedule(config.seed, image_indices, epochs=config.epochs, views=views)
+    return make_batch_schedule(config.seed, image_indices, epoch_count=config.epochs, views_per_image=views)
 
 
 def read_full_data_classifier(statistics: ClassSubsetStatistics, device: torch.device) -> LinearHeads:

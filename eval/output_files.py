@@ -4,13 +4,12 @@ import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
 from sfm.atomic import atomic_folder, atomic_write, delete_path, get_temporary_path
 from sfm.errors import InputError
 from sfm.paths import list_paths_without_clutter, resolve_links
 
 
-def write_output(path: Path, data: bytes) -> None:
+def write_output(path: Path, content: bytes) -> None:
     """Write a file atomically; its folder is made if need be.
 
     Raises
@@ -20,16 +19,16 @@ def write_output(path: Path, data: bytes) -> None:
     """
     with translate_write_errors(path):
         path.parent.mkdir(exist_ok=True)
-        atomic_write(path, data)
+        atomic_write(path, content)
 
 
 @contextmanager
-def translate_write_errors(path: Path, hint: str = "") -> Iterator[None]:
+def translate_write_errors(path: Path, message_suffix: str = "") -> Iterator[None]:
     """Turn a failure to write `path` into an :class:`InputError` that ends with a hint."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}{hint}") from error
+        raise InputError(f"cannot write {path}: {error.strerror}{message_suffix}") from error
 
 
 def require_writable_output(path: Path) -> None:
@@ -51,7 +50,7 @@ def require_writable_output(path: Path) -> None:
 
 
 @contextmanager
-def write_new_folder(path: Path) -> Iterator[Path]:
+def create_folder_atomically(path: Path) -> Iterator[Path]:
     """Yield a folder to write into; it is renamed to `path` when complete.
 
     After an error nothing is left behind.

@@ -41,11 +41,11 @@ class LinearProjectors:
 
 
 def compute_projector_gradients(
-    weight: Tensor, bias: Tensor, features: Tensor, target_features: Tensor, target_width: int
+    weight: Tensor, bias: Tensor, features: Tensor, target_features: Tensor, total_target_width: int
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of each seed's mean squared error, for some of the target features.
 
-    With ``R = X W^T + b - Y`` and the mean over the batch and all `target_width` target features:
+    With ``R = X W^T + b - Y`` and the mean over the batch and all `total_target_width` target features:
     ``dW = 2 R^T X / (B * target_width)``.
 
     Parameters
@@ -54,7 +54,7 @@ def compute_projector_gradients(
     bias : Tensor, shape (seed, target feature)
     features : Tensor, shape (seed, batch, feature)
     target_features : Tensor, shape (seed, batch, target feature)
-    target_width : int
+    total_target_width : int
         Length of the whole target feature vector.
 
     Returns
@@ -63,7 +63,7 @@ def compute_projector_gradients(
         Shapes of `weight` and `bias`.
     """
     residual = torch.baddbmm(bias[:, None], features, weight.transpose(1, 2)) - target_features
-    residual *= 2 / (features.shape[1] * target_width)
+    residual *= 2 / (features.shape[1] * total_target_width)
     return residual.transpose(1, 2) @ features, residual.sum(1)
 
 
@@ -100,8 +100,8 @@ def train_projectors(
 
     def train_block(block: slice) -> LinearProjectors:
         block_targets = target_features[:, :, block].contiguous()
-        weight = view_features.new_zeros((schedule.seeds, block_targets.shape[2], feature_width))
-        bias = view_features.new_zeros((schedule.seeds, block_targets.shape[2]))
+        weight = view_features.new_zeros((schedule.seed_count, block_targets.shape[2], feature_width))
+        bias = view_features.new_zeros((schedule.seed_count, block_targets.shape[2]))
         train_with_adam(
             [ParamGroup([weight, bias], PROJECTOR_LEARNING_RATE)],
             lambda image_indices, view_indices: compute_projector_gradients(
@@ -116,7 +116,9 @@ def train_projectors(
         )
         return LinearProjectors(weight, bias)
 
-    blocks = choose_target_feature_blocks(schedule.seeds, target_width, feature_width, view_features.device)
+    blocks = choose_target_feature_blocks(
+        schedule.seed_count, target_width, feature_width, view_features.device
+    )
     trained = []
     # One thread per block: the steps are too short to be shared.
     with limit_torch_threads(1) as threads, ThreadPoolExecutor(min(threads, len(blocks))) as executor:
@@ -129,20 +131,22 @@ def train_projectors(
 
 
 def choose_target_feature_blocks(
-    seeds: int, target_width: int, feature_width: int, device: torch.device
+    seed_count: int, target_width: int, feature_width: int, device: torch.device
 ) -> list[slice]:
     """Return the slices of target features to train together; on a GPU, one slice of all."""
-    size = max(1, MAX_BLOCK_WEIGHTS // (seeds * feature_width)) if device.type == "cpu" else target_width
+    size = max(1, MAX_BLOCK_WEIGHTS // (seed_count * feature_width)) if device.type == "cpu" else target_width
     return [slice(start, min(start + size, target_width)) for start in range(0, target_width, size)]
 
 
-def compose_projectors_with_classifier(projectors: LinearProjectors, classifier: LinearHeads) -> LinearHeads:
+def compose_projectors_with_classifier(
+    projectors: LinearProjectors, target_space_classifier: LinearHeads
+) -> LinearHeads:
     """Return heads that project, then classify: ``A (P x + p) + a = (A P) x + (A p + a)``.
 
     Parameters
     ----------
     projectors : LinearProjectors
-    classifier : LinearHeads
+    target_space_classifier : LinearHeads
         One, of the target feature space.
 
     Returns
@@ -150,5 +154,8 @@ def compose_projectors_with_classifier(projectors: LinearProjectors, classifier:
     LinearHeads
         One per projector, of the evaluation backbone's feature space.
     """
-    bias = projectors.bias[:, None] @ classifier.weight.transpose(1, 2) + classifier.bias[:, None]
-    return LinearHeads(classifier.weight @ projectors.weight, bias[:, 0])
+    bias = (
+        projectors.bias[:, None] @ target_space_classifier.weight.transpose(1, 2)
+        + target_space_classifier.bias[:, None]
+    )
+    return LinearHeads(target_space_classifier.weight @ projectors.weight, bias[:, 0])

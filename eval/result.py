@@ -29,14 +29,25 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ClassAccuracies = FailFastList[Fraction | None]
 ConfusionMatrix = FailFastList[FailFastList[Count]]
 
+ImagesPerClass = Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
+PixelDigest = Name
+BackboneSpec = Name
+BackboneHash = Name
+EntryDigest = Name
+FractionOfFullData = NonNegativeFloat
+NoteText = str
+ClassIndex = Count
+AccuraciesBySeed = FailFastList[Fraction]
+ExemplarIndicesByClass = FailFastList[FailFastList[Count]]
+
 
 class ConfusedPair(BaseModel):
     """How often one class was predicted for another, over all seeds; classes by their index."""
 
     model_config = ConfigDict(frozen=True)
 
-    right: Count
-    predicted: Count
+    right: ClassIndex
+    predicted: ClassIndex
     count: Count
 
 
@@ -89,7 +100,7 @@ class AccuracyRow(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     images: ImageSetName
-    backbone: Name
+    backbone: BackboneSpec
     image_size: InputPixels
     mode: Mode
     top1_mean: Fraction
@@ -97,16 +108,16 @@ class AccuracyRow(BaseModel):
     top5_mean: Fraction | None
     top5_std: Fraction | None
     seeds: PositiveCount
-    top1: FailFastList[Fraction]
-    top5: FailFastList[Fraction] | None
-    recovered: NonNegativeFloat | None = None
+    top1: AccuraciesBySeed
+    top5: AccuraciesBySeed | None
+    recovered: FractionOfFullData | None = None
     exemplars: Count | None = None
-    chosen: FailFastList[FailFastList[Count]] | None = None
+    chosen: ExemplarIndicesByClass | None = None
     penalty: NonNegativeFloat | None = None
     confusion: ConfusionMatrix | None = None
     confused: FailFastList[ConfusedPair] | None = None
     per_class: ClassAccuracies | None = None
-    backbone_hash: Name | None = None
+    backbone_hash: BackboneHash | None = None
     epochs: PositiveCount | None = None
     views: PositiveCount | None = None
     seed: Seed | None = None
@@ -131,12 +142,12 @@ class FullDataRow(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     images: Literal["all real"] = "all real"
-    backbone: Name
+    backbone: BackboneSpec
     image_size: InputPixels
     classifier: FullDataClassifier
     top1: Fraction
     top5: Fraction | None
-    recovered: NonNegativeFloat | None = None
+    recovered: FractionOfFullData | None = None
     per_class: ClassAccuracies | None = None
 
 
@@ -151,10 +162,10 @@ class EntryRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    backbone: Name
-    backbone_hash: Name
+    backbone: BackboneSpec
+    backbone_hash: BackboneHash
     image_size: InputPixels
-    entry_digest: Name
+    entry_digest: EntryDigest
     held_out_samples: Count
     train_per_class: NonNegativeFloat | None = None
 
@@ -194,18 +205,18 @@ class Provenance(BaseModel):
     dataset: Name
     fingerprint: Name
     role: Literal["full", "tuning"]
-    distilled_from: Name
-    distilled_on: Name
-    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
-    images: Name
+    distilled_from: EntryDigest
+    distilled_on: BackboneSpec
+    ipc: ImagesPerClass
+    images: PixelDigest
     edited: bool | None = None
     entries: FailFastList[EntryRecord]
     versions: PackageVersions
     device: Name
     seconds: NonNegativeFloat
-    distilled_on_hash: Name | None = None
+    distilled_on_hash: BackboneHash | None = None
     distilled_at: InputPixels | None = None
-    evaluated_on: FailFastList[Name] | None = None
+    evaluated_on: FailFastList[BackboneHash] | None = None
 
 
 class EarlierCommand(BaseModel):
@@ -222,7 +233,7 @@ class EarlierCommand(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     config: dict[str, Any]
-    backbones: FailFastList[Name]
+    backbones: FailFastList[BackboneHash]
     versions: PackageVersions
     device: Name
     seconds: NonNegativeFloat
@@ -277,7 +288,7 @@ def compute_mean_and_std(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def is_distillation_backbone(row: AccuracyRow, provenance: Provenance) -> bool:
+def is_row_on_distillation_backbone(row: AccuracyRow, provenance: Provenance) -> bool:
     """Return whether a row is of the backbone distilled on, at the same input size if that is known."""
     if row.backbone_hash and provenance.distilled_on_hash:
         return row.backbone_hash == provenance.distilled_on_hash
@@ -285,7 +296,7 @@ def is_distillation_backbone(row: AccuracyRow, provenance: Provenance) -> bool:
     return row.backbone == provenance.distilled_on and same_size
 
 
-def format_protocol_header(row: AccuracyRow) -> dict[str, str]:
+def make_training_options_header(row: AccuracyRow) -> dict[str, str]:
     """Return a row's protocol as the header of a classifier file holds it."""
     protocol = {"epochs": row.epochs, "views": row.views, "seed": row.seed, "seeds": row.seeds}
     return {name: str(value) for name, value in protocol.items() if value is not None}

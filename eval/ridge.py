@@ -1,13 +1,12 @@
 """Projectors in closed form: ridge regression, its penalty chosen by leave-one-group-out cross-validation."""
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
-
+from dataclasses import dataclass
 from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.projectors import LinearProjectors
 from sfm.stats_store.eigen import eigendecompose_symmetric
+from torch import Tensor
+
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))
 """Penalties tried, in multiples of the mean eigenvalue of the scatter that is inverted."""
@@ -29,7 +28,7 @@ class RidgeFit:
     penalty: float
 
 
-def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: LinearHeads) -> RidgeFit:
+def fit_ridge_projector(grouped_features: Tensor, grouped_target_features: Tensor, inherited_classifier: LinearHeads) -> RidgeFit:
     """Fit ``y = W x + b`` by least squares with a penalty on W, none on b.
 
     The penalty is the one that predicts the logits of the inherited classifier best on groups that were left
@@ -40,39 +39,34 @@ def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: L
 
     Parameters
     ----------
-    features : Tensor, shape (group, sample, feature)
+    grouped_features : Tensor, shape (group, sample, feature)
         Of the evaluation backbone; at least two groups.
-    target_features : Tensor, shape (group, sample, target feature)
+    grouped_target_features : Tensor, shape (group, sample, target feature)
         Of the distillation backbone, for the same samples.
-    classifier : LinearHeads
+    inherited_classifier : LinearHeads
         One, of the target feature space.
 
     Returns
     -------
     RidgeFit
-        Of the dtype of `features`; computed in float64.
+        Of the dtype of `grouped_features`; computed in float64.
     """
-    groups, samples, _ = features.shape
-    x, y = features.double().flatten(0, 1), target_features.double().flatten(0, 1)
+    groups, samples, _ = grouped_features.shape
+    x, y = grouped_features.double().flatten(0, 1), grouped_target_features.double().flatten(0, 1)
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
-    left, spectrum, right = compute_svd(x)
+    left, spectrum, right = compute_svd_with_squared_values(x)
     scale = float(spectrum.sum()) / x.shape[1]
-    logits = y @ classifier.weight[0].double().T
-    errors = [
-        compute_left_out_group_error(
-            left, spectrum / (spectrum + penalty * scale), logits.view(groups, samples, -1)
-        )
-        for penalty in PENALTIES
-    ]
+    logits = y @ inherited_classifier.weight[0].double().T
+    errors = [compute_left_out_group_error(left, spectrum / (spectrum + penalty * scale), logits.view(groups, samples, -1)) for penalty in PENALTIES]
     penalty = PENALTIES[errors.index(min(errors))]
     gain = spectrum.sqrt() / (spectrum + penalty * scale)
     weight = (right * gain @ (left.T @ y)).T
     bias = mean_y - weight @ mean_x
-    return RidgeFit(LinearProjectors(weight[None].to(features), bias[None].to(features)), penalty)
+    return RidgeFit(LinearProjectors(weight[None].to(grouped_features), bias[None].to(grouped_features)), penalty)
 
 
-def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compute_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the singular value decomposition ``U diag(sqrt(s)) V^T``, computed from the smaller scatter.
 
     Returns
@@ -83,9 +77,7 @@ def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = matrix.shape
     scatter = matrix @ matrix.T if rows < columns else matrix.T @ matrix
     # torch's only driver does not converge on some matrices of low rank.
-    spectrum, vectors = (
-        torch.from_numpy(array).to(matrix) for array in eigendecompose_symmetric(scatter.cpu().numpy())
-    )
+    spectrum, vectors = (torch.from_numpy(array).to(matrix) for array in eigendecompose_symmetric(scatter.cpu().numpy()))
     is_nonzero = spectrum > spectrum[-1] * max(rows, columns) * torch.finfo(matrix.dtype).eps
     spectrum, vectors = spectrum[is_nonzero], vectors[:, is_nonzero]
     if rows < columns:
@@ -93,22 +85,22 @@ def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return matrix @ vectors / spectrum.sqrt(), spectrum, vectors
 
 
-def compute_left_out_group_error(left: Tensor, shrinkage: Tensor, targets: Tensor) -> float:
+def compute_left_out_group_error(left_singular_vectors: Tensor, shrinkage: Tensor, grouped_targets: Tensor) -> float:
     """Return the squared error on left-out groups of a ridge regression with an intercept.
 
     Parameters
     ----------
-    left : Tensor, shape (group * sample, rank)
+    left_singular_vectors : Tensor, shape (group * sample, rank)
         Left singular vectors of the centred regressors.
     shrinkage : Tensor, shape (rank,)
         ``s / (s + penalty)``.
-    targets : Tensor, shape (group, sample, output)
+    grouped_targets : Tensor, shape (group, sample, output)
         Centred.
     """
-    groups, samples, outputs = targets.shape
-    flat = targets.reshape(groups * samples, outputs)
-    residual = (flat - left * shrinkage @ (left.T @ flat)).view_as(targets)
-    group_left = left.view(groups, samples, -1)
+    groups, samples, outputs = grouped_targets.shape
+    flat = grouped_targets.reshape(groups * samples, outputs)
+    residual = (flat - left_singular_vectors * shrinkage @ (left_singular_vectors.T @ flat)).view_as(grouped_targets)
+    group_left = left_singular_vectors.view(groups, samples, -1)
     # The intercept adds the same number to every element of H.
     hat = (group_left * shrinkage) @ group_left.transpose(1, 2) + 1 / (groups * samples)
     error = torch.linalg.solve(torch.eye(samples).to(hat) - hat, residual)

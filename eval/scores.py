@@ -1,33 +1,18 @@
 """Score heads on held-out features: the accuracy rows of an evaluation. Nothing else reads those features."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from torch import Tensor
-
+from dataclasses import dataclass
 from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import Mode, RowTrainingOptions
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
-from sfm.eval.head_accuracy import (
-    LinearHeads,
-    compute_accuracy_by_seed,
-    count_confusions,
-    make_nearest_mean_head,
-)
+from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed, compute_confusion_matrix, make_nearest_mean_head
 from sfm.eval.image_sets import ImageSet
 from sfm.eval.mode_training import FittedHeads, read_full_data_classifier
-from sfm.eval.result import (
-    MAX_CONFUSED_PAIRS,
-    MAX_CONFUSION_CLASSES,
-    AccuracyRow,
-    ConfusedPair,
-    FullDataClassifier,
-    FullDataRow,
-    compute_mean_and_std,
-)
+from sfm.eval.result import AccuracyRow, ConfusedPair, FullDataClassifier, FullDataRow, MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES, compute_mean_and_std
 from sfm.stats_store.discriminant import fit_linear_discriminant
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -52,30 +37,22 @@ def load_held_out_samples(eval_backbone: EvaluatedBackbone) -> HeldOutSamples:
     InputError
         If the classes have none.
     """
-    features, labels = eval_backbone.statistics.read_held_out()
+    features, labels = eval_backbone.statistics.read_held_out_samples()
     if len(labels) == 0:
-        raise InputError(
-            f"no held-out sample of the classes distilled in the store, through "
-            f"{eval_backbone.backbone.card.spec}"
-        )
+        raise InputError(f"no held-out sample of the classes distilled in the store, through " f"{eval_backbone.backbone.card.spec}")
     device = eval_backbone.backbone.device
     return HeldOutSamples(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device))
 
 
-def make_full_data_rows(eval_backbone: EvaluatedBackbone, samples: HeldOutSamples) -> list[FullDataRow]:
+def make_full_data_rows(eval_backbone: EvaluatedBackbone, held_out_samples: HeldOutSamples) -> list[FullDataRow]:
     """Score the classifiers of all real training images that the store has; the linear one comes first."""
-    device = samples.features.device
+    device = held_out_samples.features.device
     heads: dict[FullDataClassifier, LinearHeads] = {
         "linear": read_full_data_classifier(eval_backbone.statistics, device),
-        "nearest class mean": make_nearest_mean_head(
-            torch.from_numpy(eval_backbone.statistics.read_array("train/mean").astype(np.float32)).to(device)
-        ),
+        "nearest class mean": make_nearest_mean_head(torch.from_numpy(eval_backbone.statistics.read_array("train/mean").astype(np.float32)).to(device)),
         "discriminant": make_discriminant_head(eval_backbone.statistics, device),
     }
-    scores = {
-        classifier: compute_accuracy_by_seed(head, samples.features, samples.labels)
-        for classifier, head in heads.items()
-    }
+    scores = {classifier: compute_accuracy_by_seed(head, held_out_samples.features, held_out_samples.labels) for classifier, head in heads.items()}
     return [
         FullDataRow(
             backbone=eval_backbone.backbone.card.spec,
@@ -84,7 +61,7 @@ def make_full_data_rows(eval_backbone: EvaluatedBackbone, samples: HeldOutSample
             top1=score.top1[0],
             top5=None if score.top5 is None else score.top5[0],
             recovered=compute_fraction_of_full_data(score.top1[0], scores["linear"].top1[0]),
-            per_class=score.per_class,
+            per_class=score.mean_by_class,
         )
         for classifier, score in scores.items()
     ]
@@ -97,25 +74,17 @@ def make_discriminant_head(statistics: ClassSubsetStatistics, device: torch.devi
     return LinearHeads(weight[None].to(device), bias[None].to(device))
 
 
-def make_accuracy_row(
-    eval_backbone: EvaluatedBackbone,
-    image_set: ImageSet,
-    mode: Mode,
-    fitted_head: FittedHeads,
-    samples: HeldOutSamples,
-    full_data_top1: float,
-    protocol: RowTrainingOptions,
-) -> AccuracyRow:
+def make_accuracy_row(eval_backbone: EvaluatedBackbone, image_set: ImageSet, mode: Mode, fitted_heads: FittedHeads, held_out_samples: HeldOutSamples, full_data_top1: float, training_options: RowTrainingOptions) -> AccuracyRow:
     """Score the heads that a mode trained on an image set, and average over seeds.
 
     Parameters
     ----------
     full_data_top1 : float
         Top-1 accuracy of the full-data classifier of the same backbone.
-    protocol : RowTrainingOptions
+    training_options : RowTrainingOptions
         How the heads were trained.
     """
-    score = compute_accuracy_by_seed(fitted_head.heads, samples.features, samples.labels)
+    score = compute_accuracy_by_seed(fitted_heads.heads, held_out_samples.features, held_out_samples.labels)
     top1_mean, top1_std = compute_mean_and_std(score.top1)
     top5_mean, top5_std = (None, None) if score.top5 is None else compute_mean_and_std(score.top5)
     row = AccuracyRow(
@@ -131,21 +100,19 @@ def make_accuracy_row(
         top1=score.top1,
         top5=score.top5,
         recovered=compute_fraction_of_full_data(top1_mean, full_data_top1),
-        exemplars=image_set.exemplar_count,
-        chosen=image_set.exemplar_indices,
-        penalty=fitted_head.penalty,
+        exemplars=image_set.min_exemplars_per_class,
+        chosen=image_set.exemplar_indices_by_class,
+        penalty=fitted_heads.ridge_penalty,
         backbone_hash=eval_backbone.backbone.card.hash,
-        epochs=protocol.epochs,
-        views=protocol.views,
-        seed=protocol.seed,
+        epochs=training_options.epochs,
+        views=training_options.views,
+        seed=training_options.seed,
     )
-    if image_set.exemplar_count is not None:
+    if image_set.min_exemplars_per_class is not None:
         return row
-    counts = count_confusions(fitted_head.heads, samples.features, samples.labels)
+    counts = compute_confusion_matrix(fitted_heads.heads, held_out_samples.features, held_out_samples.labels)
     matrix = counts.tolist() if len(counts) <= MAX_CONFUSION_CLASSES else None
-    return row.model_copy(
-        update={"confusion": matrix, "confused": list_confused_pairs(counts), "per_class": score.per_class}
-    )
+    return row.model_copy(update={"confusion": matrix, "confused": list_confused_pairs(counts), "per_class": score.mean_by_class})
 
 
 def compute_fraction_of_full_data(accuracy: float, full_data_accuracy: float) -> float | None:
@@ -153,19 +120,15 @@ def compute_fraction_of_full_data(accuracy: float, full_data_accuracy: float) ->
     return accuracy / full_data_accuracy if full_data_accuracy else None
 
 
-def list_confused_pairs(counts: Tensor) -> list[ConfusedPair]:
+def list_confused_pairs(confusion_counts: Tensor) -> list[ConfusedPair]:
     """Return the pairs of classes that are confused most often, most frequent first.
 
     Parameters
     ----------
-    counts : Tensor of int64, shape (class, class)
-        From :func:`~sfm.eval.head_accuracy.count_confusions`.
+    confusion_counts : Tensor of int64, shape (class, class)
+        From :func:`~sfm.eval.head_accuracy.compute_confusion_matrix`.
     """
-    errors = counts.cpu() * ~torch.eye(len(counts), dtype=torch.bool)
+    errors = confusion_counts.cpu() * ~torch.eye(len(confusion_counts), dtype=torch.bool)
     order = errors.flatten().sort(descending=True, stable=True).indices[:MAX_CONFUSED_PAIRS]
-    pairs = [divmod(position, len(counts)) for position in order.tolist()]
-    return [
-        ConfusedPair(right=right, predicted=predicted, count=int(errors[right, predicted]))
-        for right, predicted in pairs
-        if errors[right, predicted] > 0
-    ]
+    pairs = [divmod(position, len(confusion_counts)) for position in order.tolist()]
+    return [ConfusedPair(right=right, predicted=predicted, count=int(errors[right, predicted])) for right, predicted in pairs if errors[right, predicted] > 0]

@@ -2,17 +2,16 @@
 
 import enum
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from sfm.random_streams import make_rng
+from torch import Tensor
+from typing import Any
+
 
 MAX_BATCH_SIZE = 100
 REFERENCE_BATCH_SIZE = 256
@@ -21,7 +20,7 @@ CountCallback = Callable[[int, int], None]
 """Called with the number of finished epochs, blocks or views, and their total."""
 
 
-def ignore_progress_count(done: int, total: int) -> None:
+def ignore_progress_count(done_count: int, total_count: int) -> None:
     """Do nothing: the default :data:`CountCallback`."""
 
 
@@ -55,19 +54,17 @@ class BatchSchedule:
     batch_size: int
 
     @property
-    def seeds(self) -> int:
+    def seed_count(self) -> int:
         """Number of seeds that are trained side by side."""
         return self.image_indices.shape[0]
 
     @property
-    def epochs(self) -> int:
+    def epoch_count(self) -> int:
         """Passes over the images."""
         return self.image_indices.shape[1]
 
 
-def make_batch_schedule(
-    seed: int, image_indices: npt.NDArray[np.int64], *, epochs: int, views: int
-) -> BatchSchedule:
+def make_batch_schedule(run_seed: int, image_indices_by_seed: npt.NDArray[np.int64], *, epoch_count: int, views_per_image: int) -> BatchSchedule:
     """Return a schedule in which every epoch shows every image of a seed once, through one of its views.
 
     All views of an image are used in random order before any is used again, so with at least as many views as
@@ -75,11 +72,11 @@ def make_batch_schedule(
 
     Parameters
     ----------
-    seed : int
+    run_seed : int
         Seed of the run; every repetition has separate streams below it.
-    image_indices : ndarray of int64, shape (seed, image)
+    image_indices_by_seed : ndarray of int64, shape (seed, image)
         Indices of the images that each repetition trains on.
-    epochs, views : int
+    epoch_count, views_per_image : int
         Passes over the images; views per image.
 
     Returns
@@ -87,35 +84,27 @@ def make_batch_schedule(
     BatchSchedule
         On the CPU.
     """
-    seeds, images = image_indices.shape
-    rounds = math.ceil(epochs / views)
-    view_indices = np.empty((seeds, epochs, images), dtype=np.int32)
+    seeds, images = image_indices_by_seed.shape
+    rounds = math.ceil(epoch_count / views_per_image)
+    view_indices = np.empty((seeds, epoch_count, images), dtype=np.int32)
     order = np.broadcast_to(np.arange(images), view_indices.shape)
     batch_size = min(MAX_BATCH_SIZE, images)
     if images > batch_size:
-        order = np.stack(
-            [make_rng(seed, RandomStreamPurpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)]
-        )
+        order = np.stack([make_rng(run_seed, RandomStreamPurpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)])
     for s in range(seeds):
-        unshuffled = np.broadcast_to(np.arange(views, dtype=np.int32), (rounds, images, views))
-        shuffled = make_rng(seed, RandomStreamPurpose.ORDER, s).permuted(unshuffled, axis=2)
-        view_indices[s] = shuffled.transpose(0, 2, 1).reshape(rounds * views, images)[:epochs]
-    every_epoch = np.broadcast_to(image_indices[:, None].astype(np.int32), view_indices.shape)
-    return BatchSchedule(
-        torch.from_numpy(np.take_along_axis(every_epoch, order, axis=2)),
-        torch.from_numpy(np.take_along_axis(view_indices, order, axis=2)),
-        batch_size,
-    )
+        unshuffled = np.broadcast_to(np.arange(views_per_image, dtype=np.int32), (rounds, images, views_per_image))
+        shuffled = make_rng(run_seed, RandomStreamPurpose.ORDER, s).permuted(unshuffled, axis=2)
+        view_indices[s] = shuffled.transpose(0, 2, 1).reshape(rounds * views_per_image, images)[:epoch_count]
+    every_epoch = np.broadcast_to(image_indices_by_seed[:, None].astype(np.int32), view_indices.shape)
+    return BatchSchedule(torch.from_numpy(np.take_along_axis(every_epoch, order, axis=2)), torch.from_numpy(np.take_along_axis(view_indices, order, axis=2)), batch_size)
 
 
-def draw_initial_weights(
-    seed: int, purpose: RandomStreamPurpose, shape: tuple[int, ...], std: float
-) -> Tensor:
+def draw_initial_weights(run_seed: int, purpose: RandomStreamPurpose, shape: tuple[int, ...], std: float) -> Tensor:
     """Draw initial weights, one stream per seed: the weights of one seed do not depend on the others.
 
     Parameters
     ----------
-    seed : int
+    run_seed : int
         Seed of the run.
     purpose : RandomStreamPurpose
     shape : tuple of int
@@ -127,7 +116,7 @@ def draw_initial_weights(
     -------
     Tensor, float32
     """
-    drawn = [make_rng(seed, purpose, s).standard_normal(shape[1:], dtype=np.float32) for s in range(shape[0])]
+    drawn = [make_rng(run_seed, purpose, s).standard_normal(shape[1:], dtype=np.float32) for s in range(shape[0])]
     return torch.from_numpy(np.stack(drawn) * np.float32(std))
 
 
@@ -163,17 +152,12 @@ class ParamGroup:
     learning_rate: float
 
 
-def train_with_adam(
-    groups: Sequence[ParamGroup],
-    compute_gradients: Callable[[Tensor, Tensor], Sequence[Tensor]],
-    schedule: BatchSchedule,
-    on_epoch: CountCallback,
-) -> None:
+def train_with_adam(param_groups: Sequence[ParamGroup], compute_gradients: Callable[[Tensor, Tensor], Sequence[Tensor]], schedule: BatchSchedule, on_epoch: CountCallback) -> None:
     """Train by Adam, learning rate ``rate * batch / 256`` falling to zero along a cosine, no weight decay.
 
     Parameters
     ----------
-    groups : sequence of ParamGroup
+    param_groups : sequence of ParamGroup
     compute_gradients : callable
         Takes the image and view indices of a batch, both of shape (seed, batch). Returns the gradient of each
         seed's loss with respect to the parameters of the first group, then those of the second, ...
@@ -182,25 +166,18 @@ def train_with_adam(
         Called after each epoch with the epochs done and their total.
     """
     batch_size = schedule.batch_size
-    optimizer_groups: list[dict[str, Any]] = [
-        {"params": list(group.parameters), "lr": group.learning_rate * batch_size / REFERENCE_BATCH_SIZE}
-        for group in groups
-    ]
+    optimizer_groups: list[dict[str, Any]] = [{"params": list(group.parameters), "lr": group.learning_rate * batch_size / REFERENCE_BATCH_SIZE} for group in param_groups]
     optimizer = torch.optim.Adam(optimizer_groups, fused=True)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=schedule.epochs)
-    parameters = [parameter for group in groups for parameter in group.parameters]
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=schedule.epoch_count)
+    parameters = [parameter for group in param_groups for parameter in group.parameters]
     device = parameters[0].device
     image_indices, view_indices = schedule.image_indices.to(device), schedule.view_indices.to(device)
-    for epoch in range(schedule.epochs):
-        batches = zip(
-            torch.split(image_indices[:, epoch], batch_size, 1),
-            torch.split(view_indices[:, epoch], batch_size, 1),
-            strict=True,
-        )
+    for epoch in range(schedule.epoch_count):
+        batches = zip(torch.split(image_indices[:, epoch], batch_size, 1), torch.split(view_indices[:, epoch], batch_size, 1), strict=True)
         for batch_images, batch_views in batches:
             gradients = compute_gradients(batch_images, batch_views)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
         scheduler.step()
-        on_epoch(epoch + 1, schedule.epochs)
+        on_epoch(epoch + 1, schedule.epoch_count)

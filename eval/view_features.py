@@ -14,7 +14,7 @@ from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.backbones.image_tensors import pixels_to_tensor
 from sfm.backbones.views import apply_crops
 from sfm.eval.training import CountCallback, RandomStreamPurpose, ignore_progress_count
-from sfm.eval.work_folder import ResumableFeatures, WorkFolder, make_work_key
+from sfm.eval.work_folder import ResumableFeatures, WorkFolder, compute_work_key
 from sfm.random_streams import make_rng
 from sfm.stats_store.digests import compute_array_digest
 
@@ -40,7 +40,7 @@ class LabelledImages:
     labels: npt.NDArray[np.int64]
 
 
-def draw_view_crops(images: LabelledImages, views: int, seed: int) -> Crops:
+def draw_view_crops(images: LabelledImages, views_per_image: int, run_seed: int) -> Crops:
     """Draw the random resized crops and flips of augmented views.
 
     A view depends only on the seed, the index of its image and its own index: more views or more images do
@@ -51,9 +51,9 @@ def draw_view_crops(images: LabelledImages, views: int, seed: int) -> Crops:
     Parameters
     ----------
     images : LabelledImages
-    views : int
+    views_per_image : int
         Per image.
-    seed : int
+    run_seed : int
         Seed of the run.
 
     Returns
@@ -63,13 +63,13 @@ def draw_view_crops(images: LabelledImages, views: int, seed: int) -> Crops:
     """
     side = images.pixels.shape[1]
     drawn = [
-        draw_crops(make_rng(seed, RandomStreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
+        draw_crops(make_rng(run_seed, RandomStreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
         for image in range(len(images.pixels))
-        for block in range(-(-views // VIEWS_PER_STREAM))
+        for block in range(-(-views_per_image // VIEWS_PER_STREAM))
     ]
 
     def concatenate(parts: list[npt.NDArray[CropValue]]) -> npt.NDArray[CropValue]:
-        return np.concatenate(parts).reshape(len(images.pixels), -1)[:, :views].reshape(-1)
+        return np.concatenate(parts).reshape(len(images.pixels), -1)[:, :views_per_image].reshape(-1)
 
     return Crops(
         concatenate([c.top for c in drawn]),
@@ -116,7 +116,7 @@ def compute_view_features(
         if work_folder
         else None
     )
-    done = resumable.load_stored() if resumable else 0
+    done = resumable.load_stored_views() if resumable else 0
     if done:
         on_views(done, total)
     try:
@@ -136,7 +136,7 @@ def compute_view_features(
                 features[batch] = backbone.features(apply_crops(pixels[image_indices], boxes, size))
                 done = batch.stop
                 if resumable:
-                    resumable.write_if_due(done)
+                    resumable.write_new_if_due(done)
                 on_views(done, total)
     finally:
         if resumable:
@@ -147,7 +147,7 @@ def compute_view_features(
 def make_view_features_key(backbone: Backbone, images: LabelledImages, crops: Crops, batch_size: int) -> str:
     """Return the digest of all inputs of the features of views."""
     boxes = (crops.top, crops.left, crops.height, crops.width, crops.flip)
-    return make_work_key(
+    return compute_work_key(
         features=backbone.card.hash,
         images=compute_array_digest(images.pixels),
         crops=[compute_array_digest(box) for box in boxes],

@@ -7,17 +7,13 @@ continues, but cannot resume.
 
 import logging
 import time
+import torch
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
 from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
-from torch import Tensor
-
 from sfm.atomic import require_no_link
 from sfm.deletion import delete_below
 from sfm.errors import InputError
@@ -26,6 +22,9 @@ from sfm.eval.result import AccuracyRow
 from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
 from sfm.tensor_files import open_safetensors, read_tensor_specs
 from sfm.untrusted_files import OversizeError, read_bounded_file
+from torch import Tensor
+from typing import Any
+
 
 SECONDS_BETWEEN_WRITES = 15.0
 """Seconds between writes: bounds the work lost when a process is killed."""
@@ -50,31 +49,31 @@ class WorkFolder:
     ----------
     folder : Path
         Made by the first write.
-    writable : bool
+    is_writable : bool
         False after a failed write.
     used_keys : list of str
         Keys that were read or written, the latest last.
     """
 
     folder: Path
-    writable: bool = field(default=True, init=False)
+    is_writable: bool = field(default=True, init=False)
     used_keys: list[str] = field(default_factory=list, init=False)
 
     def write_file(self, name: str, data: bytes) -> None:
         """Write a file; log once if that is not possible."""
-        if self.writable:
+        if self.is_writable:
             try:
                 require_no_link(self.folder)
                 write_output(self.folder / name, data)
             except InputError as error:
-                self.writable = False
+                self.is_writable = False
                 LOG.warning("an interruption would start over: %s", error)
 
-    def read_row(self, key: str) -> AccuracyRow | None:
+    def read_row(self, row_key: str) -> AccuracyRow | None:
         """Return a finished row; None if it is missing or not as it was written."""
-        self.used_keys.append(key)
+        self.used_keys.append(row_key)
         try:
-            stored = _StoredRow.model_validate_json(read_bounded_file(self.folder / f"{key}.json"))
+            stored = _StoredRow.model_validate_json(read_bounded_file(self.folder / f"{row_key}.json"))
             if stored.sha256 != compute_sha256(stored.row.encode()):
                 return None
             row = AccuracyRow.model_validate_json(stored.row)
@@ -83,11 +82,11 @@ class WorkFolder:
         self.used_keys += stored.made_from
         return row
 
-    def write_row(self, key: str, row: AccuracyRow, made_from: Sequence[str] = ()) -> None:
+    def write_row(self, row_key: str, row: AccuracyRow, feature_keys: Sequence[str] = ()) -> None:
         """Write a finished row with the keys of the features that it was trained on."""
         text = row.model_dump_json()
-        stored = _StoredRow(row=text, sha256=compute_sha256(text.encode()), made_from=list(made_from))
-        self.write_file(f"{key}.json", stored.model_dump_json().encode())
+        stored = _StoredRow(row=text, sha256=compute_sha256(text.encode()), made_from=list(feature_keys))
+        self.write_file(f"{row_key}.json", stored.model_dump_json().encode())
 
     def delete_used_files(self) -> None:
         """Delete the files of used keys; others may be of another, interrupted command."""
@@ -120,7 +119,7 @@ class ResumableFeatures:
     stored_count: int = field(default=0, init=False)
     _last_write: float = field(default_factory=time.monotonic, init=False)
 
-    def load_stored(self) -> int:
+    def load_stored_views(self) -> int:
         """Fill in the features on the disk up to the first gap; return the number of their views."""
         self.work_folder.used_keys.append(self.key)
         while self.stored_count < len(self.features):
@@ -131,31 +130,29 @@ class ResumableFeatures:
             self.stored_count += len(block)
         return self.stored_count
 
-    def write_if_due(self, done: int) -> None:
-        """Write new features of the first `done` views, if all are done or some seconds have passed."""
-        if done == len(self.features) or time.monotonic() - self._last_write > SECONDS_BETWEEN_WRITES:
-            self.write_new(done)
+    def write_new_if_due(self, computed_view_count: int) -> None:
+        """Write new features of the first views, if all are done or some seconds have passed."""
+        if computed_view_count == len(self.features) or time.monotonic() - self._last_write > SECONDS_BETWEEN_WRITES:
+            self.write_new(computed_view_count)
 
-    def write_new(self, done: int) -> None:
-        """Write new features of the first `done` views."""
-        if done > self.stored_count:
-            block = self.features[self.stored_count : done].cpu().contiguous()
+    def write_new(self, computed_view_count: int) -> None:
+        """Write new features of the first `computed_view_count` views."""
+        if computed_view_count > self.stored_count:
+            block = self.features[self.stored_count : computed_view_count].cpu().contiguous()
             header = {"key": self.key, "digest": compute_array_digest(block.numpy())}
-            self.work_folder.write_file(
-                self._make_file_name(self.stored_count), save({"features": block}, header)
-            )
-            self.stored_count, self._last_write = done, time.monotonic()
+            self.work_folder.write_file(self._make_file_name(self.stored_count), save({"features": block}, header))
+            self.stored_count, self._last_write = computed_view_count, time.monotonic()
 
-    def _make_file_name(self, start: int) -> str:
-        return f"{self.key}-{start:09d}.safetensors"
+    def _make_file_name(self, first_view: int) -> str:
+        return f"{self.key}-{first_view:09d}.safetensors"
 
-    def _read_block(self, start: int) -> Tensor | None:
-        path = self.work_folder.folder / self._make_file_name(start)
+    def _read_block(self, first_view: int) -> Tensor | None:
+        path = self.work_folder.folder / self._make_file_name(first_view)
         try:
-            with open_safetensors(path, "pt", 4 * self.features[start:].numel()) as file:
+            with open_safetensors(path, "pt", 4 * self.features[first_view:].numel()) as file:
                 dtype, (views, *width) = read_tensor_specs(file).get("features", ("", (0,)))
                 has_shape = dtype == "F32" and width == [*self.features.shape[1:]]
-                if not has_shape or not 0 < views <= len(self.features) - start:
+                if not has_shape or not 0 < views <= len(self.features) - first_view:
                     return None
                 header, block = file.metadata() or {}, file.get_tensor("features")
         except (FileNotFoundError, ValueError):
@@ -164,10 +161,8 @@ class ResumableFeatures:
         return block if is_intact and block.isfinite().all() else None
 
 
-def make_work_key(**values: Any) -> str:
+def compute_work_key(**values: Any) -> str:
     """Return the digest of values that work depends on, with the device and the version of torch."""
     device = values.pop("device")
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return compute_sha256(
-        encode_canonical_json(values | {"device": device_name, "torch": torch.__version__})
-    )[:KEY_CHARACTERS]
+    return compute_sha256(encode_canonical_json(values | {"device": device_name, "torch": torch.__version__}))[:KEY_CHARACTERS]

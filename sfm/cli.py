@@ -170,9 +170,9 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
     with exit_with_message_on_interrupt("; nothing was exported"):
         exported = export(config)
     if as_json:
-        print_json({"out": str(exported.out), "files": exported.files, "bytes": exported.size, "licence": exported.licence})
+        print_json({"out": str(exported.out), "files": exported.file_count, "bytes": exported.total_bytes, "licence": exported.licence})
         return
-    size = f"{exported.files} files, {exported.size / 1e6:.2f} MB"
+    size = f"{exported.file_count} files, {exported.total_bytes / 1e6:.2f} MB"
     print_line(f"{exported.out}: {config.format}, {size}; licence: {exported.licence}")
     if exported.licence == "unknown":
         print_line("note: the licence of the real data is not known: ask before you publish, then give --licence")

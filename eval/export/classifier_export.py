@@ -16,12 +16,13 @@ from sfm.backbones.card import BackboneCard
 from sfm.constrained_types import Digest, InputPixels, Name
 from sfm.errors import InputError
 from sfm.eval.config import MAX_CLASSIFIER_BYTES, RESULT_FILE, get_classifier_folder
+from sfm.eval.distilled_run import DistilledPixelDigest
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.hub_cards import render_model_card
 from sfm.eval.report.reported_runs import ReportedRun, list_result_files
-from sfm.eval.report.row_selection import get_row_group_key, select_longest_trained_rows
-from sfm.eval.report.text_format import format_command
-from sfm.eval.result import AccuracyRow, PositiveCount, Seed, format_protocol_header
+from sfm.eval.report.row_selection import get_key_without_training_options, select_longest_trained_rows
+from sfm.eval.report.text_format import format_sfm_command
+from sfm.eval.result import AccuracyRow, PositiveCount, Seed, make_training_options_header
 from sfm.paths import resolve_links
 from sfm.stats_store.store import Entry, open_store
 from sfm.tensor_files import TensorFileError, open_safetensors, read_tensor_specs, require_tensor_specs
@@ -40,7 +41,7 @@ class ClassifierHeader(BaseModel):
     distilled_on_hash: Digest
     mode: Name
     class_ids: Json[list[str]]
-    images: Digest | None = None
+    images: DistilledPixelDigest | None = None
     epochs: PositiveCount | None = None
     views: PositiveCount | None = None
     seed: Seed | None = None
@@ -89,7 +90,7 @@ def export_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> N
     row = None if is_own else find_classifier_row(run, header)
     held_out = (
         entry.classifier.held_out_top1
-        if is_own and statistics.is_complete
+        if is_own and statistics.has_all_classes
         else row.top1_mean
         if row
         else None
@@ -124,7 +125,7 @@ def find_backbone_card(store_url: str | None, backbone_hash: str) -> BackboneCar
 
 
 def read_saved_classifier(
-    run: ReportedRun, entry: Entry, spec: str, config: ExportConfig
+    run: ReportedRun, entry: Entry, backbone_spec: str, config: ExportConfig
 ) -> tuple[NamedTensors, dict[str, str]]:
     """Read the classifier with projector, and its header, that `sfm evaluate --save` wrote.
 
@@ -139,7 +140,7 @@ def read_saved_classifier(
         try:
             with open_safetensors(path, "numpy", MAX_CLASSIFIER_BYTES) as file:
                 header = file.metadata() or {}
-                if (header.get("backbone"), header.get("mode")) != (spec, "inherit"):
+                if (header.get("backbone"), header.get("mode")) != (backbone_spec, "inherit"):
                     continue
                 fields = ClassifierHeader.model_validate(header)
                 if path.parent != own_folder and fields.images != run.pixel_digest:
@@ -165,13 +166,15 @@ def read_saved_classifier(
     if out is None and not os.access(run.directory, os.W_OK):
         out = Path(f"{resolve_links(run.directory).name}-evaluation.json")
         next_step = f", and give --evaluation {shlex.quote(str(out))}"
-    options = {"store": config.store, "backbone": spec, "mode": "inherit", "save": True, "out": out}
-    command = format_command("evaluate", str(run.directory), options)
-    projector = f"projector from {spec} to {entry.backbone.spec}"
+    options = {"store": config.store, "backbone": backbone_spec, "mode": "inherit", "save": True, "out": out}
+    command = format_sfm_command("evaluate", str(run.directory), options)
+    projector = f"projector from {backbone_spec} to {entry.backbone.spec}"
     raise InputError(f"no {projector} in {run.directory}: make it with `{command}`{next_step}")
 
 
-def read_classifier_tensors(file: Any, path: Path, class_count: int, target_width: int) -> NamedTensors:
+def read_classifier_tensors(
+    open_file: Any, path: Path, class_count: int, target_feature_width: int
+) -> NamedTensors:
     """Read the tensors of a classifier with projector from an open safetensors file.
 
     Parameters
@@ -180,7 +183,7 @@ def read_classifier_tensors(file: Any, path: Path, class_count: int, target_widt
         See :func:`~sfm.tensor_files.open_safetensors`.
     path : Path
         Path of the file, for messages.
-    class_count, target_width : int
+    class_count, target_feature_width : int
         Number of classes of the run, and length of the features that the projector maps to.
 
     Raises
@@ -188,17 +191,17 @@ def read_classifier_tensors(file: Any, path: Path, class_count: int, target_widt
     TensorFileError
         If it holds other tensors than `sfm evaluate --save` writes, or values that are not finite.
     """
-    _, weight_shape = read_tensor_specs(file).get("weight", ("", ()))
+    _, weight_shape = read_tensor_specs(open_file).get("weight", ("", ()))
     shapes = {
         "weight": (class_count, *weight_shape[1:]),
         "bias": (class_count,),
-        "projector_weight": (target_width, *weight_shape[1:]),
-        "projector_bias": (target_width,),
+        "projector_weight": (target_feature_width, *weight_shape[1:]),
+        "projector_bias": (target_feature_width,),
     }
     if len(weight_shape) != 2:
         raise TensorFileError(f"{path} holds a weight of shape {list(weight_shape)}")
-    require_tensor_specs(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
-    tensors: NamedTensors = {name: file.get_tensor(name) for name in shapes}
+    require_tensor_specs(open_file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
+    tensors: NamedTensors = {name: open_file.get_tensor(name) for name in shapes}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise TensorFileError(f"{path} holds values that are not finite")
     return tensors
@@ -214,12 +217,14 @@ def list_classifier_files(run: ReportedRun, config: ExportConfig) -> list[Path]:
     return [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
 
 
-def find_classifier_row(run: ReportedRun, header: Mapping[str, str]) -> AccuracyRow | None:
+def find_classifier_row(run: ReportedRun, classifier_header: Mapping[str, str]) -> AccuracyRow | None:
     """Return the accuracy row of an exported classifier, if it was measured on these images."""
     evaluation = run.evaluation
     if evaluation is None or evaluation.provenance.images != run.pixel_digest:
         return None
-    group = ("distilled", header["backbone"], int(header["image_size"]), "inherit")
-    rows = [row for row in evaluation.rows if get_row_group_key(row) == group]
-    same_protocol = [row for row in rows if format_protocol_header(row).items() <= header.items()]
+    group = ("distilled", classifier_header["backbone"], int(classifier_header["image_size"]), "inherit")
+    rows = [row for row in evaluation.rows if get_key_without_training_options(row) == group]
+    same_protocol = [
+        row for row in rows if make_training_options_header(row).items() <= classifier_header.items()
+    ]
     return next(iter(same_protocol or select_longest_trained_rows(rows)), None)

@@ -17,7 +17,7 @@ TAR_FILE, TABLE_FILE = "train.tar", "data/train-00000-of-00001.parquet"
 
 def write_imagefolder(folder: Path, run: ReportedRun) -> None:
     """Copy the images as ``<class>/<i>.png``, as torchvision's ``ImageFolder`` reads them."""
-    for file in run.distilled.files:
+    for file in run.distilled.image_files:
         target = folder / file.parent.name / file.name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
@@ -28,10 +28,10 @@ def write_webdataset(folder: Path, run: ReportedRun) -> None:
 
     Equal images give equal bytes: the tar records no time and no owner.
     """
-    digits = max(6, len(str(len(run.distilled.files) - 1)))
+    digits = max(6, len(str(len(run.distilled.image_files) - 1)))
     with tarfile.open(folder / TAR_FILE, "w", format=tarfile.USTAR_FORMAT) as archive:
         for number, (file, label) in enumerate(
-            zip(run.distilled.files, run.distilled.labels.tolist(), strict=True)
+            zip(run.distilled.image_files, run.distilled.labels.tolist(), strict=True)
         ):
             metadata = {
                 "label": label,
@@ -66,12 +66,12 @@ def write_parquet(folder: Path, run: ReportedRun) -> None:
         ) from error
     images = [
         {"bytes": file.read_bytes(), "path": f"{file.parent.name}/{file.name}"}
-        for file in run.distilled.files
+        for file in run.distilled.image_files
     ]
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
     schema = pa.schema(
         [pa.field("image", image), pa.field("label", pa.int64())],
-        metadata={"huggingface": json.dumps({"info": {"features": make_table_features(run)}})},
+        metadata={"huggingface": json.dumps({"info": {"features": make_table_column_features(run)}})},
     )
     target = folder / TABLE_FILE
     target.parent.mkdir()
@@ -79,7 +79,7 @@ def write_parquet(folder: Path, run: ReportedRun) -> None:
     pq.write_table(table, target)
 
 
-def make_table_features(run: ReportedRun) -> dict[str, Any]:
+def make_table_column_features(run: ReportedRun) -> dict[str, Any]:
     """Return the ``features`` of the table's columns, as the ``datasets`` library names them."""
     return {
         "image": {"_type": "Image"},
@@ -96,4 +96,4 @@ def list_distinct_class_names(run: ReportedRun) -> list[str]:
 
 def list_class_folder_names(run: ReportedRun) -> list[str]:
     """Return the names of the classes' folders, in the order of the labels."""
-    return list(dict.fromkeys(file.parent.name for file in run.distilled.files))
+    return list(dict.fromkeys(file.parent.name for file in run.distilled.image_files))

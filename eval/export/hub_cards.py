@@ -18,7 +18,7 @@ from sfm.eval.export.export_formats import (
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_distill_command
 from sfm.eval.report.row_selection import list_result_rows, make_row_label
-from sfm.eval.report.text_format import format_count
+from sfm.eval.report.text_format import format_count_with_noun
 from sfm.eval.result import AccuracyRow
 from sfm.stats_store.cards import DatasetCard
 from sfm.text import escape_non_utf8, format_percent, sanitize_line
@@ -52,16 +52,18 @@ INT64_BYTES = 8
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def render_dataset_card(run: ReportedRun, export_format: str, folder: Path, licence: str | None) -> str:
+def render_dataset_card(
+    run: ReportedRun, export_format: str, exported_folder: Path, requested_licence: str | None
+) -> str:
     """Return the card of exported images: YAML that the Hub and ``datasets`` read, and a text for people.
 
     Parameters
     ----------
     run : ReportedRun
     export_format : {"imagefolder", "webdataset", "parquet"}
-    folder : Path
+    exported_folder : Path
         Folder with the exported images.
-    licence : str or None
+    requested_licence : str or None
         Licence from the command line; default: that of the real data.
     """
     record = run.distilled.record
@@ -69,19 +71,19 @@ def render_dataset_card(run: ReportedRun, export_format: str, folder: Path, lice
         pretty_name=f"{record.dataset}, distilled on {record.backbone.spec}",
         task_categories=["image-classification"],
         size_categories=next(
-            (name for limit, name in SIZE_CATEGORIES if len(run.distilled.files) < limit), "1M<n<10M"
+            (name for limit, name in SIZE_CATEGORIES if len(run.distilled.image_files) < limit), "1M<n<10M"
         ),
         tags=["dataset-distillation", "synthetic"],
-        **make_licence_fields(choose_licence(run, licence)),
-        **make_load_dataset_fields(run, export_format, folder),
+        **make_licence_fields(choose_licence(run, requested_licence)),
+        **make_load_dataset_fields(run, export_format, exported_folder),
     )
-    return render_template(
+    return render_card_template(
         "dataset.md",
         yaml=Markup(data.to_yaml()),
         run=run,
         record=record,
         export_format=export_format,
-        images=format_count(len(run.distilled.files), "image"),
+        images=format_count_with_noun(len(run.distilled.image_files), "image"),
         edited=run.details.images is not None and run.details.images != run.pixel_digest,
         licence=choose_licence(run, None),
         rows=list_accuracy_table_rows(run),
@@ -92,23 +94,23 @@ def render_dataset_card(run: ReportedRun, export_format: str, folder: Path, lice
 
 def render_model_card(
     run: ReportedRun,
-    source: DatasetCard,
-    config: Mapping[str, Any],
+    real_dataset_card: DatasetCard,
+    classifier_config: Mapping[str, Any],
     row: AccuracyRow | None,
-    licence: str | None,
+    requested_licence: str | None,
 ) -> str:
     """Return the card of an exported classifier.
 
     Parameters
     ----------
     run : ReportedRun
-    source : DatasetCard
+    real_dataset_card : DatasetCard
         Of the real data.
-    config : mapping
+    classifier_config : mapping
         Content of its ``config.json``.
     row : AccuracyRow, optional
         Its accuracy.
-    licence : str or None
+    requested_licence : str or None
         Licence from the command line; default: that of the real data.
     """
     record = run.distilled.record
@@ -124,28 +126,28 @@ def render_model_card(
             )
         )
     data = ModelCardData(
-        model_name=f"{record.dataset} through {config['backbone']['spec']}",
+        model_name=f"{record.dataset} through {classifier_config['backbone']['spec']}",
         tags=["image-classification", "linear-probe", "dataset-distillation"],
         pipeline_tag="image-classification",
         eval_results=eval_results or None,
-        **make_licence_fields(choose_licence(run, licence)),
+        **make_licence_fields(choose_licence(run, requested_licence)),
     )
-    return render_template(
+    return render_card_template(
         "model.md",
         yaml=Markup(data.to_yaml()),
         run=run,
         record=record,
-        source=source,
-        config=config,
+        source=real_dataset_card,
+        config=classifier_config,
         licence=choose_licence(run, None),
         accuracy=None if row is None else format_percent(row.top1_mean, row.top1_std),
     )
 
 
-def choose_licence(run: ReportedRun, licence: str | None) -> str:
+def choose_licence(run: ReportedRun, requested_licence: str | None) -> str:
     """Return the licence from the command line, or else that of the real data."""
     stored = run.source_data.statistics.entry.dataset.licence if run.source_data else run.details.licence
-    return licence or stored or "unknown"
+    return requested_licence or stored or "unknown"
 
 
 def make_licence_fields(licence: str) -> dict[str, Any]:
@@ -155,16 +157,18 @@ def make_licence_fields(licence: str) -> dict[str, Any]:
     return {"license": "other", "license_name": licence}
 
 
-def make_load_dataset_fields(run: ReportedRun, export_format: str, folder: Path) -> dict[str, Any]:
+def make_load_dataset_fields(run: ReportedRun, export_format: str, exported_folder: Path) -> dict[str, Any]:
     """Return the card fields by which ``datasets.load_dataset`` reads a format and verifies it."""
     files = {"imagefolder": "*/*.png", "webdataset": TAR_FILE, "parquet": TABLE_FILE}[export_format]
     fields: dict[str, Any] = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}]
     }
-    dataset_bytes = run.image_bytes + INT64_BYTES * len(run.distilled.files)
+    dataset_bytes = run.image_file_bytes + INT64_BYTES * len(run.distilled.image_files)
     info: dict[str, Any] = {
-        "splits": [{"name": "train", "num_bytes": dataset_bytes, "num_examples": len(run.distilled.files)}],
-        "download_size": sum(path.stat().st_size for path in folder.glob(files)),
+        "splits": [
+            {"name": "train", "num_bytes": dataset_bytes, "num_examples": len(run.distilled.image_files)}
+        ],
+        "download_size": sum(path.stat().st_size for path in exported_folder.glob(files)),
         "dataset_size": dataset_bytes,
     }
     if export_format != "webdataset":
@@ -215,7 +219,7 @@ def flatten_to_line(value: Any) -> Any:
     return sanitize_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def render_template(name: str, **values: Any) -> str:
+def render_card_template(template_name: str, **values: Any) -> str:
     """Render a template of the card folder."""
     environment = Environment(
         loader=PackageLoader("sfm.eval.export", "template"),
@@ -227,4 +231,4 @@ def render_template(name: str, **values: Any) -> str:
         finalize=flatten_to_line,
     )
     environment.filters |= {"cell": escape_markdown, "code": format_inline_code}
-    return escape_non_utf8(environment.get_template(name).render(values))
+    return escape_non_utf8(environment.get_template(template_name).render(values))

@@ -9,7 +9,7 @@ from sfm.eval.export.classifier_export import export_classifier
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.export_formats import write_imagefolder, write_parquet, write_webdataset
 from sfm.eval.export.hub_cards import choose_licence, render_dataset_card
-from sfm.eval.output_files import write_new_folder
+from sfm.eval.output_files import create_folder_atomically
 from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
 from sfm.locking import lock_file
 
@@ -28,17 +28,17 @@ class ExportResult:
     ----------
     out : Path
         The folder written.
-    files : int
+    file_count : int
         Number of files in it.
-    size : int
+    total_bytes : int
         Their size in bytes.
     licence : str
         Licence on the card; "unknown" if neither the command nor the source of the data named one.
     """
 
     out: Path
-    files: int
-    size: int
+    file_count: int
+    total_bytes: int
     licence: str = "unknown"
 
 
@@ -62,13 +62,13 @@ def export(config: ExportConfig) -> ExportResult:
         the run's entry, or no classifier was trained yet; names the command that trains one.
     """
     (run,) = read_reported_runs([config.run], [config.store] if config.store else [], config.evaluation)
-    with lock_file(config.out), write_new_folder(config.out) as partial:
+    with lock_file(config.out), create_folder_atomically(config.out) as partial:
         if config.format == "classifier":
             export_classifier(partial, run, config)
         else:
             FORMAT_WRITERS[config.format](partial, run)
             (partial / "classes.json").write_text(
-                json.dumps(list_classes(run), indent=1, ensure_ascii=False), encoding="utf-8"
+                json.dumps(make_class_records(run), indent=1, ensure_ascii=False), encoding="utf-8"
             )
             (partial / "README.md").write_text(
                 render_dataset_card(run, config.format, partial, config.licence), encoding="utf-8"
@@ -79,7 +79,7 @@ def export(config: ExportConfig) -> ExportResult:
     return result
 
 
-def list_classes(run: ReportedRun) -> list[dict[str, object]]:
+def make_class_records(run: ReportedRun) -> list[dict[str, object]]:
     """Return index, id and name of a run's classes, in the order of their labels."""
     classes = zip(run.distilled.class_ids, run.distilled.class_names, strict=True)
     return [{"index": index, "class_id": id_, "name": name} for index, (id_, name) in enumerate(classes)]

@@ -6,11 +6,11 @@ from markupsafe import Markup
 
 from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM
 from sfm.eval.report.charts import AccuracyBar, BarKind, draw_bar_chart
-from sfm.eval.report.comparison_tables import label_backbones
+from sfm.eval.report.comparison_tables import make_backbone_labels
 from sfm.eval.report.row_selection import (
     ResultRow,
     compute_recovered_fraction,
-    get_classifier_name,
+    get_mode_or_full_data_classifier,
     list_result_rows,
     make_row_label,
 )
@@ -24,14 +24,14 @@ class AccuracyLine:
     """One line of a table of accuracies, in percent."""
 
     label: str
-    kind: BarKind
-    top1: str
-    top5: str
-    recovered: str
+    bar_kind: BarKind
+    top1_percent: str
+    top5_percent: str
+    recovered_percent: str
 
 
 @dataclass(frozen=True)
-class BackboneLines:
+class BackboneAccuracyLines:
     """The lines of one backbone."""
 
     backbone: str
@@ -42,9 +42,9 @@ class BackboneLines:
 class AccuracySection:
     """The accuracies of one run."""
 
-    run: str
-    backbones: list[BackboneLines]
-    seeds: str
+    run_name: str
+    backbone_groups: list[BackboneAccuracyLines]
+    seed_counts_text: str
     chart: Markup
     notes: list[str]
 
@@ -53,23 +53,23 @@ def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySect
     """Return the table and the bar chart of a run's accuracies, by backbone."""
     rows = list_result_rows(evaluation)
     backbones, bar_groups = [], []
-    for key, backbone in label_backbones(rows).items():
+    for key, backbone in make_backbone_labels(rows).items():
         backbone_rows = [row for row in rows if (row.backbone, row.image_size) == key]
         backbone_rows.sort(key=get_row_sort_key)
         backbones.append(
-            BackboneLines(backbone, [make_accuracy_line(row, evaluation) for row in backbone_rows])
+            BackboneAccuracyLines(backbone, [make_accuracy_line(row, evaluation) for row in backbone_rows])
         )
         bar_groups.append((backbone, [make_accuracy_bar(row, evaluation) for row in backbone_rows]))
     description = "; ".join(
-        f"{backbone}: " + ", ".join(f"{bar.label} {bar.value:.1f}" for bar in bars)
+        f"{backbone}: " + ", ".join(f"{bar.label} {bar.percent:.1f}" for bar in bars)
         for backbone, bars in bar_groups
     )
     alt = f"Bar chart of the top-1 accuracies of {run_name} in percent. {description}."
     seed_counts = sorted({row.seeds for row in evaluation.rows if row.seeds > 1})
     return AccuracySection(
-        run=run_name,
-        backbones=backbones,
-        seeds=" or ".join(map(str, seed_counts)),
+        run_name=run_name,
+        backbone_groups=backbones,
+        seed_counts_text=" or ".join(map(str, seed_counts)),
         chart=draw_bar_chart(bar_groups, alt),
         notes=[note for note in evaluation.notes if not note.startswith(NOT_BETTER_THAN_RANDOM)],
     )
@@ -77,7 +77,7 @@ def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySect
 
 def get_row_sort_key(row: ResultRow) -> tuple[int, int]:
     """Return the position of a row in a table: by image set, then by classifier."""
-    kind = get_classifier_name(row)
+    kind = get_mode_or_full_data_classifier(row)
     return list(IMAGE_SET_LABELS).index(row.images), list(MODE_DESCRIPTIONS).index(kind)
 
 

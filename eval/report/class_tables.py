@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sfm.eval.report.comparison_tables import TableCell
 from sfm.eval.report.reported_runs import ReportedRun
-from sfm.eval.report.row_selection import find_detailed_row, find_full_data_row, make_row_label
+from sfm.eval.report.row_selection import find_full_data_row, find_row_shown_in_detail, make_row_label
 from sfm.eval.result import AccuracyRow
 from sfm.text import format_percent
 
@@ -29,24 +29,24 @@ class ConfusionTable:
     pairs: list[tuple[str, str, TableCell]]
 
 
-def make_classifier_title(run: ReportedRun, row: AccuracyRow, *, named: bool) -> str:
-    """Return label and backbone of the classifier that a table is of, with the run's name if `named`."""
+def make_classifier_title(run: ReportedRun, row: AccuracyRow, *, with_run_name: bool) -> str:
+    """Return label and backbone of the classifier that a table is of, maybe with the run's name."""
     assert run.evaluation
-    prefix = f"{run.name}: " if named else ""
+    prefix = f"{run.name}: " if with_run_name else ""
     return f"{prefix}{make_row_label(row, run.evaluation)} on {row.backbone}"
 
 
-def get_class_accuracies(row: AccuracyRow) -> list[float | None] | None:
+def get_top1_by_class(row: AccuracyRow) -> list[float | None] | None:
     """Return top-1 by class; computed from the confusion matrix where an older version did not write it."""
     if row.per_class is not None or row.confusion is None:
         return row.per_class
     return [counts[c] / sum(counts) if sum(counts) else None for c, counts in enumerate(row.confusion)]
 
 
-def make_class_accuracy_table(run: ReportedRun, *, named: bool) -> ClassAccuracyTable | None:
+def make_class_accuracy_table(run: ReportedRun, *, with_run_name: bool) -> ClassAccuracyTable | None:
     """Return the accuracy of every class for the distilled images and for all real ones, worst first."""
-    row = find_detailed_row(run.evaluation) if run.evaluation else None
-    distilled = get_class_accuracies(row) if row else None
+    row = find_row_shown_in_detail(run.evaluation) if run.evaluation else None
+    distilled = get_top1_by_class(row) if row else None
     if run.evaluation is None or row is None or distilled is None:
         return None
     full = find_full_data_row(row, run.evaluation)
@@ -63,17 +63,19 @@ def make_class_accuracy_table(run: ReportedRun, *, named: bool) -> ClassAccuracy
     note = (
         f"The {MAX_TABLE_CLASSES} worst of {len(order):,} classes." if len(order) > MAX_TABLE_CLASSES else ""
     )
-    return ClassAccuracyTable(make_classifier_title(run, row, named=named), columns, rows, note)
+    return ClassAccuracyTable(
+        make_classifier_title(run, row, with_run_name=with_run_name), columns, rows, note
+    )
 
 
-def make_percent_cell(share: float | None) -> TableCell:
+def make_percent_cell(fraction: float | None) -> TableCell:
     """Return the shaded cell of an accuracy in percent."""
-    return TableCell(format_percent(share), share)
+    return TableCell(format_percent(fraction), fraction)
 
 
-def make_confusion_table(run: ReportedRun, *, named: bool) -> ConfusionTable | None:
+def make_confusion_table(run: ReportedRun, *, with_run_name: bool) -> ConfusionTable | None:
     """Return the pairs of classes that the classifier shown in detail confuses most."""
-    row = find_detailed_row(run.evaluation) if run.evaluation else None
+    row = find_row_shown_in_detail(run.evaluation) if run.evaluation else None
     if row is None or not row.confused:
         return None
     names = run.distilled.class_names
@@ -96,4 +98,4 @@ def make_confusion_table(run: ReportedRun, *, named: bool) -> ConfusionTable | N
             (names[pair.right], names[pair.predicted], TableCell(f"{pair.count:,} times", None))
             for pair in sorted(row.confused, key=lambda pair: -pair.count)[:MAX_CONFUSIONS]
         ]
-    return ConfusionTable(make_classifier_title(run, row, named=named), pairs)
+    return ConfusionTable(make_classifier_title(run, row, with_run_name=with_run_name), pairs)

@@ -23,10 +23,10 @@ OWN_BACKBONE_NOTE = (
 
 @dataclass(frozen=True)
 class TableCell:
-    """A text of a table, shaded by `share` in [0, 1] unless that is None."""
+    """A text of a table, shaded by `shade_fraction` in [0, 1] unless that is None."""
 
     text: str
-    share: float | None
+    shade_fraction: float | None
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,23 @@ class ReportTable:
     """A table with row and column headers."""
 
     title: str
-    corner: str
+    corner_header: str
     columns: list[str]
     rows: list[tuple[str, list[TableCell]]]
     note: str = ""
 
 
-def label_backbones(rows: Iterable[ResultRow]) -> dict[tuple[str, int], str]:
+def make_backbone_labels(rows: Iterable[ResultRow]) -> dict[tuple[str, int], str]:
     """Return a label for every backbone of rows, with its input size where sizes differ."""
     keys = list(dict.fromkeys((row.backbone, row.image_size) for row in rows))
     sizes = {image_size for _, image_size in keys}
     return {(spec, px): spec if len(sizes) == 1 else f"{spec} at {px} px" for spec, px in keys}
 
 
-def make_comparison_table(runs: Sequence[ReportedRun], title: str) -> ReportTable:
+def make_comparison_table(runs: Sequence[ReportedRun], dataset_title: str) -> ReportTable:
     """Return a table of the accuracies of runs of one dataset, one column per run."""
-    rows_by_run = [index_rows_by_label(run.evaluation) if run.evaluation else {} for run in runs]
-    backbone_labels = label_backbones(row for rows in rows_by_run for row in rows.values())
+    rows_by_run = [index_rows_by_backbone_and_label(run.evaluation) if run.evaluation else {} for run in runs]
+    backbone_labels = make_backbone_labels(row for rows in rows_by_run for row in rows.values())
     row_keys = dict.fromkeys(
         key for backbone in backbone_labels for rows in rows_by_run for key in rows if key[0] == backbone
     )
@@ -62,15 +62,15 @@ def make_comparison_table(runs: Sequence[ReportedRun], title: str) -> ReportTabl
         for backbone, label in row_keys
     ]
     return ReportTable(
-        f"Top-1 accuracy on {title}, %",
+        f"Top-1 accuracy on {dataset_title}, %",
         "trained on",
         [run.name for run in runs],
         table_rows,
-        describe_protocol_mismatch(runs),
+        describe_training_mismatch(runs),
     )
 
 
-def index_rows_by_label(evaluation: Evaluation) -> dict[tuple[tuple[str, int], str], ResultRow]:
+def index_rows_by_backbone_and_label(evaluation: Evaluation) -> dict[tuple[tuple[str, int], str], ResultRow]:
     """Return one row for every backbone and label, by both."""
     reduced = evaluation.model_copy(update={"rows": select_longest_trained_rows(evaluation.rows)})
     return {(get_backbone_key(row), make_row_label(row, reduced)): row for row in list_result_rows(reduced)}
@@ -81,7 +81,7 @@ def get_backbone_key(row: ResultRow) -> tuple[str, int]:
     return row.backbone, row.image_size
 
 
-def describe_protocol_mismatch(runs: Sequence[ReportedRun]) -> str:
+def describe_training_mismatch(runs: Sequence[ReportedRun]) -> str:
     """Return a note if runs were evaluated by different protocols; otherwise an empty text."""
     protocols = {
         run.name: {
@@ -113,7 +113,7 @@ def make_accuracy_cell(row: ResultRow | None) -> TableCell:
     return TableCell(format_percent(row.top1_mean, row.top1_std if row.seeds > 1 else None), row.top1_mean)
 
 
-def make_matrix_tables(runs: Sequence[ReportedRun], title: str) -> list[ReportTable]:
+def make_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str) -> list[ReportTable]:
     """Return a cross-backbone matrix for every mode; none where there is only one backbone."""
     evaluated = [
         (
@@ -125,7 +125,7 @@ def make_matrix_tables(runs: Sequence[ReportedRun], title: str) -> list[ReportTa
         if run.evaluation
     ]
     distilled = [row for _, _, rows in evaluated for row in rows]
-    backbone_labels = label_backbones(distilled)
+    backbone_labels = make_backbone_labels(distilled)
     if len(backbone_labels) < 2:
         return []
     tables = []
@@ -145,7 +145,7 @@ def make_matrix_tables(runs: Sequence[ReportedRun], title: str) -> list[ReportTa
         cells = [make_accuracy_cell(full_data.get(key)) for key in backbone_labels]
         rows.append(("all real images", cells))
         note = OWN_BACKBONE_NOTE if mode in OWN_BACKBONE_BIASED_MODES else ""
-        heading = f"{title}, {mode}: top-1 accuracy, %"
+        heading = f"{dataset_title}, {mode}: top-1 accuracy, %"
         tables.append(
             ReportTable(heading, "distilled on ↓ evaluated on →", list(backbone_labels.values()), rows, note)
         )

@@ -2,15 +2,14 @@
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-
+from collections.abc import Sequence
+from dataclasses import dataclass
 from sfm.eval.report.reported_runs import ReportedRun
-from sfm.eval.result import is_distillation_backbone
+from sfm.eval.result import is_row_on_distillation_backbone
+
 
 MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES_PER_CLASS, MAX_GALLERY_IMAGES = 100, 10, 400
 """Limits of a gallery: classes, images per class, and images in total."""
@@ -23,36 +22,36 @@ WEBP_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportPicture:
     """An image of a report; `title` names it when it is shown enlarged."""
 
-    source: str
-    alt: str
+    data_url: str
+    alt_text: str
     caption: str
     title: str
-    real: bool = False
+    is_real: bool = False
 
 
 @dataclass(frozen=True)
-class ClassRow:
+class ClassPictures:
     """The images of one class."""
 
     name: str
-    pictures: list[Picture]
+    pictures: list[ReportPicture]
 
 
 @dataclass(frozen=True)
 class Gallery:
     """The images of all runs of one dataset, by class."""
 
-    dataset: str
-    class_rows: list[ClassRow]
-    tiles: int
-    captions: bool
+    dataset_title: str
+    class_rows: list[ClassPictures]
+    pictures_per_line: int
+    has_captions: bool
     notes: list[str]
 
 
-def make_gallery(runs: Sequence[ReportedRun], title: str) -> Gallery:
+def make_gallery(runs: Sequence[ReportedRun], dataset_title: str) -> Gallery:
     """Return the gallery of runs of one dataset, with real images if the store has any."""
     first = runs[0].distilled
     class_count = min(MAX_GALLERY_CLASSES, len(first.class_ids))
@@ -69,50 +68,43 @@ def make_gallery(runs: Sequence[ReportedRun], title: str) -> Gallery:
             pictures += make_distilled_pictures(run, class_index, count, label, real)
         if not has_neighbours:
             pictures += make_nearest_to_mean_pictures(runs, class_index)
-        class_rows.append(ClassRow(first.class_names[class_index], pictures))
-    has_real = any(picture.real for class_row in class_rows for picture in class_row.pictures)
-    notes = list_omitted_images(runs, class_count, image_counts)
+        class_rows.append(ClassPictures(first.class_names[class_index], pictures))
+    has_real = any(picture.is_real for class_row in class_rows for picture in class_row.pictures)
+    notes = make_omitted_image_notes(runs, class_count, image_counts)
     if has_neighbours:
-        notes.append(
-            "“Nearest real”: the stored real image of the class whose feature is nearest to that of the "
-            "distilled one at its left. Few are stored, each is used at most once: it may look different."
-        )
+        notes.append("“Nearest real”: the stored real image of the class whose feature is nearest to that of the " "distilled one at its left. Few are stored, each is used at most once: it may look different.")
     elif has_real:
         notes.append("“Real”: the stored real image that is nearest to the mean of its class.")
     tiles = min(MAX_TILES, max(len(class_row.pictures) for class_row in class_rows))
-    return Gallery(title, class_rows, tiles, has_several_runs or has_real, notes)
+    return Gallery(dataset_title, class_rows, tiles, has_several_runs or has_real, notes)
 
 
-def list_omitted_images(
-    runs: Sequence[ReportedRun], class_count: int, image_counts: Sequence[int]
-) -> list[str]:
+def make_omitted_image_notes(runs: Sequence[ReportedRun], shown_class_count: int, shown_images_per_class: Sequence[int]) -> list[str]:
     """Return sentences about the classes and images that a gallery leaves out."""
     notes = []
     all_classes = len(runs[0].distilled.class_ids)
-    if class_count < all_classes:
-        notes.append(f"The first {class_count} of {all_classes:,} classes.")
-    for run, count in zip(runs, image_counts, strict=True):
+    if shown_class_count < all_classes:
+        notes.append(f"The first {shown_class_count} of {all_classes:,} classes.")
+    for run, count in zip(runs, shown_images_per_class, strict=True):
         if count < run.distilled.record.ipc:
             run_name = f" of {run.name}" if len(runs) > 1 else ""
             notes.append(f"The first {count} of {run.distilled.record.ipc} images per class{run_name}.")
     return notes
 
 
-def make_distilled_pictures(
-    run: ReportedRun, class_index: int, count: int, label: str, neighbours: npt.NDArray[np.uint8] | None
-) -> list[Picture]:
+def make_distilled_pictures(run: ReportedRun, class_index: int, shown_image_count: int, run_label: str, neighbour_pixels: npt.NDArray[np.uint8] | None) -> list[ReportPicture]:
     """Return the first distilled images of a class, each followed by the nearest real one, if known."""
     ipc, class_name = run.distilled.record.ipc, run.distilled.class_names[class_index]
     pictures = []
-    for i in range(count):
-        caption = f"{label} {i + 1}" if ipc > 1 else label
+    for i in range(shown_image_count):
+        caption = f"{run_label} {i + 1}" if ipc > 1 else run_label
         title = f"{class_name}: {caption}"
         source = encode_image_url(run.distilled.pixels[class_index * ipc + i])
-        pictures.append(Picture(source, f"Distilled image of {title}", caption, title))
-        if neighbours is not None:
+        pictures.append(ReportPicture(source, f"Distilled image of {title}", caption, title))
+        if neighbour_pixels is not None:
             title = f"{class_name}: the real image nearest to {caption}"
-            source = encode_image_url(neighbours[class_index, i])
-            pictures.append(Picture(source, f"Real image of {title}", "nearest real", title, real=True))
+            source = encode_image_url(neighbour_pixels[class_index, i])
+            pictures.append(ReportPicture(source, f"Real image of {title}", "nearest real", title, is_real=True))
     return pictures
 
 
@@ -123,27 +115,27 @@ def select_neighbour_images(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
     -------
     ndarray of uint8, shape (class, image, height, width, 3), or None
     """
-    if run.source_data is None or run.source_data.exemplars is None or run.evaluation is None:
+    if run.source_data is None or run.source_data.exemplar_pixels is None or run.evaluation is None:
         return None
     provenance = run.evaluation.provenance
     rows = [row for row in run.evaluation.rows if row.chosen]
-    rows = [row for row in rows if is_distillation_backbone(row, provenance)] or rows
+    rows = [row for row in rows if is_row_on_distillation_backbone(row, provenance)] or rows
     if not rows or provenance.images != run.pixel_digest:
         return None
     indices = np.array(rows[0].chosen)
-    images: npt.NDArray[np.uint8] = run.source_data.exemplars[np.arange(len(indices))[:, None], indices]
+    images: npt.NDArray[np.uint8] = run.source_data.exemplar_pixels[np.arange(len(indices))[:, None], indices]
     return images
 
 
-def make_nearest_to_mean_pictures(runs: Sequence[ReportedRun], class_index: int) -> list[Picture]:
+def make_nearest_to_mean_pictures(runs: Sequence[ReportedRun], class_index: int) -> list[ReportPicture]:
     """Return the real image nearest to the mean of a class, if one is stored."""
     for run in runs:
         source_data = run.source_data
-        if source_data and source_data.exemplars is not None and source_data.nearest_indices is not None:
+        if source_data and source_data.exemplar_pixels is not None and source_data.nearest_exemplar_indices is not None:
             title = f"{run.distilled.class_names[class_index]}: the real image nearest to the class mean"
-            pixels = source_data.exemplars[class_index, source_data.nearest_indices[class_index]]
+            pixels = source_data.exemplar_pixels[class_index, source_data.nearest_exemplar_indices[class_index]]
             alt = f"Real image of {title}"
-            return [Picture(encode_image_url(pixels), alt, "real", title, real=True)]
+            return [ReportPicture(encode_image_url(pixels), alt, "real", title, is_real=True)]
     return []
 
 

@@ -49,9 +49,9 @@ def describe_runs(runs: Sequence[ReportedRun]) -> list[str]:
     ]
 
 
-def get_run_option(run: ReportedRun, name: str) -> Any:
+def get_run_option(run: ReportedRun, option_name: str) -> Any:
     """Return an option of a run; None if ``run.json`` does not record it."""
-    return run.details.seed if name == "seed" else run.details.config.get(name)
+    return run.details.seed if option_name == "seed" else run.details.config.get(option_name)
 
 
 def make_group_titles(groups: Sequence[Sequence[ReportedRun]]) -> list[str]:

@@ -74,14 +74,17 @@ def render_page(content: ReportContent) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = read_template(environment, "zoom.js")
+    script = read_template_unescaped(environment, "zoom.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html").render(
-        report=content, style=read_template(environment, "style.css"), script=script, script_digest=digest
+        report=content,
+        style=read_template_unescaped(environment, "style.css"),
+        script=script,
+        script_digest=digest,
     )
 
 
-def read_template(environment: Environment, name: str) -> Markup:
+def read_template_unescaped(template_environment: Environment, file_name: str) -> Markup:
     """Return a file of the template folder, unescaped."""
-    assert environment.loader
-    return Markup(environment.loader.get_source(environment, name)[0])
+    assert template_environment.loader
+    return Markup(template_environment.loader.get_source(template_environment, file_name)[0])

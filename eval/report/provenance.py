@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from sfm.eval.report.comparison_tables import ReportTable, TableCell
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_distill_command
-from sfm.eval.report.run_summaries import Fact
+from sfm.eval.report.run_summaries import LabelledFact
 from sfm.eval.report.text_format import (
     UNKNOWN,
-    format_command,
-    format_count,
+    format_count_with_noun,
     format_decimal_bytes,
+    format_sfm_command,
     format_wall_time,
 )
 from sfm.eval.result import Evaluation
@@ -22,8 +22,8 @@ from sfm.stats_store.cards import ExtractionCard
 class ProvenanceSection:
     """The provenance of the images and accuracies of one run."""
 
-    run: str
-    facts: list[Fact]
+    run_name: str
+    facts: list[LabelledFact]
     commands: list[str]
 
 
@@ -44,7 +44,7 @@ def make_cost_table(runs: Sequence[ReportedRun]) -> ReportTable:
 def list_run_costs(run: ReportedRun) -> dict[str, str]:
     """Return sizes and times of a run by label."""
     record, details, evaluation = run.distilled.record, run.details, run.evaluation
-    image_count, real_count = len(run.distilled.files), details.train_samples
+    image_count, real_count = len(run.distilled.image_files), details.train_samples
     source_data = run.source_data
     real_bytes = None
     if source_data:
@@ -55,20 +55,20 @@ def list_run_costs(run: ReportedRun) -> dict[str, str]:
     decoded_bytes = real_count * 3 * record.image_size**2 if real_count else None
     return {
         "Distilled images": f"{image_count:,}",
-        "Files of the distilled images (PNG)": format_decimal_bytes(run.image_bytes),
+        "Files of the distilled images (PNG)": format_decimal_bytes(run.image_file_bytes),
         "Real training images": f"{real_count:,}" if real_count else UNKNOWN,
         "Real images per distilled one": f"{real_count / image_count:,.0f}" if real_count else UNKNOWN,
         "Files of the real images, as they were read": format_decimal_bytes(real_bytes),
-        "Bytes of real images per distilled byte": f"{real_bytes / run.image_bytes:,.1f}"
+        "Bytes of real images per distilled byte": f"{real_bytes / run.image_file_bytes:,.1f}"
         if real_bytes
         else UNKNOWN,
         "Real images, decoded at the input size": format_decimal_bytes(decoded_bytes),
-        "Statistics in the store": format_decimal_bytes(source_data.stored_bytes if source_data else None),
+        "Statistics in the store": format_decimal_bytes(source_data.entry_bytes if source_data else None),
         "Extracting them": describe_extraction_time(source_data.statistics.entry.extraction)
         if source_data
         else UNKNOWN,
         "Distilling": format_wall_time(details.wall_seconds),
-        "Steps": f"{run.history[-1].step:,}" if run.history else UNKNOWN,
+        "Steps": f"{run.loss_history[-1].step:,}" if run.loss_history else UNKNOWN,
         "Peak memory": format_decimal_bytes(details.peak_memory_bytes),
         "Device": details.device or UNKNOWN,
         "Evaluating": format_wall_time(sum_evaluation_seconds(evaluation) if evaluation else None),
@@ -96,31 +96,31 @@ def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
     """Return the provenance of images and accuracies, and the commands that reproduce them."""
     record, details, evaluation = run.distilled.record, run.details, run.evaluation
     facts = [
-        Fact("Store", record.store),
-        Fact("Entry", f"{record.dataset}@{record.entry_digest}"),
-        Fact("Data fingerprint", record.fingerprint),
-        Fact("Licence of the data", details.licence or ""),
-        Fact("Backbone", f"{record.backbone.spec}, hash {record.backbone.hash}"),
-        Fact("Images", run.pixel_digest, describe_image_edits(run)),
-        Fact("Seed", "" if details.seed is None else str(details.seed)),
-        Fact("Device", details.device or ""),
-        Fact("Distilled with", format_versions(details.versions)),
+        LabelledFact("Store", record.store),
+        LabelledFact("Entry", f"{record.dataset}@{record.entry_digest}"),
+        LabelledFact("Data fingerprint", record.fingerprint),
+        LabelledFact("Licence of the data", details.licence or ""),
+        LabelledFact("Backbone", f"{record.backbone.spec}, hash {record.backbone.hash}"),
+        LabelledFact("Images", run.pixel_digest, describe_image_edits(run)),
+        LabelledFact("Seed", "" if details.seed is None else str(details.seed)),
+        LabelledFact("Device", details.device or ""),
+        LabelledFact("Distilled with", format_versions(details.versions)),
     ]
     commands = [make_distill_command(run)]
     if evaluation:
         for entry in evaluation.provenance.entries:
             facts.append(
-                Fact(
+                LabelledFact(
                     f"Evaluated on {entry.backbone}",
                     f"entry {entry.entry_digest}, backbone hash {entry.backbone_hash}",
-                    format_count(entry.held_out_samples, "held-out image"),
+                    format_count_with_noun(entry.held_out_samples, "held-out image"),
                 )
             )
-        facts.append(Fact("Evaluated with", format_versions(evaluation.provenance.versions)))
+        facts.append(LabelledFact("Evaluated with", format_versions(evaluation.provenance.versions)))
         earlier_configs = [command.config for command in reversed(evaluation.earlier)]
         for config in (*earlier_configs, evaluation.config):
             options = {name: value for name, value in config.items() if name != "run"}
-            commands.append(format_command("evaluate", str(run.directory), options))
+            commands.append(format_sfm_command("evaluate", str(run.directory), options))
     return ProvenanceSection(run.name, [fact for fact in facts if fact.value], commands)
 
 

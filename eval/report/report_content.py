@@ -3,20 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-
 from sfm.eval.report.accuracy_section import AccuracySection, make_accuracy_section
-from sfm.eval.report.class_tables import (
-    ClassAccuracyTable,
-    ConfusionTable,
-    make_class_accuracy_table,
-    make_confusion_table,
-)
+from sfm.eval.report.class_tables import ClassAccuracyTable, ConfusionTable, make_class_accuracy_table, make_confusion_table
 from sfm.eval.report.comparison_tables import ReportTable, make_comparison_table, make_matrix_tables
 from sfm.eval.report.gallery import Gallery, make_gallery
 from sfm.eval.report.headings import describe_runs, make_group_titles, make_page_title
 from sfm.eval.report.provenance import ProvenanceSection, make_cost_table, make_provenance_section
 from sfm.eval.report.reported_runs import ReportedRun
-from sfm.eval.report.row_selection import get_classifier_name, list_result_rows
+from sfm.eval.report.row_selection import get_mode_or_full_data_classifier, list_result_rows
 from sfm.eval.report.run_summaries import RunSummary, make_run_summary
 from sfm.eval.report.text_format import MODE_DESCRIPTIONS
 from sfm.eval.report.training_curves import TrainingCurve, compute_loss_bounds, make_training_curve
@@ -28,55 +22,49 @@ class ReportContent:
 
     title: str
     made_by: str
-    several: bool
-    summaries: list[RunSummary]
+    has_several_runs: bool
+    run_summaries: list[RunSummary]
     galleries: list[Gallery]
-    comparisons: list[ReportTable]
-    accuracies: list[AccuracySection]
+    comparison_tables: list[ReportTable]
+    accuracy_sections: list[AccuracySection]
     class_tables: list[ClassAccuracyTable]
-    modes: list[tuple[str, str]]
-    matrices: list[ReportTable]
-    confusions: list[ConfusionTable]
-    curves: list[TrainingCurve]
-    costs: ReportTable
-    provenance: list[ProvenanceSection]
+    mode_descriptions: list[tuple[str, str]]
+    matrix_tables: list[ReportTable]
+    confusion_tables: list[ConfusionTable]
+    training_curves: list[TrainingCurve]
+    cost_table: ReportTable
+    provenance_sections: list[ProvenanceSection]
 
 
 def make_report_content(runs: Sequence[ReportedRun]) -> ReportContent:
     """Return the content of a report on runs, at least one."""
     evaluations = [(run.name, run.evaluation) for run in runs if run.evaluation]
-    modes = {
-        get_classifier_name(row) for _, evaluation in evaluations for row in list_result_rows(evaluation)
-    }
+    modes = {get_mode_or_full_data_classifier(row) for _, evaluation in evaluations for row in list_result_rows(evaluation)}
     has_several_runs = len(runs) > 1
-    groups = group_by_dataset(runs)
+    groups = group_runs_by_dataset(runs)
     titled_groups = list(zip(groups, make_group_titles(groups), strict=True))
     bounds = compute_loss_bounds(runs)
-    class_tables = [make_class_accuracy_table(run, named=has_several_runs) for run in runs]
-    confusions = [make_confusion_table(run, named=has_several_runs) for run in runs]
+    class_tables = [make_class_accuracy_table(run, with_run_name=has_several_runs) for run in runs]
+    confusions = [make_confusion_table(run, with_run_name=has_several_runs) for run in runs]
     return ReportContent(
         title=make_page_title(runs),
         made_by=f"sfm-distill {version('sfm-distill')}",
-        several=has_several_runs,
-        summaries=[make_run_summary(run, text) for run, text in zip(runs, describe_runs(runs), strict=True)],
+        has_several_runs=has_several_runs,
+        run_summaries=[make_run_summary(run, text) for run, text in zip(runs, describe_runs(runs), strict=True)],
         galleries=[make_gallery(group, title) for group, title in titled_groups],
-        comparisons=[
-            make_comparison_table(group, title)
-            for group, title in titled_groups
-            if count_evaluated(group) > 1
-        ],
-        accuracies=[make_accuracy_section(name, evaluation) for name, evaluation in evaluations],
-        modes=[(mode, text) for mode, text in MODE_DESCRIPTIONS.items() if mode in modes],
+        comparison_tables=[make_comparison_table(group, title) for group, title in titled_groups if count_evaluated_runs(group) > 1],
+        accuracy_sections=[make_accuracy_section(name, evaluation) for name, evaluation in evaluations],
+        mode_descriptions=[(mode, text) for mode, text in MODE_DESCRIPTIONS.items() if mode in modes],
         class_tables=[table for table in class_tables if table],
-        matrices=[table for group, title in titled_groups for table in make_matrix_tables(group, title)],
-        confusions=[table for table in confusions if table],
-        curves=[make_training_curve(run, bounds) for run in runs if run.history or run.growth_sheets],
-        costs=make_cost_table(runs),
-        provenance=[make_provenance_section(run) for run in runs],
+        matrix_tables=[table for group, title in titled_groups for table in make_matrix_tables(group, title)],
+        confusion_tables=[table for table in confusions if table],
+        training_curves=[make_training_curve(run, bounds) for run in runs if run.loss_history or run.growth_sheets],
+        cost_table=make_cost_table(runs),
+        provenance_sections=[make_provenance_section(run) for run in runs],
     )
 
 
-def group_by_dataset(runs: Iterable[ReportedRun]) -> list[list[ReportedRun]]:
+def group_runs_by_dataset(runs: Iterable[ReportedRun]) -> list[list[ReportedRun]]:
     """Group runs that can be compared: of the same classes of the same data."""
     groups: dict[tuple[str, tuple[str, ...]], list[ReportedRun]] = {}
     for run in runs:
@@ -85,6 +73,6 @@ def group_by_dataset(runs: Iterable[ReportedRun]) -> list[list[ReportedRun]]:
     return list(groups.values())
 
 
-def count_evaluated(runs: Sequence[ReportedRun]) -> int:
+def count_evaluated_runs(runs: Sequence[ReportedRun]) -> int:
     """Return the number of runs that were evaluated."""
     return sum(run.evaluation is not None for run in runs)

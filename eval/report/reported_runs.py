@@ -13,12 +13,18 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_ITERATIONS
-from sfm.constrained_types import Count, Digest, FiniteFloat, Name, NonNegativeFloat, PackageVersions
+from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
 from sfm.eval.class_subset import NEAREST_ROLE, ClassSubsetStatistics, select_run_statistics
-from sfm.eval.combined_results import combine_evaluations, read_result
+from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
 from sfm.eval.config import RESULT_FILE
-from sfm.eval.distilled_run import DistilledRun, read_distilled_run, read_json_model, require_no_outside_links
+from sfm.eval.distilled_run import (
+    DistilledPixelDigest,
+    DistilledRun,
+    read_distilled_run,
+    read_json_model,
+    require_no_outside_links,
+)
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.eval.result import Evaluation
 from sfm.image_files import read_png_as_rgb
@@ -50,7 +56,7 @@ class RunDetails(BaseModel):
     licence: Name | None = None
     train_samples: Count | None = None
     seed: Count | None = None
-    images: Digest | None = None
+    images: DistilledPixelDigest | None = None
     versions: PackageVersions = {}
     device: Name | None = None
     loss: FiniteFloat | None = None
@@ -88,18 +94,18 @@ class SourceData:
     Attributes
     ----------
     statistics : ClassSubsetStatistics
-    exemplars : ndarray of uint8, shape (class, exemplar, height, width, 3), or None
+    exemplar_pixels : ndarray of uint8, shape (class, exemplar, height, width, 3), or None
         Real images, where the entry keeps them.
-    nearest_indices : ndarray of int64, shape (class,), or None
+    nearest_exemplar_indices : ndarray of int64, shape (class,), or None
         Index of the exemplar of every class that is nearest to its mean, where every class has one.
     """
 
     statistics: ClassSubsetStatistics
-    exemplars: npt.NDArray[np.uint8] | None
-    nearest_indices: npt.NDArray[np.int64] | None
+    exemplar_pixels: npt.NDArray[np.uint8] | None
+    nearest_exemplar_indices: npt.NDArray[np.int64] | None
 
     @property
-    def stored_bytes(self) -> int:
+    def entry_bytes(self) -> int:
         """Size of the entry."""
         return sum(record.size for record in self.statistics.entry.commit.objects.values())
 
@@ -117,7 +123,7 @@ class ReportedRun:
     details : RunDetails
     pixel_digest : str
         Digest of the pixels as they are now.
-    history : list of LossPoint
+    loss_history : list of LossPoint
     growth_sheets : list of GrowthSheet
     evaluation : Evaluation or None
     source_data : SourceData or None
@@ -129,25 +135,25 @@ class ReportedRun:
     distilled: DistilledRun
     details: RunDetails
     pixel_digest: str
-    history: list[LossPoint]
+    loss_history: list[LossPoint]
     growth_sheets: list[GrowthSheet]
     evaluation: Evaluation | None
     source_data: SourceData | None
 
     @property
-    def image_bytes(self) -> int:
+    def image_file_bytes(self) -> int:
         """Size of the images' files."""
-        return sum(file.stat().st_size for file in self.distilled.files)
+        return sum(file.stat().st_size for file in self.distilled.image_files)
 
 
 def read_reported_runs(
-    directories: Sequence[Path], store_urls: Sequence[str], result_paths: Sequence[Path] = ()
+    run_directories: Sequence[Path], store_urls: Sequence[str], result_paths: Sequence[Path] = ()
 ) -> list[ReportedRun]:
     """Read runs, and find the entries they were distilled from in the stores.
 
     Parameters
     ----------
-    directories : sequence of Path
+    run_directories : sequence of Path
     store_urls : sequence of str
         Paths or URLs of stores; may be empty.
     result_paths : sequence of Path
@@ -159,14 +165,14 @@ def read_reported_runs(
         If a directory is not a finished run, or appears twice; if a file in it is not valid; if a result is
         of none of the runs; if a store cannot be opened, holds none of the runs' entries, or other classes.
     """
-    paths = [resolve_links(directory) for directory in directories]
-    for directory, path in zip(directories, paths, strict=True):
+    paths = [resolve_links(directory) for directory in run_directories]
+    for directory, path in zip(run_directories, paths, strict=True):
         if paths.count(path) > 1:
             raise InputError(f"{directory} is given more than once: name every run directory once")
-    runs = [read_distilled_run(directory) for directory in directories]
-    source_data = find_source_data(runs, directories, store_urls)
+    runs = [read_distilled_run(directory) for directory in run_directories]
+    source_data = find_source_data_by_run_index(runs, run_directories, store_urls)
     digests = [compute_array_digest(run.pixels) for run in runs]
-    external_results = read_external_results(result_paths, digests)
+    external_results = read_external_results_by_run(result_paths, digests)
     names = make_distinct_directory_names(paths)
     return [
         ReportedRun(
@@ -175,19 +181,19 @@ def read_reported_runs(
             distilled=run,
             details=read_json_model(TypeAdapter(RunDetails), directory / "run.json"),
             pixel_digest=digests[i],
-            history=read_loss_history(directory / "history.csv"),
+            loss_history=read_loss_history(directory / "history.csv"),
             growth_sheets=read_growth_sheets(directory / "growth"),
             evaluation=combine_run_results(
-                [read_result(directory / RESULT_FILE), *external_results[i]], run, directory
+                [read_evaluation_if_exists(directory / RESULT_FILE), *external_results[i]], run, directory
             ),
             source_data=source_data.get(i),
         )
-        for i, (directory, name, run) in enumerate(zip(directories, names, runs, strict=True))
+        for i, (directory, name, run) in enumerate(zip(run_directories, names, runs, strict=True))
     ]
 
 
-def find_source_data(
-    runs: Sequence[DistilledRun], directories: Sequence[Path], store_urls: Sequence[str]
+def find_source_data_by_run_index(
+    runs: Sequence[DistilledRun], run_directories: Sequence[Path], store_urls: Sequence[str]
 ) -> dict[int, SourceData]:
     """Find the entries that runs were distilled from; return them by the index of the run.
 
@@ -199,19 +205,21 @@ def find_source_data(
     source_data: dict[int, SourceData] = {}
     for store_url in store_urls:
         store = open_store(store_url)
-        entries = {i: entry for i, run in enumerate(runs) if (entry := open_run_entry(store, run))}
+        entries = {
+            i: entry for i, run in enumerate(runs) if (entry := open_source_entry_if_stored(store, run))
+        }
         if not entries:
             raise InputError(
-                f"{store.url} holds no entry that {' or '.join(map(str, directories))} was distilled from: "
-                f"give the store that `sfm distill` was given"
+                f"{store.url} holds no entry that {' or '.join(map(str, run_directories))} was distilled "
+                f"from: give the store that `sfm distill` was given"
             )
         for i, entry in entries.items():
-            statistics = select_run_statistics(entry, runs[i].class_ids, directories[i])
-            source_data.setdefault(i, read_source_data(statistics))
+            statistics = select_run_statistics(entry, runs[i].class_ids, run_directories[i])
+            source_data.setdefault(i, read_source_exemplars(statistics))
     return source_data
 
 
-def read_external_results(
+def read_external_results_by_run(
     result_paths: Sequence[Path], pixel_digests: Sequence[str]
 ) -> list[list[Evaluation]]:
     """Read results outside the run directories; return those of every run, matched by pixel digest.
@@ -223,7 +231,9 @@ def read_external_results(
     """
     by_run: list[list[Evaluation]] = [[] for _ in pixel_digests]
     for path in result_paths:
-        evaluations = [evaluation for file in list_result_files(path) if (evaluation := read_result(file))]
+        evaluations = [
+            evaluation for file in list_result_files(path) if (evaluation := read_evaluation_if_exists(file))
+        ]
         matching = [e for e in evaluations if e.provenance.images in pixel_digests]
         if not matching:
             raise InputError(f"--evaluation {path}: it holds no result of the images of these runs")
@@ -240,7 +250,7 @@ def list_result_files(path: Path) -> list[Path]:
 
 
 def combine_run_results(
-    evaluations: Sequence[Evaluation | None], run: DistilledRun, directory: Path
+    evaluations: Sequence[Evaluation | None], run: DistilledRun, run_directory: Path
 ) -> Evaluation | None:
     """Combine evaluations of one run; later ones replace equal rows of earlier ones.
 
@@ -254,8 +264,8 @@ def combine_run_results(
     combined: Evaluation | None = None
     for evaluation in evaluations:
         if evaluation is not None:
-            require_matching_classes(evaluation, run, directory)
-            combined = combine_evaluations(evaluation, combined, len(run.files))
+            require_matching_classes(evaluation, run, run_directory)
+            combined = combine_evaluations(evaluation, combined, len(run.image_files))
     if combined is None:
         return None
     # Files of older versions lack these fields.
@@ -263,7 +273,7 @@ def combine_run_results(
     return combined.model_copy(update={"provenance": provenance})
 
 
-def open_run_entry(store: Store, run: DistilledRun) -> Entry | None:
+def open_source_entry_if_stored(store: Store, run: DistilledRun) -> Entry | None:
     """Open the entry that a run was distilled from; None if the store does not hold it."""
     record = run.record
     known = list_candidate_summaries(store, f"{record.dataset}@{record.entry_digest}")
@@ -271,7 +281,7 @@ def open_run_entry(store: Store, run: DistilledRun) -> Entry | None:
     return store.open_entry(matching[0]) if matching else None
 
 
-def read_source_data(statistics: ClassSubsetStatistics) -> SourceData:
+def read_source_exemplars(statistics: ClassSubsetStatistics) -> SourceData:
     """Read the real images of some classes, if the entry keeps any."""
     if "exemplar/role" not in statistics.entry:
         return SourceData(statistics, None, None)
@@ -341,7 +351,7 @@ def read_growth_sheets(folder: Path) -> list[GrowthSheet]:
     return [GrowthSheet(step, read_png_as_rgb(path, MAX_SHEET_PIXELS)) for path, step in steps.items()]
 
 
-def require_matching_classes(evaluation: Evaluation, run: DistilledRun, directory: Path) -> None:
+def require_matching_classes(evaluation: Evaluation, run: DistilledRun, run_directory: Path) -> None:
     """Refuse an evaluation of other classes than the run's.
 
     Raises
@@ -362,6 +372,6 @@ def require_matching_classes(evaluation: Evaluation, run: DistilledRun, director
         and all(len(c) == class_count and all(len(row) == ipc for row in c) for c in chosen)
     ):
         raise InputError(
-            f"the evaluation of {directory} has accuracies of other classes or images than the run's: move "
-            f"{directory / RESULT_FILE} away and evaluate again"
+            f"the evaluation of {run_directory} has accuracies of other classes or images than the run's: "
+            f"move {run_directory / RESULT_FILE} away and evaluate again"
         )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES, find_random_baseline
 from sfm.eval.report.text_format import IMAGE_SET_LABELS
-from sfm.eval.result import AccuracyRow, Evaluation, FullDataRow, is_distillation_backbone
+from sfm.eval.result import AccuracyRow, Evaluation, FullDataRow, is_row_on_distillation_backbone
 from sfm.text import format_percent
 
 ResultRow = AccuracyRow | FullDataRow
@@ -15,7 +15,7 @@ def list_result_rows(evaluation: Evaluation) -> list[ResultRow]:
     return [*evaluation.rows, *evaluation.full_data]
 
 
-def get_classifier_name(row: ResultRow) -> str:
+def get_mode_or_full_data_classifier(row: ResultRow) -> str:
     """Return the mode of a row, or the classifier of all real images."""
     return row.mode if isinstance(row, AccuracyRow) else row.classifier
 
@@ -25,26 +25,32 @@ def make_row_label(row: ResultRow, evaluation: Evaluation) -> str:
 
     Inheritance on the backbone distilled on is marked: its accuracy says little about the images.
     """
-    label = f"{IMAGE_SET_LABELS[row.images]}, {get_classifier_name(row)}"
+    label = f"{IMAGE_SET_LABELS[row.images]}, {get_mode_or_full_data_classifier(row)}"
     if not isinstance(row, AccuracyRow):
         return label
-    if row.mode in OWN_BACKBONE_BIASED_MODES and is_distillation_backbone(row, evaluation.provenance):
+    if row.mode in OWN_BACKBONE_BIASED_MODES and is_row_on_distillation_backbone(row, evaluation.provenance):
         label += " (own backbone)"
-    protocol = describe_protocol(
-        row, [other for other in evaluation.rows if get_row_group_key(other) == get_row_group_key(row)]
+    protocol = describe_differing_options(
+        row,
+        [
+            other
+            for other in evaluation.rows
+            if get_key_without_training_options(other) == get_key_without_training_options(row)
+        ],
     )
     return f"{label} ({protocol})" if protocol else label
 
 
-def get_row_group_key(row: AccuracyRow) -> tuple[str, str, int, str]:
+def get_key_without_training_options(row: AccuracyRow) -> tuple[str, str, int, str]:
     """Return the values in which rows agree that differ in protocol only."""
     return row.images, row.backbone, row.image_size, row.mode
 
 
-def describe_protocol(row: AccuracyRow, rows: Sequence[AccuracyRow]) -> str:
+def describe_differing_options(row: AccuracyRow, compared_rows: Sequence[AccuracyRow]) -> str:
     """Return the parts of a row's protocol in which rows differ: "20 epochs, 2 seeds"."""
     values_by_name = {
-        name: [getattr(other, name) for other in rows] for name in ("epochs", "seeds", "views", "seed")
+        name: [getattr(other, name) for other in compared_rows]
+        for name in ("epochs", "seeds", "views", "seed")
     }
     parts = []
     for name, values in values_by_name.items():
@@ -58,9 +64,9 @@ def select_longest_trained_rows(rows: Sequence[AccuracyRow]) -> list[AccuracyRow
     """Return one of the rows that differ in protocol only: of most epochs, then most seeds, then last."""
     selected: dict[tuple[str, str, int, str], AccuracyRow] = {}
     for row in rows:
-        other = selected.setdefault(get_row_group_key(row), row)
+        other = selected.setdefault(get_key_without_training_options(row), row)
         if (row.epochs or 0, row.seeds) > (other.epochs or 0, other.seeds):
-            selected[get_row_group_key(row)] = row
+            selected[get_key_without_training_options(row)] = row
     return list(selected.values())
 
 
@@ -70,28 +76,33 @@ def find_headline_row(evaluation: Evaluation) -> AccuracyRow | None:
     The choice is fixed: taking the best row would select on held-out data.
     """
     for row in select_longest_trained_rows(evaluation.rows):
-        if (row.images, row.mode) == ("distilled", "linear") and is_distillation_backbone(
+        if (row.images, row.mode) == ("distilled", "linear") and is_row_on_distillation_backbone(
             row, evaluation.provenance
         ):
             return row
     return None
 
 
-def list_inherited_rows(evaluation: Evaluation) -> list[AccuracyRow]:
+def list_cross_backbone_inherit_rows(evaluation: Evaluation) -> list[AccuracyRow]:
     """Return the rows of `inherit` on other backbones than the one distilled on."""
     return [
         row
         for row in select_longest_trained_rows(evaluation.rows)
         if (row.images, row.mode) == ("distilled", "inherit")
-        and not is_distillation_backbone(row, evaluation.provenance)
+        and not is_row_on_distillation_backbone(row, evaluation.provenance)
     ]
 
 
-def find_detailed_row(evaluation: Evaluation) -> AccuracyRow | None:
+def find_row_shown_in_detail(evaluation: Evaluation) -> AccuracyRow | None:
     """Return the row whose classes and confusions are shown: the headline row, or a substitute."""
     distilled = [row for row in select_longest_trained_rows(evaluation.rows) if row.images == "distilled"]
     unbiased = [row for row in distilled if row.mode not in OWN_BACKBONE_BIASED_MODES]
-    candidates = [find_headline_row(evaluation), *unbiased, *list_inherited_rows(evaluation), *distilled]
+    candidates = [
+        find_headline_row(evaluation),
+        *unbiased,
+        *list_cross_backbone_inherit_rows(evaluation),
+        *distilled,
+    ]
     return next((row for row in candidates if row is not None), None)
 
 
@@ -117,7 +128,7 @@ def describe_headline_row(row: AccuracyRow, evaluation: Evaluation) -> str:
         compute_recovered_fraction(row, evaluation),
         find_random_baseline(row, evaluation.rows),
     )
-    resized = row.backbone == evaluation.provenance.distilled_on and not is_distillation_backbone(
+    resized = row.backbone == evaluation.provenance.distilled_on and not is_row_on_distillation_backbone(
         row, evaluation.provenance
     )
     text = f"{row.mode} on {row.backbone}" + (f" at {row.image_size} px" if resized else "")

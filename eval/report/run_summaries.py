@@ -1,26 +1,21 @@
 """The summary of each run at the top of a report: a few facts and the warnings."""
 
 from dataclasses import dataclass
-
 from sfm.eval.caveats import list_random_baseline_warnings
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_evaluate_command
-from sfm.eval.report.row_selection import (
-    describe_headline_row,
-    find_headline_row,
-    list_inherited_rows,
-    select_longest_trained_rows,
-)
-from sfm.eval.report.text_format import format_command, format_count, format_decimal_bytes, format_wall_time
+from sfm.eval.report.row_selection import describe_headline_row, find_headline_row, list_cross_backbone_inherit_rows, select_longest_trained_rows
+from sfm.eval.report.text_format import format_count_with_noun, format_decimal_bytes, format_sfm_command, format_wall_time
 from sfm.eval.result import Evaluation
 from sfm.text import format_percent
+
 
 MAX_INHERITED_FACTS = 3
 """Number of other backbones in a summary."""
 
 
 @dataclass(frozen=True)
-class Fact:
+class LabelledFact:
     """A labelled value with a note."""
 
     label: str
@@ -32,9 +27,9 @@ class Fact:
 class RunSummary:
     """The most important facts of one run."""
 
-    run: str
+    run_name: str
     description: str
-    facts: list[Fact]
+    facts: list[LabelledFact]
     warnings: list[str]
 
 
@@ -43,32 +38,32 @@ def make_run_summary(run: ReportedRun, description: str) -> RunSummary:
     record, details = run.distilled.record, run.details
     note = f"{record.ipc:,} per class"
     if details.train_samples:
-        note += f", made from {format_count(details.train_samples, 'real image')}"
-    facts = [Fact("Distilled images", f"{len(run.distilled.files):,}", note)]
+        note += f", made from {format_count_with_noun(details.train_samples, 'real image')}"
+    facts = [LabelledFact("Distilled images", f"{len(run.distilled.image_files):,}", note)]
     if run.evaluation:
         facts += list_accuracy_facts(run.evaluation)
-    facts.append(Fact("Size", format_decimal_bytes(run.image_bytes), "as PNG files"))
+    facts.append(LabelledFact("Size", format_decimal_bytes(run.image_file_bytes), "as PNG files"))
     if details.wall_seconds is not None:
         peak = details.peak_memory_bytes
         memory = f", {format_decimal_bytes(peak)} of memory" if peak else ""
-        facts.append(Fact("Made in", format_wall_time(details.wall_seconds), f"{details.device}{memory}"))
+        facts.append(LabelledFact("Made in", format_wall_time(details.wall_seconds), f"{details.device}{memory}"))
     return RunSummary(run.name, description, facts, list_run_warnings(run))
 
 
-def list_accuracy_facts(evaluation: Evaluation) -> list[Fact]:
+def list_accuracy_facts(evaluation: Evaluation) -> list[LabelledFact]:
     """Return the accuracy on the backbone distilled on, and the inherited ones on others."""
     headline = find_headline_row(evaluation)
     if headline is None:
         size = evaluation.provenance.distilled_at
         backbone = evaluation.provenance.distilled_on + (f" at {size} px" if size else "")
         note = f"linear on {backbone}: evaluate with --mode linear"
-        facts = [Fact("Top-1 accuracy", "not measured", note)]
+        facts = [LabelledFact("Top-1 accuracy", "not measured", note)]
     else:
         note = describe_headline_row(headline, evaluation)
-        facts = [Fact("Top-1 accuracy", f"{format_percent(headline.top1_mean)} %", note)]
-    for row in list_inherited_rows(evaluation)[:MAX_INHERITED_FACTS]:
+        facts = [LabelledFact("Top-1 accuracy", f"{format_percent(headline.top1_mean)} %", note)]
+    for row in list_cross_backbone_inherit_rows(evaluation)[:MAX_INHERITED_FACTS]:
         note = describe_headline_row(row, evaluation)
-        facts.append(Fact("Top-1, inherited", f"{format_percent(row.top1_mean)} %", note))
+        facts.append(LabelledFact("Top-1, inherited", f"{format_percent(row.top1_mean)} %", note))
     return facts
 
 
@@ -77,19 +72,13 @@ def list_run_warnings(run: ReportedRun) -> list[str]:
     warnings = []
     is_edited = run.details.images is not None and run.pixel_digest != run.details.images
     if is_edited:
-        warnings.append(
-            "The images are not those that were distilled: some were edited since. Here they are shown as "
-            "they are now."
-        )
+        warnings.append("The images are not those that were distilled: some were edited since. Here they are shown as " "they are now.")
     if run.evaluation is None:
-        command = format_command("evaluate", str(run.directory), {"store": run.distilled.record.store})
+        command = format_sfm_command("evaluate", str(run.directory), {"store": run.distilled.record.store})
         warnings.append(f"There are no figures yet. To measure them: {command}")
     elif run.evaluation.provenance.images != run.pixel_digest:
         command = make_evaluate_command(run.directory, run.evaluation.config)
-        warnings.append(
-            f"The figures are of other images: some were changed since they were evaluated. Evaluate again: "
-            f"{command}"
-        )
+        warnings.append(f"The figures are of other images: some were changed since they were evaluated. Evaluate again: " f"{command}")
     elif is_edited:
         warnings.append("The figures are of the edited images.")
     if run.evaluation and run.evaluation.provenance.role == "tuning":

@@ -31,11 +31,11 @@ MODE_DESCRIPTIONS = {
 }
 
 
-def format_decimal_bytes(count: int | None) -> str:
+def format_decimal_bytes(byte_count: int | None) -> str:
     """Return a number of bytes in decimal units: "1.2 MB"; a dash for None."""
-    if count is None:
+    if byte_count is None:
         return UNKNOWN
-    amount, unit = float(count), "B"
+    amount, unit = float(byte_count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if amount < 999.5:
             break
@@ -56,23 +56,23 @@ def format_wall_time(seconds: float | None) -> str:
     return f"{minutes} min {total_seconds % 60} s" if minutes else f"{total_seconds} s"
 
 
-def format_count(count: int, noun: str) -> str:
+def format_count_with_noun(count: int, singular_noun: str) -> str:
     """Return a count with its noun: "1 image", "1,000 images"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {singular_noun}{'' if count == 1 else 's'}"
 
 
-def format_command(verb: str, argument: str | None, options: Mapping[str, Any]) -> str:
+def format_sfm_command(subcommand: str, positional_argument: str | None, options: Mapping[str, Any]) -> str:
     """Return the command line of a configuration, quoted for a shell.
 
     Parameters
     ----------
-    verb : str
-    argument : str, optional
+    subcommand : str
+    positional_argument : str, optional
         Argument after the verb.
     options : mapping of str to object
         Values by field; None, False and empty lists are left out.
     """
-    words = ["sfm", verb, *([argument] if argument is not None else [])]
+    words = ["sfm", subcommand, *([positional_argument] if positional_argument is not None else [])]
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
         if value is True:

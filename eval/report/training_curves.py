@@ -17,15 +17,15 @@ MAX_SHEET_CLASSES = 10
 class TrainingCurve:
     """Loss chart and growth sheets of one run."""
 
-    run: str
-    growth: list[tuple[str, str]]
-    growth_classes: str
-    chart: Markup | None
+    run_name: str
+    captions_and_growth_urls: list[tuple[str, str]]
+    growth_class_names: str
+    loss_chart: Markup | None
 
 
 def compute_loss_bounds(runs: Sequence[ReportedRun]) -> tuple[float, float]:
     """Return the smallest and the largest loss of all runs, with a margin."""
-    losses = [point.loss for run in runs for point in run.history]
+    losses = [point.loss for run in runs for point in run.loss_history]
     if not losses:
         return 0.0, 1.0
     margin = 0.05 * (max(losses) - min(losses)) or 0.05
@@ -35,27 +35,27 @@ def compute_loss_bounds(runs: Sequence[ReportedRun]) -> tuple[float, float]:
 def make_training_curve(run: ReportedRun, loss_bounds: tuple[float, float]) -> TrainingCurve:
     """Return the loss chart and the growth sheets of a run."""
     chart = None
-    if run.history:
-        last = run.history[-1]
-        levels = ", ".join(dict.fromkeys(str(point.resolution) for point in run.history))
+    if run.loss_history:
+        last = run.loss_history[-1]
+        levels = ", ".join(dict.fromkeys(str(point.resolution) for point in run.loss_history))
         description = (
-            f"Line chart of the loss of {run.name}: {run.history[0].loss:.3g} at the first step, "
+            f"Line chart of the loss of {run.name}: {run.loss_history[0].loss:.3g} at the first step, "
             f"{last.loss:.3g} at step {last.step:,}. The pyramid's finest level grew over {levels} pixels."
         )
-        chart = draw_loss_chart(run.history, loss_bounds, description)
-    resolutions = {point.step: point.resolution for point in run.history}
+        chart = draw_loss_chart(run.loss_history, loss_bounds, description)
+    resolutions = {point.step: point.resolution for point in run.loss_history}
     return TrainingCurve(
-        run=run.name,
-        growth=[
-            (make_sheet_caption(sheet, resolutions), encode_image_url(sheet.pixels))
+        run_name=run.name,
+        captions_and_growth_urls=[
+            (make_growth_sheet_caption(sheet, resolutions), encode_image_url(sheet.pixels))
             for sheet in run.growth_sheets
         ],
-        growth_classes=", ".join(run.distilled.class_names[:MAX_SHEET_CLASSES]),
-        chart=chart,
+        growth_class_names=", ".join(run.distilled.class_names[:MAX_SHEET_CLASSES]),
+        loss_chart=chart,
     )
 
 
-def make_sheet_caption(sheet: GrowthSheet, resolutions: dict[int, int]) -> str:
+def make_growth_sheet_caption(growth_sheet: GrowthSheet, resolution_by_step: dict[int, int]) -> str:
     """Return the step of a growth sheet, with the resolution of the pyramid where the history has it."""
-    level = f"{resolutions[sheet.step]} px, " if sheet.step in resolutions else ""
-    return f"{level}step {sheet.step:,}"
+    level = f"{resolution_by_step[growth_sheet.step]} px, " if growth_sheet.step in resolution_by_step else ""
+    return f"{level}step {growth_sheet.step:,}"

@@ -7,7 +7,7 @@ from sfm.stats_store.store import Entry
 
 def test_the_moments_of_all_classes_are_those_of_the_entry(lite0_entry: Entry) -> None:
     subset = ClassSubsetStatistics(lite0_entry, np.arange(10))
-    assert subset.is_complete
+    assert subset.has_all_classes
     moments = subset.read_moments()
     for name in ("count", "mean", "scatter_diagonal", "within_scatter"):
         assert np.array_equal(getattr(moments, name), lite0_entry.read_array(f"train/{name}"))
@@ -15,7 +15,7 @@ def test_the_moments_of_all_classes_are_those_of_the_entry(lite0_entry: Entry) -
 
 def test_the_covariance_of_some_classes_is_the_pooled_one_of_all(lite0_entry: Entry) -> None:
     subset = ClassSubsetStatistics(lite0_entry, np.array([0, 3, 4]))
-    assert not subset.is_complete
+    assert not subset.has_all_classes
     moments = subset.read_moments()
     scatter, count = lite0_entry.read_array("train/within_scatter"), lite0_entry.read_array("train/count")
     assert np.allclose(moments.within_scatter / (moments.count.sum() - 3), scatter / (count.sum() - 10))
@@ -26,7 +26,7 @@ def test_the_covariance_of_some_classes_is_the_pooled_one_of_all(lite0_entry: En
 def test_held_out_samples_are_those_of_the_classes_numbered_anew(
     lite0_entry: Entry, classes: list[int]
 ) -> None:
-    features, labels = ClassSubsetStatistics(lite0_entry, np.array(classes)).read_held_out()
+    features, labels = ClassSubsetStatistics(lite0_entry, np.array(classes)).read_held_out_samples()
     stored = lite0_entry.read_array("test/label")
     rows = np.flatnonzero(np.isin(stored, classes))
     assert [classes[label] for label in labels] == stored[rows].tolist()

@@ -317,7 +317,7 @@ def test_an_interrupted_command_says_what_is_true(
         raise KeyboardInterrupt
 
     run = new_run()
-    monkeypatch.setattr("sfm.eval.row_training.fit_mode", stop)
+    monkeypatch.setattr("sfm.eval.row_training.fit_heads_by_mode", stop)
     command = ["evaluate", str(run), "--store", fashion_store, *FLAGS, "--quiet"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 130

@@ -20,7 +20,7 @@ from sfm.errors import InputError
 from sfm.eval.config import get_classifier_folder
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run_export import export
-from sfm.eval.output_files import write_new_folder
+from sfm.eval.output_files import create_folder_atomically
 from sfm.eval.work_folder import KEY_CHARACTERS, WorkFolder
 from sfm.stats_store.store import Entry
 
@@ -37,7 +37,7 @@ def export_run(run: Path, out: Path, form: str, **options: object) -> Path:
     config = ExportConfig.model_validate({"run": run, "out": out, "format": form} | options)
     done = export(config)
     assert done.out == out
-    assert done.files == sum(path.is_file() for path in out.rglob("*"))
+    assert done.file_count == sum(path.is_file() for path in out.rglob("*"))
     return out
 
 
@@ -368,14 +368,14 @@ def test_what_systems_leave_in_a_folder_does_not_count_and_stays(tmp_path: Path)
     left = {".DS_Store", "Thumbs.db", "lost+found"}
     for name in left:
         (tmp_path / name).mkdir()
-    with suppress(RuntimeError), write_new_folder(tmp_path) as partial:
+    with suppress(RuntimeError), create_folder_atomically(tmp_path) as partial:
         (partial / "half").write_text("")
         raise RuntimeError
     assert {path.name for path in tmp_path.iterdir()} == left
-    with write_new_folder(tmp_path) as partial:
+    with create_folder_atomically(tmp_path) as partial:
         (partial / "images").mkdir()
     assert {path.name for path in tmp_path.iterdir()} == left | {"images"}
-    with pytest.raises(InputError, match="is not empty"), write_new_folder(tmp_path):
+    with pytest.raises(InputError, match="is not empty"), create_folder_atomically(tmp_path):
         pass
 
 
@@ -387,10 +387,10 @@ def test_an_export_deletes_nothing_behind_a_link(tmp_path: Path, there: bool) ->
     if there:
         out.mkdir()
     ((out if there else tmp_path) / ".out.partial").symlink_to(victim)
-    with suppress(RuntimeError), write_new_folder(out) as partial:
+    with suppress(RuntimeError), create_folder_atomically(out) as partial:
         (partial / "half").write_text("")
         raise RuntimeError
-    with write_new_folder(out) as partial:
+    with create_folder_atomically(out) as partial:
         (partial / "images").mkdir()
     assert [path.name for path in out.iterdir()] == ["images"]
     assert (victim / "thesis.tex").read_text() == "mine"

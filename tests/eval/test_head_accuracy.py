@@ -8,7 +8,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from sfm.eval.head_accuracy import (
     LinearHeads,
     compute_accuracy_by_seed,
-    count_confusions,
+    compute_confusion_matrix,
     make_nearest_mean_head,
     rank_true_class,
 )
@@ -77,7 +77,7 @@ def test_confusions_are_those_of_scikit_learn_summed_over_heads(seed: int, class
     heads, features, labels = make_random_problem(seed, classes)
     predicted = [(features @ heads.weight[s].T + heads.bias[s]).argmax(1) for s in range(2)]
     expected = sum(confusion_matrix(labels, p, labels=range(classes)) for p in predicted)
-    found = count_confusions(heads, features, labels)
+    found = compute_confusion_matrix(heads, features, labels)
     assert (found.numpy() == expected).all()
     assert int(found.trace()) == pytest.approx(
         60 * sum(compute_accuracy_by_seed(heads, features, labels).top1)

@@ -24,7 +24,9 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, LinearHeads, BatchSchedul
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     classifier = LinearHeads(draw(1, CLASSES, TARGETS), draw(1, CLASSES))
-    schedule = make_batch_schedule(3, np.tile(np.arange(images), (SEEDS, 1)), epochs=EPOCHS, views=VIEWS)
+    schedule = make_batch_schedule(
+        3, np.tile(np.arange(images), (SEEDS, 1)), epoch_count=EPOCHS, views_per_image=VIEWS
+    )
     return draw(images, VIEWS, FEATURES), torch.arange(images) % CLASSES, classifier, schedule
 
 

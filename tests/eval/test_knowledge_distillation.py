@@ -22,7 +22,9 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, Tensor, BatchSchedule, Te
 
     classifier = LinearHeads(draw(1, CLASSES, TARGETS), draw(1, CLASSES))
     soft = compute_soft_labels(draw(images, VIEWS, TARGETS), classifier)
-    schedule = make_batch_schedule(3, np.tile(np.arange(images), (SEEDS, 1)), epochs=EPOCHS, views=VIEWS)
+    schedule = make_batch_schedule(
+        3, np.tile(np.arange(images), (SEEDS, 1)), epoch_count=EPOCHS, views_per_image=VIEWS
+    )
     start = draw_initial_weights(3, RandomStreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
     return draw(images, VIEWS, FEATURES), torch.arange(images) % CLASSES, soft, schedule, start
 

@@ -15,7 +15,9 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, BatchSchedule, Tensor]:
     """A pool of random features, labels, a plan and a start; float64, so that only algebra can differ."""
     generator = torch.Generator().manual_seed(images)
     view_features = torch.randn(images, VIEWS, FEATURES, generator=generator, dtype=torch.float64)
-    schedule = make_batch_schedule(3, np.tile(np.arange(images), (SEEDS, 1)), epochs=EPOCHS, views=VIEWS)
+    schedule = make_batch_schedule(
+        3, np.tile(np.arange(images), (SEEDS, 1)), epoch_count=EPOCHS, views_per_image=VIEWS
+    )
     start = draw_initial_weights(3, RandomStreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
     return view_features, torch.arange(images) % CLASSES, schedule, start
 
@@ -68,7 +70,7 @@ def test_classes_that_can_be_separated_are_separated() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(10, 400, generator=generator)
     view_features = centres[:, None] + 0.5 * torch.randn(10, 20, 400, generator=generator)
-    schedule = make_batch_schedule(0, np.tile(np.arange(10), (2, 1)), epochs=1000, views=20)
+    schedule = make_batch_schedule(0, np.tile(np.arange(10), (2, 1)), epoch_count=1000, views_per_image=20)
     heads = train_linear_heads(
         view_features,
         torch.arange(10),

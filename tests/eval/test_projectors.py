@@ -23,7 +23,9 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, BatchSchedule]:
     return (
         view_features,
         target_features,
-        make_batch_schedule(3, np.tile(np.arange(images), (SEEDS, 1)), epochs=EPOCHS, views=VIEWS),
+        make_batch_schedule(
+            3, np.tile(np.arange(images), (SEEDS, 1)), epoch_count=EPOCHS, views_per_image=VIEWS
+        ),
     )
 
 
@@ -89,7 +91,7 @@ def test_a_linear_relation_between_backbones_is_found() -> None:
     generator = torch.Generator().manual_seed(0)
     view_features = torch.randn(10, 50, 12, generator=generator)
     relation = torch.randn(5, 12, generator=generator) / 60
-    schedule = make_batch_schedule(0, np.tile(np.arange(10), (2, 1)), epochs=2000, views=50)
+    schedule = make_batch_schedule(0, np.tile(np.arange(10), (2, 1)), epoch_count=2000, views_per_image=50)
     projectors = train_projectors(view_features, view_features @ relation.T + 0.02, schedule)
     torch.testing.assert_close(projectors.weight, relation.expand(2, -1, -1), rtol=0, atol=1e-3)
     torch.testing.assert_close(projectors.bias, torch.full((2, 5), 0.02), rtol=0, atol=1e-3)

@@ -18,14 +18,14 @@ from sfm.errors import InputError
 from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.eval.report.charts import AccuracyBar, draw_bar_chart
-from sfm.eval.report.comparison_tables import describe_protocol_mismatch
+from sfm.eval.report.comparison_tables import describe_training_mismatch
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.gallery import MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES
 from sfm.eval.report.page import render_page, report
 from sfm.eval.report.report_content import make_report_content
 from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
-from sfm.eval.report.row_selection import find_headline_row, list_inherited_rows, make_row_label
-from sfm.eval.report.text_format import format_command, format_decimal_bytes, format_wall_time
+from sfm.eval.report.row_selection import find_headline_row, list_cross_backbone_inherit_rows, make_row_label
+from sfm.eval.report.text_format import format_decimal_bytes, format_sfm_command, format_wall_time
 from sfm.eval.result import ConfusedPair
 from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Entry, create_store
@@ -176,7 +176,7 @@ def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(
     evaluation = reported_run.evaluation
     assert evaluation
     rows = {(r.images, r.backbone, r.mode): r for r in evaluation.rows}
-    (summary,) = make_report_content([reported_run]).summaries
+    (summary,) = make_report_content([reported_run]).run_summaries
     accuracies = [(f.label, f.value, f.note.partition(":")[0]) for f in summary.facts if "Top-1" in f.label]
     assert accuracies == [
         (
@@ -192,7 +192,7 @@ def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(
     ]
     alone = [r for r in evaluation.rows if (r.backbone, r.mode) == ("lite0", "inherit")]
     only_own = replace(reported_run, evaluation=evaluation.model_copy(update={"rows": alone}))
-    (summary,) = make_report_content([only_own]).summaries
+    (summary,) = make_report_content([only_own]).run_summaries
     assert [f.value for f in summary.facts if "Top-1" in f.label] == ["not measured"]
 
 
@@ -213,7 +213,7 @@ def test_the_backbone_distilled_on_at_another_input_size_is_another_backbone(
     headline = find_headline_row(both)
     assert headline
     assert headline.image_size == 32
-    assert [row.image_size for row in list_inherited_rows(both)] == [48]
+    assert [row.image_size for row in list_cross_backbone_inherit_rows(both)] == [48]
     assert [row.image_size for row in rows if "own backbone" in make_row_label(row, both)] == [32]
     assert [(cell.mode, cell.own_backbone) for cell in make_matrix([both])] == [
         ("linear", False),
@@ -232,7 +232,7 @@ def test_without_the_backbone_distilled_on_the_summary_says_what_to_evaluate(
     assert evaluation
     elsewhere = [row for row in evaluation.rows if row.backbone == "lite1"]
     changed = replace(reported_run, evaluation=evaluation.model_copy(update={"rows": elsewhere}))
-    (summary,) = make_report_content([changed]).summaries
+    (summary,) = make_report_content([changed]).run_summaries
     fact = summary.facts[1]
     assert (fact.value, fact.note) == (
         "not measured",
@@ -259,7 +259,7 @@ def test_images_that_lose_to_random_real_ones_are_warned_of_at_the_top(reported_
         r.model_copy(update={"top1_mean": 0.05}) if r.images == "distilled" else r for r in evaluation.rows
     ]
     lost = replace(reported_run, evaluation=evaluation.model_copy(update={"rows": worse}))
-    (summary,) = make_report_content([lost]).summaries
+    (summary,) = make_report_content([lost]).run_summaries
     assert [text.split(":")[1].split(",")[0] for text in summary.warnings] == [
         " through lite0 at 32 px",
         " through lite0 at 32 px",
@@ -274,7 +274,7 @@ def test_more_than_all_real_images_give_is_said_in_words(reported_run: ReportedR
     assert evaluation
     better = [r.model_copy(update={"top1_mean": 0.99}) if r.mode == "linear" else r for r in evaluation.rows]
     found = replace(reported_run, evaluation=evaluation.model_copy(update={"rows": better}))
-    (summary,) = make_report_content([found]).summaries
+    (summary,) = make_report_content([found]).run_summaries
     (note,) = [f.note for f in summary.facts if f.label == "Top-1 accuracy"]
     assert note.startswith("linear on lite0: more than the classifier of all real images, see the notes")
 
@@ -291,7 +291,7 @@ def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(report
     shown = make_report_content(
         [replace(reported_run, evaluation=evaluation.model_copy(update={"rows": rows}))]
     )
-    assert [(right, cell.text) for right, _, cell in shown.confusions[0].pairs] == [
+    assert [(right, cell.text) for right, _, cell in shown.confusion_tables[0].pairs] == [
         ("Pullover", "50.0 %"),
         ("T-shirt/top", "30.0 %"),
     ]
@@ -331,7 +331,7 @@ def test_runs_of_one_dataset_have_headings_that_say_what_differs(reported_run: R
         ),
     )
     shown = make_report_content([reported_run, other])
-    assert [summary.description for summary in shown.summaries] == [
+    assert [summary.description for summary in shown.run_summaries] == [
         "fashion-mnist-6k, distilled on lite0 at 32 px, 2 per class, 14 steps, seed 0",
         "fashion-mnist-6k, distilled on lite0 at 32 px, 2 per class, 900 steps, seed 7",
     ]
@@ -349,9 +349,9 @@ def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(
     more = [r.model_copy(update={"epochs": 900, "top1_mean": 0.5}) for r in evaluation.rows if r.epochs]
     both = evaluation.model_copy(update={"rows": [*evaluation.rows, *more]})
     shown = make_report_content([replace(reported_run, evaluation=both), replace(reported_run, name="other")])
-    labels = [line.label for group in shown.accuracies[0].backbones for line in group.lines]
+    labels = [line.label for group in shown.accuracy_sections[0].backbone_groups for line in group.lines]
     assert {"Distilled, linear (20 epochs)", "Distilled, linear (900 epochs)"} <= set(labels)
-    (table,) = shown.comparisons
+    (table,) = shown.comparison_tables
     rows = dict(table.rows)
     assert rows["lite0: Distilled, linear"][0].text.startswith("50.0")
     assert table.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
@@ -374,17 +374,17 @@ def test_only_what_was_measured_otherwise_is_said_not_to_be_measured_alike(
     bare = replace(
         reported_run, name="b", evaluation=reported_run.evaluation.model_copy(update={"rows": inherited})
     )
-    assert describe_protocol_mismatch([reported_run, replace(older, name="a"), bare]) == ""
+    assert describe_training_mismatch([reported_run, replace(older, name="a"), bare]) == ""
     short = [
         row.model_copy(update={"epochs": 1 if row.epochs else None}) for row in reported_run.evaluation.rows
     ]
     other = replace(
         reported_run, name="c", evaluation=reported_run.evaluation.model_copy(update={"rows": short})
     )
-    assert describe_protocol_mismatch([reported_run, bare, other]).endswith(
+    assert describe_training_mismatch([reported_run, bare, other]).endswith(
         "3 seeds, 4 views; c: 1 epochs, 3 seeds, 4 views"
     )
-    assert "b:" not in describe_protocol_mismatch([reported_run, bare, other])
+    assert "b:" not in describe_training_mismatch([reported_run, bare, other])
 
 
 def test_results_that_lie_elsewhere_are_shown_with_those_in_the_run(run: Path, tmp_path: Path) -> None:
@@ -512,12 +512,14 @@ def test_a_run_of_some_classes_shows_their_real_images(
 ) -> None:
     (reported_run,) = read_reported_runs([partial_run], [fashion_store])
     assert reported_run.source_data
-    assert reported_run.source_data.exemplars is not None
-    assert (reported_run.source_data.exemplars == lite0_entry.read_array("exemplar/image")[[1, 4, 9]]).all()
+    assert reported_run.source_data.exemplar_pixels is not None
+    assert (
+        reported_run.source_data.exemplar_pixels == lite0_entry.read_array("exemplar/image")[[1, 4, 9]]
+    ).all()
     assert reported_run.details.train_samples == 3 * 40
     (gallery,) = make_report_content([reported_run]).galleries
     assert [class_row.name for class_row in gallery.class_rows] == ["Trouser", "Coat", "Ankle boot"]
-    assert [[picture.real for picture in class_row.pictures] for class_row in gallery.class_rows] == [
+    assert [[picture.is_real for picture in class_row.pictures] for class_row in gallery.class_rows] == [
         [False, True]
     ] * 3
 
@@ -558,7 +560,7 @@ def test_a_report_of_many_classes_stays_a_page_one_can_open(reported_run: Report
         reported_run.distilled,
         class_ids=[str(c) for c in range(count)],
         class_names=[f"class {c}" for c in range(count)],
-        files=reported_run.distilled.files * 30,
+        image_files=reported_run.distilled.image_files * 30,
         pixels=np.tile(reported_run.distilled.pixels, (30, 1, 1, 1)),
         labels=np.repeat(np.arange(count), 2),
     )
@@ -689,5 +691,7 @@ def test_quantities_read_as_people_write_them() -> None:
         "2 h 5 min",
     ]
     assert format_percent(0.7112, 0.007) == "71.1 ± 0.7"
-    line = format_command("evaluate", "a b", {"seeds": 3, "save": True, "x": None, "mode": ["kd", "linear"]})
+    line = format_sfm_command(
+        "evaluate", "a b", {"seeds": 3, "save": True, "x": None, "mode": ["kd", "linear"]}
+    )
     assert line == "sfm evaluate 'a b' --seeds 3 --save --mode kd --mode linear"

@@ -20,7 +20,9 @@ def make_image_indices(seeds: int, images: int) -> np.ndarray:
 def test_every_epoch_shows_every_image_once_and_no_view_again_before_all_were_seen(
     seed: int, images: int, epochs: int, views: int
 ) -> None:
-    schedule = make_batch_schedule(seed, make_image_indices(2, images), epochs=epochs, views=views)
+    schedule = make_batch_schedule(
+        seed, make_image_indices(2, images), epoch_count=epochs, views_per_image=views
+    )
     assert (schedule.image_indices.sort(-1).values == torch.arange(images)).all()
     used = torch.zeros(2, images, views, dtype=torch.int64)
     for epoch in range(epochs):
@@ -30,8 +32,8 @@ def test_every_epoch_shows_every_image_once_and_no_view_again_before_all_were_se
 
 
 def test_images_are_shuffled_where_one_batch_does_not_hold_them_all() -> None:
-    few = make_batch_schedule(0, make_image_indices(2, 100), epochs=3, views=2)
-    many = make_batch_schedule(0, make_image_indices(2, 101), epochs=3, views=2)
+    few = make_batch_schedule(0, make_image_indices(2, 100), epoch_count=3, views_per_image=2)
+    many = make_batch_schedule(0, make_image_indices(2, 101), epoch_count=3, views_per_image=2)
     assert few.batch_size == many.batch_size == 100
     assert (few.image_indices == torch.arange(100)).all()
     assert not torch.equal(many.image_indices[0, 0], many.image_indices[0, 1])
@@ -39,12 +41,14 @@ def test_images_are_shuffled_where_one_batch_does_not_hold_them_all() -> None:
 
 
 def test_a_seed_trains_on_its_own_images() -> None:
-    schedule = make_batch_schedule(0, np.array([[0, 1], [2, 3]]), epochs=4, views=3)
+    schedule = make_batch_schedule(0, np.array([[0, 1], [2, 3]]), epoch_count=4, views_per_image=3)
     assert schedule.image_indices.tolist() == [[[0, 1]] * 4, [[2, 3]] * 4]
 
 
 def test_what_a_seed_sees_and_starts_from_does_not_depend_on_how_many_follow() -> None:
-    one, three = (make_batch_schedule(5, make_image_indices(n, 110), epochs=4, views=3) for n in (1, 3))
+    one, three = (
+        make_batch_schedule(5, make_image_indices(n, 110), epoch_count=4, views_per_image=3) for n in (1, 3)
+    )
     assert torch.equal(one.image_indices[0], three.image_indices[0])
     assert torch.equal(one.view_indices[0], three.view_indices[0])
     few, more = (draw_initial_weights(5, RandomStreamPurpose.HEAD, (n, 4, 6), 0.01) for n in (1, 3))
@@ -54,7 +58,8 @@ def test_what_a_seed_sees_and_starts_from_does_not_depend_on_how_many_follow() -
 
 def test_equal_seeds_give_equal_plans_and_others_do_not() -> None:
     first, again, other = (
-        make_batch_schedule(seed, make_image_indices(1, 10), epochs=20, views=9) for seed in (1, 1, 2)
+        make_batch_schedule(seed, make_image_indices(1, 10), epoch_count=20, views_per_image=9)
+        for seed in (1, 1, 2)
     )
     assert torch.equal(first.view_indices, again.view_indices)
     assert not torch.equal(first.view_indices, other.view_indices)

@@ -209,7 +209,7 @@ def test_links_that_stay_in_the_run_directory_are_followed(run: Path) -> None:
 
 def test_a_run_directory_that_is_itself_a_link_is_read(run: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(run)
-    assert len(read_distilled_run(tmp_path / "link").files) == 20
+    assert len(read_distilled_run(tmp_path / "link").image_files) == 20
 
 
 def change_classifier(change: Callable[[dict[str, np.ndarray]], object], **header: str) -> Damage:
@@ -290,7 +290,7 @@ def test_kept_features_that_are_not_finite_or_not_as_wide_are_computed_again(tmp
         kept.write_new(len(features))
 
     def count_loaded() -> int:
-        return ResumableFeatures(WorkFolder(tmp_path), "key", torch.zeros(4, 3)).load_stored()
+        return ResumableFeatures(WorkFolder(tmp_path), "key", torch.zeros(4, 3)).load_stored_views()
 
     write_features(torch.ones(4, 3))
     assert count_loaded() == 4
@@ -392,4 +392,4 @@ def test_commands_to_paste_give_what_a_configuration_file_may_not(run: Path) -> 
 
 def test_a_history_of_many_steps_is_read(run: Path) -> None:
     write_history(*(f"{step},0.5,0.02,{1 if step < 50 else 37},{step}.1" for step in range(1, 20_001)))(run)
-    assert read_reported_run(run).history[-1].step == 20_000
+    assert read_reported_run(run).loss_history[-1].step == 20_000

@@ -21,7 +21,7 @@ def select_view(crops: Crops, number: int) -> Crops:
 def test_the_feature_of_a_view_is_that_of_the_image_seen_through_its_box(
     lite0: Backbone, images: LabelledImages
 ) -> None:
-    crops = draw_view_crops(images, 13, seed=0)
+    crops = draw_view_crops(images, 13, run_seed=0)
     features = compute_view_features(lite0, images, crops)
     assert features.shape == (10, 13, 1280)
     for image, view in [(0, 0), (0, 12), (4, 7), (9, 12)]:
@@ -33,7 +33,7 @@ def test_the_feature_of_a_view_is_that_of_the_image_seen_through_its_box(
 def test_features_do_not_depend_on_the_batches_they_are_computed_in(
     lite0: Backbone, images: LabelledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crops = draw_view_crops(images, 5, seed=0)
+    crops = draw_view_crops(images, 5, run_seed=0)
     calls: list[tuple[int, int]] = []
     whole = compute_view_features(lite0, images, crops)
     monkeypatch.setattr("sfm.eval.view_features.CPU_BATCH_PIXELS", 7 * 32**2)
@@ -43,8 +43,8 @@ def test_features_do_not_depend_on_the_batches_they_are_computed_in(
 
 
 def test_more_images_and_more_views_change_no_view(images: LabelledImages) -> None:
-    few = draw_view_crops(LabelledImages(images.pixels[:2], images.labels[:2]), 6, seed=2)
-    many = draw_view_crops(images, 120, seed=2)
+    few = draw_view_crops(LabelledImages(images.pixels[:2], images.labels[:2]), 6, run_seed=2)
+    many = draw_view_crops(images, 120, run_seed=2)
     for name in ("top", "left", "height", "width", "flip"):
         expected = getattr(many, name).reshape(10, 120)
         assert np.array_equal(getattr(few, name).reshape(2, 6), expected[:2, :6])
