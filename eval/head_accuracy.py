@@ -80,7 +80,7 @@ def compute_accuracy(heads: Heads, features: Tensor, labels: Tensor) -> HeadAccu
 
     Returns
     -------
-    Accuracy
+    HeadAccuracy
     """
     blocks = zip(
         torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True

@@ -49,7 +49,7 @@ def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: H
 
     Returns
     -------
-    Ridge
+    RidgeFit
         Of the dtype of `features`; computed in float64.
     """
     groups, samples, _ = features.shape

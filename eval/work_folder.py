@@ -52,7 +52,7 @@ class WorkFolder:
         Made by the first write.
     writable : bool
         False after a failed write.
-    used : list of str
+    used_keys : list of str
         Keys that were read or written, the latest last.
     """
 

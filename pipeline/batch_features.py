@@ -23,14 +23,14 @@ class PassOptions:
     Attributes
     ----------
     limit_per_class : int or None
-        Where labels are not known, maximum number of samples of a class to decode, per task.
+        Maximum number of samples of a class to decode per task, if labels are not known.
     on_error : {"fail", "skip"}
     precision : {"float32", "bf16"}
         Of the forward pass; features are stored as float32 in any case.
     views : int
         Augmented views of each training image, besides the image itself.
     seed : int
-        Of those views.
+        Seed of the views.
     rendering : Rendering
         The source's.
     execution : str
@@ -100,7 +100,7 @@ def compute_batch_features(
     Raises
     ------
     InputError
-        If a sample cannot be read, cannot be decoded and is not to be skipped, or has features that are not
+        If a sample cannot be read, cannot be decoded with on_error="fail", or has features that are not
         finite; names it.
     IncompleteExtractionError
         If a decoding process is lost.
@@ -133,7 +133,7 @@ def compute_batch_features(
 
 
 def require_finite_features(features: npt.NDArray[np.float32], spec: str, locations: Sequence[str]) -> None:
-    """Refuse features, shape (n, D), that are not finite; name the first image that has such.
+    """Raise an error that names the first image whose features, shape (n, D), are not finite.
 
     Raises
     ------

@@ -19,7 +19,7 @@ SELECTION_PASSES = 65
 """Passes that choose a penalty: about ten for each of six or seven penalties."""
 
 FITTING_PASSES = 50
-"""Passes that the final fit takes from there."""
+"""Passes of the final fit."""
 
 EIGEN_COST, PASS_COST, MOMENTS_COST, ASSIGN_COST, PLACE_COST = 6, 24, 100, 50, 250
 """Multiply-adds of an eigendecomposition per D^3; and per feature value, besides matrix products, of a pass,
@@ -79,9 +79,9 @@ def estimate_statistics_cost(
     samples : int
         Training samples of the entry.
     images_per_sample : int
-        One, and the number of views.
+        One plus the number of views.
     sub_class_counts : sequence of int
-        The K of the sub-class centres.
+        Numbers of sub-class centres, K.
     """
     rows = images_per_sample * samples
     scalings = 2 if samples <= linear_classifier.MAX_SMALL_DATASET_ROWS else 1
@@ -106,7 +106,7 @@ def estimate_statistics_cost(
 
 
 def measure_operations_per_second(classes: int, features: int, device: torch.device) -> float:
-    """Time these operations on random features, and return how many this machine does in a second."""
+    """Return the operations per second of this machine, measured on random features."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((BLOCK_ROWS // 4, features), dtype=np.float32)
     labels = np.arange(len(rows), dtype=np.int32) % classes
@@ -143,7 +143,7 @@ class StatisticsProgress:
     _reported_percent: int = -1
 
     def advance(self, operations: float, phase_end: float) -> None:
-        """Add operations, up to the end of their phase, and report."""
+        """Add operations, at most up to the end of their phase, and report."""
         self._done = max(self._done, min(self._done + operations, phase_end))
         self.report()
 
@@ -171,7 +171,7 @@ FeatureBlock = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 def report_block_progress(
     blocks: Iterable[FeatureBlock], meter: StatisticsProgress, features: int, phase_end: float
 ) -> Iterator[FeatureBlock]:
-    """Yield blocks, and report the moments of each as done when the next is asked for."""
+    """Yield blocks, and report the moments of each as done when the next one is requested."""
     for rows, labels in blocks:
         yield rows, labels
         meter.advance(count_moments_operations(len(labels), features), phase_end)

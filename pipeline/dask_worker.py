@@ -1,4 +1,4 @@
-"""What a Dask worker does: check that it can take part, open source and backbones once, and stage tasks."""
+"""Code that runs in Dask workers: check the worker, open source and backbones once, and stage tasks."""
 
 import functools
 import os
@@ -62,7 +62,7 @@ TASK_LOCK = threading.RLock()
 """Held while a task runs: a source's shards are read one at a time in a process."""
 
 OPEN_RUNTIME = ExitStack()
-"""Holds the runtime of the extraction that a worker takes part in."""
+"""Holds the runtime of the worker's current extraction."""
 
 
 def dask_setup(_: Any) -> None:
@@ -71,7 +71,7 @@ def dask_setup(_: Any) -> None:
 
 
 def check_worker(config: WorkerConfig, probe_name: str) -> str:
-    """Check that this worker can take part, and return the kind of its device.
+    """Check that this worker sees the client's data and weights, and return its device type.
 
     Parameters
     ----------
@@ -120,8 +120,7 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
     source = open_source(config.source, held_out=False)
     if tuple(split.listing for split in source.splits.values()) != config.listing:
         raise InputError(
-            f"{config.source} is not the same here as where the extraction was started: other files, sizes, "
-            f"times or folders"
+            f"{config.source} differs between worker and client: other files, sizes, times or folders"
         )
     backbones = []
     for spec, expected_hash in config.backbones:
@@ -132,7 +131,7 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
             fold_norms=config.options.execution != "eager",
         )
         if backbone.card.hash != expected_hash:
-            raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
+            raise InputError(f"backbone {spec} has other weights on this worker than on the client")
         backbones.append(backbone)
     backbones = optimize_for_inference(backbones, config.options.precision, config.options.execution)
     cores = int(config.cores or get_worker().state.nthreads)

@@ -1,7 +1,7 @@
-"""Processes that only read and decode, for a GPU.
+"""Worker processes that read and decode images for a GPU.
 
 Threads of one process share the interpreter lock. On a GPU a forward pass is hundreds of short calls, each of
-which may have to wait for the lock: many decoding threads leave the device idle. A decoding process loads no
+which may wait for the lock: with many decoding threads the device is idle. A decoding process loads no
 torch, so it starts quickly; its pixels lie in memory that it shares with this process.
 """
 
@@ -43,8 +43,8 @@ from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import IncompleteExtractionError
 
 CHUNK_IMAGES = 32
-"""Maximum number of images that a process decodes at a time: few enough that no process works long on the
-last ones while others are idle, and enough to be worth the messages."""
+"""Maximum number of images that a process decodes at a time: small enough that processes finish a
+batch at about the same time, and large enough to amortise the messages."""
 
 
 class SharedBuffer:
@@ -69,7 +69,7 @@ class SharedBuffer:
     def reserve_bytes(self, size: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, enlarged if it is smaller than a size."""
         if len(self.bytes) < size:
-            # With room to spare: later batches have somewhat larger samples, and untouched pages are free.
+            # Reserve more: later batches may be larger, and untouched pages take no memory.
             self.file.truncate(size + size // 4)
         return self.map_bytes(size)
 
@@ -87,8 +87,8 @@ def decoding_process_pool(
     count : int
         Number of processes; they start at once, and end with the context or with this process.
     batches : int
-        Number of batches that are decoded, or whose pixels are in use, at a time: a thread that asks for one
-        more waits. Batches are cut into enough chunks for so many of them to keep all processes busy.
+        Number of batches that are decoded, or whose pixels are in use, at a time: further
+        threads wait. Batches are cut into enough chunks to keep all processes busy with this number.
 
     Raises
     ------
@@ -156,8 +156,8 @@ def pickle_decode(decode: Callable[[bytes], Image.Image]) -> bytes:
         pickled: bytes = cloudpickle.dumps(decode)
     except Exception as error:
         raise InputError(
-            f"what decodes the images cannot be sent to the processes that decode for a GPU "
-            f"({error}): have the source's decode hold only what can be pickled, or use --device cpu"
+            f"the decode function of the source cannot be sent to the decoding processes "
+            f"({error}): make it picklable, or use --device cpu"
         ) from error
     return pickled
 
@@ -174,12 +174,12 @@ if it is a file of its own, of that name."""
 
 @dataclass(frozen=True)
 class BatchChunk:
-    """Some samples of a batch, for one process to decode.
+    """Samples of a batch that one process decodes.
 
     Attributes
     ----------
     buffer, size : int
-        Number of the shared buffer that holds the batch, and how many bytes it has.
+        Index of the shared buffer that holds the batch, and its size in bytes.
     options : DecodingOptions
     images, first : int
         Number of samples in the batch, and index in the batch of the first of this chunk.
@@ -195,7 +195,7 @@ class BatchChunk:
 
 
 ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
-"""Has a process decode a chunk; the pixels are in the shared buffer."""
+"""Decodes a chunk in another process; writes the pixels to the shared buffer."""
 
 
 def write_samples(
@@ -231,7 +231,7 @@ def split_into_chunks(
     Parameters
     ----------
     min_chunks : int
-        Number of chunks to make where there are enough samples.
+        Number of chunks to make if there are enough samples.
     """
     count = max(math.ceil(len(samples) / CHUNK_IMAGES), min(len(samples), min_chunks))
     bounds = np.linspace(0, len(samples), count + 1).round().astype(int).tolist()
@@ -239,7 +239,7 @@ def split_into_chunks(
 
 
 def merge_chunks(chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: PixelArrays) -> DecodedBatch:
-    """Return the batch that consists of decoded chunks.
+    """Merge decoded chunks into one batch.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def merge_chunks(chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: 
 
 @contextmanager
 def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Iterator[ChunkDecoder]:
-    """Start a decoding process, and return a function that has it decode chunks.
+    """Start a decoding process, and yield a function that decodes chunks in it.
 
     Parameters
     ----------
@@ -291,7 +291,7 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
             f"import sys; sys.path[:] = {path!r}; "
             f"from {__name__} import serve_chunks; serve_chunks({arguments})"
         )
-        # In a session of its own: Ctrl-C is for the parent process, which ends this one.
+        # In a new session: only the parent process gets Ctrl-C, and it ends this one.
         process = subprocess.Popen(
             [sys.executable, "-c", program],
             pass_fds=[other_end.fileno(), *descriptors],

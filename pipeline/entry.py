@@ -40,7 +40,7 @@ from sfm.stats_store.store import Store
 from sfm.text import escape_non_utf8
 
 MAX_SKIPPED_BYTES = 2**22
-"""Size of the list of skipped samples in an entry."""
+"""Maximum size of the list of skipped samples in an entry."""
 
 MAX_FLOAT16_VALUE = 6e4
 MAX_FLOAT16_SHIFT = 0.001
@@ -48,7 +48,7 @@ MAX_FLOAT16_SHIFT = 0.001
 
 @dataclass(frozen=True)
 class EntryContext:
-    """State that all entries of one extraction share.
+    """Inputs that all entries of one extraction share.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ class EntryStatistics:
 def publish_entry(
     context: EntryContext, backbone: Backbone, entry_rows: EntryRows, progress: ProgressCallback
 ) -> PublishResult:
-    """Compute the statistics of one entry, write them as a run, and commit it; after an error, discard it."""
+    """Compute the statistics of one entry, write them as a run, and commit it; discard it on errors."""
     train = entry_rows.open_train(context.staging, backbone.card.hash)
     test = entry_rows.open_test(context.staging, backbone.card.hash)
     statistics = compute_statistics(context, backbone, entry_rows, train, test, progress)
@@ -191,9 +191,9 @@ def write_features(draft: Draft, split: str, rows: StagedFeatures, classifier: L
 
 
 def choose_feature_dtype(rows: StagedFeatures, classifier: LinearClassifier) -> np.dtype[Any]:
-    """Return float16 if its rounding does not matter, else float32.
+    """Return float16 if its rounding is negligible, else float32.
 
-    It does not if every value is finite and below 6e4, and the classifier's top-1 moves by at most 0.1
+    It is negligible if every value is finite and below 6e4, and the classifier's top-1 moves by at most 0.1
     points.
     """
     if not all(np.abs(features).max() < MAX_FLOAT16_VALUE for features, _ in rows):
@@ -274,7 +274,7 @@ def make_extraction_card(
 
 
 def truncate_skipped(skipped: Sequence[str]) -> list[str]:
-    """Return the skipped samples, or the first of them where a card cannot hold them all."""
+    """Return the skipped samples, truncated to what a card can hold."""
     sizes = np.cumsum([len(json.dumps(line)) for line in skipped])
     count = int(np.searchsorted(sizes, MAX_SKIPPED_BYTES, side="right"))
     return [*skipped[:count], *([f"{len(skipped) - count:,} others"] if count < len(skipped) else [])]

@@ -59,12 +59,12 @@ class EntryRows:
 
 
 def list_roles(config: ExtractConfig) -> list[EntryRole]:
-    """Return the roles of the entries that are asked for."""
+    """Return the roles of the requested entries."""
     return ["full", "tuning"] if config.tune_fraction else ["full"]
 
 
 def make_entry_options(config: ExtractConfig, role: EntryRole, rendering: dict[str, Any]) -> dict[str, Any]:
-    """Return everything besides backbone and data that shapes an entry's arrays; its digest is in the key.
+    """Return all options that determine an entry's arrays; their digest is in the key.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def read_digests(
 
 
 def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Staging) -> list[EntryRows]:
-    """Select the staged rows of each entry that is asked for, and compute their fingerprints."""
+    """Select the staged rows of each requested entry, and compute their fingerprints."""
     train = [p for p in result.partitions if p.split == "train"]
     test = [p for p in result.partitions if p.split == "test"]
     labels = np.concatenate([p.labels for p in train])

@@ -1,4 +1,4 @@
-"""Exemplars: a few real images per class for baselines, stored only when asked for."""
+"""Exemplars: a few real images per class for baselines, stored only on request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def choose_exemplars(
 ) -> ExemplarChoice:
     """Choose the samples nearest to each class mean (Euclidean), and as many at random.
 
-    The random ones depend on seed and data alone, so they are the same for every backbone.
+    The random ones depend only on seed and data, so they are the same for every backbone.
     """
     classes = len(mean)
     distance = np.empty(len(labels))
@@ -95,7 +95,7 @@ def read_exemplar_images(
     """
     size = preprocessing.input_size
     images = np.zeros((*samples.shape, size, size, 3), dtype=np.uint8)
-    # In the source's order: each shard is read once. One image may be both nearest and random.
+    # Read in the source's order, each shard once. An image may be both nearest and random.
     rows, first = np.unique(samples, return_index=True)
     rows, first = rows[rows >= 0], first[rows >= 0]
     for row, index, sample in zip(rows, first, source.train.read(rows, sizes), strict=True):

@@ -51,25 +51,24 @@ from sfm.stats_store.store import Store, create_store
 
 @dataclass(frozen=True)
 class ExtractionResult:
-    """What an extraction published, and what it cost.
+    """The entries that an extraction published, and its cost.
 
     Attributes
     ----------
     published : list of PublishResult
-        One per backbone and role, in the order asked for.
+        One per backbone and role, in the order of the config.
     pass_summary : PassSummary
         Cost of the pass over the images; nothing was read if every entry existed.
     skipped : list of str
         Samples that could not be decoded and are not in the entries: location and reason.
     flow_cosines : dict of str to (float or None)
-        In another precision than float32, by backbone hash: cosine between the flows of a few hundred images
-        in the two precisions. Only for backbones whose entries did not exist.
+        For precisions other than float32, by backbone hash: cosine between the flows of a few hundred images
+        in this precision and in float32. Only for backbones whose entries did not exist.
     cards : list of ExtractionCard
         How each of `published` was computed, in their order; of images that were read, with the transparent
         and dark images that this pass counted.
     notes : tuple of str
-        What the source chose where there was a choice, and how existing entries differ from what was asked
-        for.
+        Choices that the source made, and how existing entries differ from the config.
     statistics_seconds : float
         Wall time from the end of the pass to the last entry's publication.
     files : FileCounts or None
@@ -103,13 +102,13 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
     Raises
     ------
     InputError
-        If dataset, backbone, or store cannot be used; nothing is published then. Or if what was asked for
-        is in the store under another name than the one given.
+        If dataset, backbone, or store cannot be used; nothing is published then. Or if the entries
+        exist under another name.
     IncompleteExtractionError
         If workers or processes are lost; a repeat resumes from the partitions that are complete.
     """
     if config.dry_run:
-        raise InputError("a dry run is asked for: call sfm.pipeline.dry_run.estimate_extraction")
+        raise InputError("dry_run is set: call sfm.pipeline.dry_run.estimate_extraction")
     with limit_threads(config.threads):
         source = open_dataset(config)
         tasks = make_tasks(source, select_listed_samples(config, source))
@@ -161,9 +160,9 @@ def extract_missing(
     Parameters
     ----------
     backbones : mapping of str to Backbone
-        All that were asked for, by spec.
+        All requested backbones, by spec.
     existing : mapping of str to list of PublishResult
-        Entries of some of them, by backbone hash.
+        Existing entries, by backbone hash.
     """
     missing = {spec: b for spec, b in backbones.items() if b.card.hash not in existing}
     listing = digest_source_listing(config, source)
@@ -219,7 +218,7 @@ def run_pass(
     options: PassOptions,
     progress: ProgressCallback,
 ) -> tuple[str, PassSummary, PassResult, dict[str, float | None]]:
-    """Stage the features of all tasks and collect what was found.
+    """Stage the features of all tasks, and collect their results.
 
     Returns
     -------
@@ -257,7 +256,7 @@ def run_staging(
     options: PassOptions,
     progress: ProgressCallback,
 ) -> Iterator[tuple[str, Iterator[PassProgress]]]:
-    """Have tasks staged in this process, or by workers if they are asked for and there are tasks.
+    """Stage tasks in this process, or on workers if the config asks for them.
 
     Yields
     ------
@@ -305,7 +304,7 @@ def read_extraction_cards(
     new_hashes: Collection[str],
     entry_rows: Sequence[EntryRows],
 ) -> list[ExtractionCard]:
-    """Return the extraction cards of entries; those of backbones that ran now get this pass's mark counts."""
+    """Return the extraction cards of entries; those of new backbones get the mark counts of this pass."""
     marked = {(backbone, rows.role): rows.marked for backbone in new_hashes for rows in entry_rows}
     return [
         add_mark_counts(
@@ -319,7 +318,7 @@ def read_extraction_cards(
 def collect_notes(
     source: Source, store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
 ) -> tuple[str, ...]:
-    """Return what the source chose, and how existing entries differ from what was asked for."""
+    """Return the choices of the source, and how existing entries differ from the config."""
     return (
         *source.inventory.notes,
         *describe_display_name_changes(source, store, published),
@@ -342,7 +341,7 @@ def choose_staging_folder(config: ExtractConfig) -> Path:
     cache = get_cache_folder()
     if cache is None:
         raise InputError(
-            "unfinished work has no place to be kept: no home folder is known (HOME is not set); name a "
+            "there is no folder for unfinished work: no home folder is known (HOME is not set); name a "
             "folder with --staging"
         )
     return cache / "sfm" / "staging"

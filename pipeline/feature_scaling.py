@@ -19,12 +19,12 @@ MAX_CACHED_BYTES = 3 * 2**29
 """Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""
 
 MAX_DOUBLE_PRECISION_ROWS = 4096
-"""Up to this number, rows are float64: next to a strong penalty, float32 hides changes of the loss."""
+"""Up to this number of rows, use float64: with a strong penalty, float32 hides changes of the loss."""
 
 
 @dataclass(frozen=True)
 class FeatureScaling:
-    """How features are standardised, and their variance then; all float64.
+    """Scaling that standardises features, and their variance after it; all float64.
 
     Attributes
     ----------
@@ -131,7 +131,7 @@ class StandardisedRows:
 def standardise_rows(
     staged: Sequence[StagedFeatures], samples: int, scaling: FeatureScaling, device: torch.device
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return standardised rows that can be iterated repeatedly; in memory if they fit."""
+    """Return standardised rows as a re-iterable, in memory if they fit."""
     dtype = torch.float64 if samples <= MAX_DOUBLE_PRECISION_ROWS else torch.float32
     rows = StandardisedRows(staged, scaling, device, dtype)
     max_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else MAX_CACHED_BYTES

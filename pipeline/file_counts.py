@@ -39,7 +39,7 @@ def count_files(
     unreadable : mapping of str to ndarray of int64
         By split, positions of samples that cannot be decoded.
     unused_files : mapping of str to int
-        Number of files that are no samples, by kind.
+        Number of files that are not samples, by kind.
     """
     unused = Counter(unused_files)
     is_used_class = np.isin(class_ids, selection.class_ids)
@@ -55,7 +55,7 @@ def count_files(
 
 
 def make_file_counts(used: int, unused: Mapping[str, int]) -> FileCounts:
-    """Return counts with a bounded number of kinds that are printable and short.
+    """Return counts with a bounded number of short, printable kinds.
 
     Kinds derive from file names: they may hold any bytes, and there may be as many as files.
     """

@@ -35,7 +35,7 @@ def mark_fold(labels: Labels, fold: int, folds: int) -> Mask:
 
 
 def make_folds(labels: Labels, folds: int, min_samples: int, max_folds: int) -> list[Mask]:
-    """Cut a training split into folds, and return as many as it takes to validate on a number of samples.
+    """Cut a training split into folds, and return as many as hold a minimum number of samples.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def make_folds(labels: Labels, folds: int, min_samples: int, max_folds: int) -> 
     folds : int
         Number of folds that the samples of a class are divided among; at most the size of the largest class.
     min_samples : int
-        No further fold is returned once the folds before hold so many samples.
+        Folds are added until they hold this number of samples.
     max_folds : int
         Maximum number of folds to return.
 

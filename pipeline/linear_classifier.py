@@ -1,4 +1,4 @@
-"""The linear classifier of all real features: the penalty is chosen on a part, then all are fitted."""
+"""Train the linear classifier: choose the penalty on a part of the samples, then fit all of them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,23 +42,23 @@ PATH_TOLERANCE = 1e-2
 """Tolerance of fits that only choose the penalty; that of the final fit is ``GRADIENT_TOLERANCE``."""
 
 MAX_PATH_ITERATIONS = 50
-"""Of fits that only choose the penalty: with weak penalties, few samples can be separated ever further."""
+"""Maximum iterations of fits that only choose the penalty: few samples may be separable."""
 
 VALIDATION_FOLDS = 10
 
 MAX_SELECTION_ROWS = 16_384
-"""Of more samples, equally many of each class choose the penalty."""
+"""Maximum number of samples to choose the penalty on; of more, take equally many of each class."""
 
 MIN_SELECTION_ROWS_PER_CLASS = 64
-"""Of classes with more samples, at least so many choose the penalty."""
+"""Minimum number of samples per class to choose the penalty on, if there are as many."""
 
 MIN_VALIDATION_ROWS = 1000
-"""Folds are added until so many samples validate, or there are ``MAX_FOLDS``."""
+"""Folds are added until they hold this number of samples, or there are ``MAX_FOLDS``."""
 
 MAX_FOLDS = 5
 
 TIE_STANDARD_ERRORS = 2.0
-"""Difference that counts as a tie; one sample that a penalty gets right and another wrong makes one."""
+"""Differences up to this many standard errors are ties, such as one differently classified sample."""
 
 MARGIN_STANDARD_ERRORS = 4.0
 """Advantage that another candidate needs. On a few dozen samples, a classifier of standardised features may
@@ -169,7 +169,7 @@ def make_validation_fold(
 ) -> ValidationFold:
     """Return a fold that validates on held-out samples; of many samples, with equally many of each class.
 
-    Images validate without their views, which are not fitted either.
+    Views of the validation images are neither fitted nor used for validation.
     """
     classes = int(labels.max()) + 1
     fitted, validating = ~held_out, held_out.copy()
@@ -250,7 +250,7 @@ def choose_penalty(
     device: torch.device,
     on_rows: RowsCallback = ignore_rows,
 ) -> ChosenPenalty:
-    """Choose a candidate and its penalty by the cross-entropy on samples that the fit did not see.
+    """Choose a candidate and its penalty by the cross-entropy on validation samples.
 
     Another than the first candidate must be better by ``MARGIN_STANDARD_ERRORS`` standard errors. One tenth
     of the samples validates; of few samples, several tenths in turn. Of more than ``MAX_SELECTION_ROWS``, as
@@ -318,10 +318,10 @@ def train_classifier(
 ) -> LinearClassifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
-    Of at most ``MAX_SMALL_DATASET_ROWS`` samples, the penalty draws the weights to those of the nearest class
-    mean, which is hard to beat then, on features of one common scale, since deviations of single ones are
-    noise. Only where validation clearly says so are features standardised, and weights drawn to zero, as they
-    are of more.
+    With at most ``MAX_SMALL_DATASET_ROWS`` samples, weights shrink to those of the nearest-class-mean
+    classifier, a strong baseline for few samples, and features share one scale, since deviations of single
+    features are noisy. Features are standardised and weights shrink to zero if validation is clearly better
+    with them, and always with more samples.
 
     Parameters
     ----------
@@ -332,8 +332,8 @@ def train_classifier(
     device : torch.device
         Where products are computed.
     views : sequence of StagedFeatures
-        Features of augmented views of the same samples, in the same order; the classifier learns from them
-        too.
+        Features of augmented views of the same samples, in the same order; they are training
+        samples, too.
     path : sequence of float
         Penalties to choose from, strongest first.
     on_rows : callable, optional

@@ -24,7 +24,7 @@ MAX_LBFGS_ITERATIONS = 1000
 LBFGS_HISTORY = 20
 
 MAX_PENDING_PER_CORE = 2
-"""Pieces per core that wait, or whose sums do."""
+"""Maximum number of pending pieces per core."""
 
 PIECE_ROWS = 1024
 """Rows that one core takes at a time in a pass; the order of sums depends on it."""
@@ -33,7 +33,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 RowsCallback = Callable[[int], None]
-"""Called after every pass with the number of rows it was over."""
+"""Called after every pass with its number of rows."""
 
 
 def ignore_rows(_: int) -> None:
@@ -61,7 +61,7 @@ def deterministic_threads(device: torch.device) -> Iterator[ThreadPoolExecutor |
     """Start as many threads as torch has, each of which computes single-threaded; None on a GPU.
 
     The order of sums then depends on the rows only: no bit of a result depends on the number of cores or
-    threads. One thread needs no pool: None, too.
+    threads. Also None with a single thread.
     """
     count = torch.get_num_threads()
     # OpenBLAS' threads spin after each of scipy's small products, too: passes would take three times as long.
@@ -76,7 +76,7 @@ def deterministic_threads(device: torch.device) -> Iterator[ThreadPoolExecutor |
 def map_in_order(
     threads: ThreadPoolExecutor | None, function: Callable[[T], U], items: Iterable[T]
 ) -> Iterator[U]:
-    """Yield a function's results for items, in their order; only a few are computed ahead."""
+    """Map a function over items in threads, in order, with a bounded number of pending results."""
     if threads is None:
         yield from map(function, items)
         return
@@ -257,7 +257,7 @@ def fit_logistic(
             },
         )
         if loss.largest_gradient > tolerance:
-            # The search may have ended at a point before the one that it tried last.
+            # The result may not be the last point that was evaluated.
             loss(found.x)
         return LogisticFit(*loss.decode_point(found.x), int(found.nit), loss.largest_gradient <= tolerance)
 

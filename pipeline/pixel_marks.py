@@ -23,14 +23,14 @@ class MarkCount:
 def make_rendering_options(rendering: Rendering, composited: bool) -> dict[str, Any]:
     """Return the options of an entry for how its images became opaque 8-bit pixels.
 
-    The background is one of them only if images were composited: it does not change opaque images.
+    The background is included only if images were composited: it does not change opaque images.
     """
     options: dict[str, Any] = {"background": rendering.background} if composited else {}
     return options if rendering.white is None else options | {"white": rendering.white}
 
 
 def find_marked_rows(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return, by mark, a mask of the staged samples of a task; marks that no sample has are left out."""
+    """Return, by mark, a mask of the staged samples of a task; unused marks are left out."""
     return {mark: np.isin(result.kept, places) for mark, places in result.marked.items()}
 
 

@@ -1,4 +1,4 @@
-"""Threads, decoders and forward passes that a pass over images uses.
+"""Threads, decoders and forward passes of a pass over images.
 
 On a CPU, each thread takes a batch from encoded bytes to features, with single-threaded operations: decoding
 and computing overlap, no core waits for another, and features do not depend on the number of cores. For a
@@ -36,8 +36,8 @@ BATCH_IMAGES = {"cpu": 16, "cuda": 128}
 """Images that are decoded together: on a core, as many as its cache holds; on a GPU, enough to fill it."""
 
 LARGE_INPUT_BATCH_IMAGES = 8
-"""Large images that go through a backbone together on a core: sixteen are no faster, and take half as much
-memory again."""
+"""Large images that go through a backbone together on a core: sixteen are no faster and take 1.5 times the
+memory."""
 
 MAX_DEVICE_BATCHES = 3
 """Batches on a GPU: while it computes one, the next is copied to it and features are copied back."""
@@ -83,7 +83,7 @@ def optimize_for_inference(
 
 
 def choose_batch_size(backbone: Backbone) -> int:
-    """Return how many images go through a backbone together."""
+    """Return the batch size of a backbone."""
     large = backbone.card.preprocessing.input_size > LARGE_INPUT
     return (
         LARGE_INPUT_BATCH_IMAGES
@@ -93,7 +93,7 @@ def choose_batch_size(backbone: Backbone) -> int:
 
 
 def pad_to_power_of_two(images: Tensor) -> Tensor:
-    """Fill a batch up with black images.
+    """Pad a batch with black images.
 
     cuDNN plans convolutions anew for every batch size, which takes a second or more; tar shards end with
     batches of any size.
@@ -141,7 +141,7 @@ def time_pixel_features(
     precision: str,
     forward: ForwardFunction = forward_batch,
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """Return the result of :func:`compute_pixel_features`, and the seconds that it took."""
+    """Return the result and the duration, in seconds, of :func:`compute_pixel_features`."""
     began = time.perf_counter()
     return compute_pixel_features(backbone, pixels, precision, forward), time.perf_counter() - began
 
@@ -153,13 +153,13 @@ class ExtractionRuntime:
     Attributes
     ----------
     threads : int
-        Batches in work at a time.
+        Number of batches in flight.
     load_samples : callable
-        Reads samples that are files of their own, or leaves that to the decoder.
+        Reads sample files, or leaves that to the decoder.
     decode_batch : callable
         See `sfm.pipeline.decoding.BatchDecoder`.
     compute_features : callable
-        Signature and result of :func:`time_pixel_features`; the seconds are without waiting for the device.
+        Signature and result of :func:`time_pixel_features`; the seconds exclude waiting for the device.
     """
 
     threads: int

@@ -45,7 +45,7 @@ def select_samples(
     labels: Mapping[str, npt.NDArray[np.int32]],
     unreadable: Mapping[str, npt.NDArray[np.int64]],
 ) -> SampleSelection:
-    """Select samples and classes as the config asks.
+    """Select samples and classes according to the config.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ def select_samples(
     labels : mapping of str to ndarray of int32
         By split, index into `class_ids` of every sample that the source has.
     unreadable : mapping of str to ndarray of int64
-        By split, positions of samples to leave out. They count towards ``--limit-per-class``, so that whether
-        a sample is read does not depend on the content of others.
+        By split, positions of samples to leave out. They count towards ``--limit-per-class``, so that the
+        selection of a sample does not depend on the content of others.
 
     Raises
     ------

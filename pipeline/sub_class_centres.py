@@ -44,7 +44,7 @@ def compute_sub_class_centres(
     k-means++ and Lloyd's iterations on at most ``MAX_ROWS_PER_CLASS`` random samples of a class place the
     centres, and move a centre that loses all its samples to the sample farthest from its own; then every
     sample is assigned to its nearest centre, block by block, and centres become the means of their samples.
-    Memory holds ``MAX_CLUSTERING_BYTES`` of samples and the centres, whatever the number of samples.
+    Memory holds at most ``MAX_CLUSTERING_BYTES`` of samples, and the centres.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ def compute_sub_class_centres(
     labels : ndarray of int32, shape (n,)
         Labels of all rows of `train`.
     sub_class_counts : sequence of int
-        The K.
+        Values of K.
     on_centres : callable, optional
         Called when centres of a class are placed.
 
     Returns
     -------
     dict of int to (centre, count)
-        By K: float32 (C, K, D) and int64 (C, K), largest first. Rows that a small class cannot fill are NaN
+        By K: float32 (C, K, D) and int64 (C, K), largest first. Surplus centres of small classes are NaN
         with count 0.
     """
     if not sub_class_counts:
@@ -67,7 +67,7 @@ def compute_sub_class_centres(
     centres_by_k = place_centres(train, labels, classes, features, sub_class_counts, seed, on_centres)
     sums = {k: np.zeros((classes, k, features)) for k in sub_class_counts}
     counts = {k: np.zeros((classes, k), dtype=np.int64) for k in sub_class_counts}
-    # One thread, since how many there are would shape the sums.
+    # A single thread, because sums depend on the number of threads.
     with threadpool_limits(limits=1, user_api="blas"):
         for rows, block_labels in train:
             for c in np.unique(block_labels):
@@ -107,7 +107,7 @@ def place_centres(
 ) -> dict[int, npt.NDArray[np.float64]]:
     """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples.
 
-    Every core takes a class and a K at a time.
+    Classes and values of K are distributed over cores.
     """
     centres_by_k = {k: np.full((classes, k, features), np.nan) for k in sub_class_counts}
     class_sizes = np.minimum(np.bincount(labels, minlength=classes), MAX_ROWS_PER_CLASS)
@@ -137,7 +137,7 @@ def single_threaded_pool() -> Iterator[ThreadPoolExecutor]:
     """Start a thread per core in use, each single-threaded: parallel sums differ from run to run."""
 
     def limit_openmp() -> None:
-        # OpenMP keeps its limit for every thread by itself.
+        # OpenMP has a separate limit for every thread.
         threadpool_limits(limits=1, user_api="openmp")
 
     threads = min(count_cores(), torch.get_num_threads())  # as many as --threads allows

@@ -1,7 +1,7 @@
-"""Dask workers on this machine or on a cluster, each of which takes tasks.
+"""Stage tasks on Dask workers, on this machine or on a cluster.
 
-Workers write to the staging folder themselves, with the code that runs in a single process, so the same files
-are there in the end whoever wrote them. One process computes the statistics from those files, in one order.
+Workers write to the staging folder themselves, with the same code as a single process, so the files do not
+depend on which worker wrote them. One process computes the statistics from those files, in one order.
 That is why an entry's digest does not depend on the number of workers.
 """
 
@@ -52,7 +52,7 @@ CONNECT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Workers that can take part in an extraction.
+    """Checked workers of an extraction.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class WorkerPool:
     device: str
 
     def stage_tasks(self, tasks: Sequence[PartitionTask]) -> Generator[PassProgress, None, None]:
-        """Have tasks staged; those of a worker that is lost go to others.
+        """Stage tasks on the workers; tasks of a lost worker are retried on others.
 
         Raises
         ------
@@ -76,7 +76,7 @@ class WorkerPool:
         IncompleteExtractionError
             If the cluster is lost, or several workers died on a task.
         """
-        # One by one: a map would send all of them as one large graph.
+        # Submit one by one: a map would send all tasks as one large graph.
         futures = [self.client.submit(stage_task, self.worker_config, task, pure=False) for task in tasks]
         task_names = {future.key: task.name for future, task in zip(futures, tasks, strict=True)}
         done = 0
@@ -93,7 +93,7 @@ class WorkerPool:
                     if isinstance(error, OSError) and self.client.status == "running":
                         raise
                     raise IncompleteExtractionError(
-                        f"the Dask scheduler went away after {done} of {len(tasks)} partitions: the same "
+                        f"the Dask scheduler was lost after {done} of {len(tasks)} partitions: the same "
                         f"command, with a new scheduler or without one, resumes from there"
                     ) from error
                 done += 1
@@ -157,7 +157,7 @@ def worker_pool(
             yield WorkerPool(worker_config, client, kinds[0])
         finally:
             if not local:
-                # Without waiting: a worker may be staging a partition, and the cluster may be lost.
+                # Do not wait: a worker may be staging a partition, or the cluster may be lost.
                 with suppress(OSError, RuntimeError):
                     for address in client.nthreads():
                         fire_and_forget(client.submit(release_worker, workers=[address], pure=False))
@@ -261,7 +261,7 @@ def require_same_versions(worker: str, versions: Mapping[str, str]) -> None:
     Raises
     ------
     InputError
-        Names the worker and the packages.
+        With the worker and the packages.
     """
     different = [
         f"{name} {versions[name]} (here {version(name)})"
@@ -276,7 +276,7 @@ def require_same_versions(worker: str, versions: Mapping[str, str]) -> None:
 
 
 def write_probe_file(staging: Staging) -> str:
-    """Write a file that shows workers whether they share the staging folder; return its name."""
+    """Write a file by which workers check that they share the staging folder; return its name."""
     name = f"probe-{uuid.uuid4().hex}"
     (staging.root / name).write_text(platform.node())
     return name

@@ -218,7 +218,7 @@ def check_array_layouts(
     Parameters
     ----------
     commit : Commit
-    cards : Cards
+    cards : EntryCards
         Cards of its run.
     metadata : mapping of str to bytes
         Every ``zarr.json`` of the run, by full path.

@@ -105,7 +105,7 @@ class VerifiedZarrStore(WrapperStore[ObjectStore[Any]]):
         By full path. Objects without a record do not exist; objects with one must exist.
     read : mapping of str to bytes
         Objects that were read and compared before; they are not read again.
-    layouts : mapping of str to Layout
+    layouts : mapping of str to ArrayLayout
         All arrays that can be opened, by full path; see
         :func:`~sfm.stats_store.array_layouts.check_array_layouts`.
     """

@@ -53,7 +53,7 @@ def export(config: ExportConfig) -> ExportResult:
 
     Returns
     -------
-    Exported
+    ExportResult
 
     Raises
     ------

@@ -136,7 +136,7 @@ def draw_loss_chart(
 
     Parameters
     ----------
-    history : sequence of Step
+    history : sequence of LossPoint
         At least one.
     loss_bounds : (float, float)
         Limits of the loss axis, the same for all runs of a report.

@@ -1,4 +1,4 @@
-"""Sources of some of another source's classes, and splits of some of another split's rows."""
+"""Subsets of sources by class, and of splits by row."""
 
 import difflib
 from collections.abc import Collection, Iterator, Sequence
@@ -23,9 +23,9 @@ Item = TypeVar("Item")
 def select_source_classes(
     source: Source, class_ids: Sequence[str], class_names: Sequence[str] | None = None
 ) -> Source:
-    """Return a source of some classes of another; samples of the other classes are not decoded.
+    """Return a source with some of the classes of another; samples of other classes are not decoded.
 
-    Where labels are known in advance, samples of other classes are not even read.
+    If labels are known in advance, samples of other classes are not read either.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def select_source_classes(
     Raises
     ------
     InputError
-        If the source is known to lack one of the classes, or a class is given twice.
+        If the source lacks one of the classes, or a class is given twice.
     """
     ids = sorted(class_ids)
     repeated = sorted({a for a, b in pairwise(ids) if a == b})
@@ -81,7 +81,7 @@ def select_source_classes(
 
 
 def filter_shard(shard: Shard, class_ids: Collection[str]) -> Shard:
-    """Return a shard that drops samples of other classes while it is read; positions count the others."""
+    """Return a shard that drops samples of other classes while reading; positions include dropped samples."""
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
         shard.unused[OTHER_CLASSES_KIND] = 0
@@ -98,7 +98,7 @@ def filter_shard(shard: Shard, class_ids: Collection[str]) -> Shard:
 
 
 def take_positions(items: Iterator[Item], positions: npt.NDArray[np.int64]) -> Iterator[Item]:
-    """Yield the items at ascending positions of a stream, and read no further than the last position."""
+    """Yield the items at ascending positions of a stream, and stop after the last position."""
     remaining = iter(positions.tolist())
     target = next(remaining, None)
     for position, item in enumerate(items):
@@ -112,7 +112,7 @@ def take_positions(items: Iterator[Item], positions: npt.NDArray[np.int64]) -> I
 def select_rows(
     split: Split, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32], listing: str
 ) -> Split:
-    """Return a split of some rows of another whose labels are known, in shards of ``BLOCK_ROWS`` samples.
+    """Return some rows of a split with known labels, in shards of ``BLOCK_ROWS`` samples.
 
     Parameters
     ----------

@@ -10,13 +10,13 @@ from sfm.pipeline.sources.inventory import HIDDEN_KIND, SPECIAL_FILE_KIND
 
 LINK_CYCLE_KIND = "links to a folder that holds them"
 SYSTEM_FOLDERS = ("lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
-"""Folders that file systems and file managers make, of thumbnails, copies and fragments."""
+"""Folders of file systems and file managers, with thumbnails, copies and fragments."""
 
 MAX_FOLDER_DEPTH = 100
-"""Folders of a dataset that lie one in another; no dataset has so many."""
+"""Maximum depth of nested folders."""
 
 MAX_FOLDER_VISITS = 100
-"""Times that one folder is read; links to each other would multiply them without end."""
+"""Maximum number of visits of one folder, because links may form cycles."""
 
 
 def accept_any_name(_: str) -> bool:
@@ -39,11 +39,11 @@ def walk_files(
     ----------
     root : str
     unused : Counter
-        Counts what is not yielded, by kind: hidden files, and what is neither file nor folder.
+        Counts skipped files by kind: hidden files, and those that are neither file nor folder.
     is_needed : callable
         Given a path below `root`, returns whether a dangling link of that name stops the run.
     max_depth : int, optional
-        Levels of folders that are entered; 0 for the files of `root` alone.
+        Maximum depth of folders; 0 for only the files in `root`.
 
     Yields
     ------
@@ -53,7 +53,7 @@ def walk_files(
     Raises
     ------
     InputError
-        If a folder cannot be read, or a needed link is dangling; names it.
+        If a folder cannot be read, or a needed link is dangling.
     """
     yield from _walk_folder(root, "", frozenset(), unused, is_needed, max_depth, Counter())
 
@@ -121,7 +121,7 @@ def scan_folder(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 
 def is_dangling_link(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a link to something that is missing or cannot be reached."""
+    """Return whether an entry is a link whose target is missing or unreachable."""
     if not entry.is_symlink():
         return False
     try:

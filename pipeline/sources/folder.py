@@ -40,12 +40,12 @@ def open_folder_source(location: str) -> Source:
     ----------
     location : str
         Path of the folder that holds ``train/`` and ``test/`` or ``val/``; ``?train=NAME`` and ``?test=NAME``
-        choose folders of other names. Where there are no splits, path of the folder of class folders.
+        choose folders of other names. Without splits, path of the folder of class folders.
 
     Raises
     ------
     InputError
-        If a folder is missing, or the splits cannot be told apart.
+        If a folder is missing, or the splits are ambiguous.
     """
     spec = f"folder:{location}"
     path, options = parse_spec_options(location)
@@ -91,7 +91,7 @@ def make_folder_split(root: Path, class_ids: list[str], unused: Counter[str]) ->
     Parameters
     ----------
     unused : Counter
-        Counts the files that are no images, by kind.
+        Counts the files that are not images, by kind.
 
     Raises
     ------

@@ -31,9 +31,9 @@ class FolderLayout:
     held_out : Path or None
         None if no other folder holds training classes.
     others : tuple of Path
-        Folders beside them, which are not used.
+        Other folders, which are not used.
     notes : tuple of str
-        Choices that were made for the user, a line each.
+        Automatic choices, one line each.
     """
 
     train: Path
@@ -51,7 +51,7 @@ def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name:
     Raises
     ------
     InputError
-        If there is no training folder, or several; lists what is there.
+        If there is no training folder, or several; lists the existing folders.
     """
     folders = [Path(entry.path) for entry in list_subfolders(root)]
     by_name, by_word = group_folders_by_split(folders)
@@ -77,7 +77,7 @@ def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name:
                 f"{spec} must hold train/, with one folder per class, and a held-out folder such as test/ or "
                 f"val/; it holds {format_folder_names(folders)}: choose with ?train=NAME&test=NAME"
             )
-        return FolderLayout(root, None, (), ())  # of class folders; the user is asked for --hold-out
+        return FolderLayout(root, None, (), ())  # `root` has class folders; a later error suggests --hold-out
     train = training[0]
     if not list_class_folders(train):
         kinds = Counter(get_unused_kind(entry.name) for entry in scan_folder(train))
@@ -125,7 +125,7 @@ def find_classes_named_like_splits(
 ) -> list[Path]:
     """Return the folders that are named like a split but are classes; none if one of them is a split.
 
-    Folders of both splits without class folders are no classes: their images were not sorted.
+    Split folders without class folders are no classes: their images are unsorted.
     """
     named = [folder for split_folders in by_name.values() for folder in split_folders]
     has_both_splits = 0 < len(by_name["train"]) < len(named)
@@ -149,8 +149,8 @@ def find_training_folders(
 ) -> list[Path]:
     """Return the candidates for training that share classes with a held-out folder.
 
-    None of them if one shares classes with a folder of no split: classes may be called ``bullet train`` and
-    ``test tube``, and hold folders of the same names.
+    Empty if one shares classes with a folder of no split: classes may be called ``bullet train`` and
+    ``test tube``, and have subfolders of equal names.
     """
     others = [folder for folder in folders if find_split_word(folder.name) is None and folder not in held_out]
     training = [folder for folder in candidates if find_folders_sharing_classes(folder, held_out)]
@@ -183,7 +183,7 @@ def find_named_folder(spec: str, root: Path, name: str) -> Path:
     Raises
     ------
     InputError
-        If there is none; lists what is there.
+        If there is none; lists the existing folders.
     """
     if (root / name).is_dir():
         return root / name
@@ -212,7 +212,7 @@ def format_folder_names(folders: Sequence[Path]) -> str:
 
 
 def could_be_split_folder(name: str) -> bool:
-    """Return whether a name may be that of a folder of a split or a class."""
+    """Return whether a name may be that of a split or class folder."""
     return "." not in name or (could_be_folder(name) and find_split_word(name) is not None)
 
 
@@ -258,7 +258,7 @@ def is_image_entry(entry: os.DirEntry[str]) -> bool:
     Raises
     ------
     InputError
-        If it has to be opened to tell, and cannot be.
+        If it has to be opened to find out, and cannot be read.
     """
     try:
         return is_image_file(entry.path)

@@ -22,7 +22,7 @@ from sfm.stats_store.class_lists import iterate_class_lines, read_class_list_tex
 from sfm.stats_store.dataset_names import make_name_from_folder
 
 IDX_READ_ERRORS = (OSError, EOFError, zlib.error)
-"""Errors of disks and of gzip."""
+"""Errors of reading and unpacking files."""
 
 BUILTIN_FOLDERS = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 """Folder and licence of each dataset in this package."""
@@ -31,8 +31,8 @@ BUILTIN_FOLDERS = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 def open_idx_source(path: str) -> Source:
     """Open a folder of idx files: ``train-images-idx3-ubyte`` and its three companions.
 
-    A file ``classes.txt`` beside them, one name per line in label order, gives the classes their names; empty
-    lines and those that begin with ``#`` do not count.
+    A file ``classes.txt`` in the same folder has the names of the classes, one per line in label order; empty
+    lines and lines that begin with ``#`` are ignored.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def open_builtin_source(name: str) -> Source:
 
 
 def open_idx_folder(root: Path, *, name: str, spec: str, licence: str) -> Source:
-    """Open a folder of idx files: labels are read, images when they are asked for."""
+    """Open a folder of idx files: labels are read, images are read on request."""
     has_held_out = any(entry.name.startswith("t10k-") for entry in root.iterdir())
     labels = {
         split: read_idx_labels(find_idx_file(root, f"{split}-labels-idx1-ubyte"))
@@ -106,7 +106,7 @@ def open_idx_folder(root: Path, *, name: str, spec: str, licence: str) -> Source
 
 
 def find_idx_file(root: Path, stem: str) -> Path:
-    """Return the file of a name, or of that name with ``.gz``."""
+    """Return the file with a name, or with that name and ``.gz``."""
     for candidate in (root / stem, root / f"{stem}.gz"):
         if candidate.is_file():
             return candidate
@@ -136,12 +136,12 @@ def read_idx_header(path: Path, file: BinaryIO, ndim: int) -> tuple[int, ...]:
 
 
 def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_size: int) -> None:
-    """Refuse a file whose header promises more than it can hold, before memory is taken for it.
+    """Refuse a file whose header exceeds its size or the limits, before memory is allocated.
 
     Raises
     ------
     InputError
-        If there are too many samples, images are empty or too large, or the file is shorter than it says.
+        If there are too many samples, images are empty or too large, or the file is truncated.
     """
     count, pixels = shape[0], math.prod(shape[1:])
     max_pixels = Image.MAX_IMAGE_PIXELS or MAX_IMAGE_BYTES

@@ -80,9 +80,9 @@ def open_parquet_source(location: str) -> Source:
     Parameters
     ----------
     location : str
-        A folder, prefix or pattern of files whose names tell their split, or ``PATTERN?test=PATTERN``. Of a
+        A folder, prefix or pattern of files with split names, or ``PATTERN?test=PATTERN``. Of a
         folder, ``train=NAME`` and ``test=NAME`` choose the splits. ``image=COLUMN`` and ``label=COLUMN`` name
-        the columns. With ``names=FILE`` the class list in FILE says what the label numbers mean, if the
+        the columns. With ``names=FILE`` the class list in FILE names the label numbers, if the
         dataset does not.
 
     Raises
@@ -148,7 +148,7 @@ def inspect_table(
     Raises
     ------
     InputError
-        If it lacks a column, numbers its classes unlike other files, or has labels out of range; names it.
+        If it lacks a column, names other classes than other files, or has labels out of range.
     """
     with open_table(file, [columns.label]) as table:
         absent = {columns.image, columns.label} - set(table.schema_arrow.names)
@@ -156,9 +156,7 @@ def inspect_table(
             raise InputError(f"{file.url} has no column {' and '.join(sorted(absent))}, unlike other files")
         own_columns = find_columns(table.schema_arrow, file.url, columns.image, columns.label)
         if own_columns.class_names != columns.class_names:
-            raise InputError(
-                f"{file.url} names its classes otherwise than the first training file: join them"
-            )
+            raise InputError(f"{file.url} has other class names than the first training file: merge them")
         group_rows = tuple(table.metadata.row_group(i).num_rows for i in range(table.num_row_groups))
         if not read_labels:
             return ParquetTable(file, group_rows, None)
@@ -217,7 +215,7 @@ def make_parquet_split(
         return Shard(f"rows {start} to {stop - 1} of {table.file.url}", labels, read)
 
     meaning = encode_label_list(label_list)
-    # Earlier versions took text of digits for numbers: their entries are not the same.
+    # Earlier versions read text of digits as numbers, so their entries differ.
     if label_list is None and any(table.has_text_numbers for table in tables):
         meaning = "text is an id"
     files_digest = digest_file_states([table.file for table in tables])

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 LABEL_BATCH_ROWS = 16_384
 MAX_THRIFT_STRING_BYTES = MAX_JSON_BYTES
-"""Of a text in the footer of a file, such as the metadata that name classes."""
+"""Maximum size of a text in the footer of a file, such as the metadata that name classes."""
 
 MAX_THRIFT_ITEMS = 1_000_000
-"""Of a list in the footer, such as that of row groups."""
+"""Maximum length of a list in the footer, such as that of row groups."""
 
 
 @contextlib.contextmanager
@@ -32,12 +32,12 @@ def open_table(
     ----------
     file : DataFile
     dictionary_columns : sequence of str
-        Paths of columns whose repeated values are to be in memory once.
+        Paths of columns to read as dictionaries, with repeated values in memory once.
 
     Raises
     ------
     InputError
-        If it cannot be read, is damaged, or promises more rows than it can hold; names it.
+        If it cannot be read, is damaged, or claims more rows than it can hold.
     """
     import pyarrow
     import pyarrow.parquet
@@ -87,7 +87,7 @@ def list_binary_columns(metadata: "pyarrow.parquet.FileMetaData") -> list[str]:
 
 
 def require_plausible_rows(metadata: "pyarrow.parquet.FileMetaData", file: DataFile) -> None:
-    """Refuse a file that promises more rows than it has bytes, however often images repeat.
+    """Refuse a file that claims more rows than it has bytes, even with repeated images.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def require_plausible_rows(metadata: "pyarrow.parquet.FileMetaData", file: DataF
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows or sum(counts) > file.size:
         raise InputError(
-            f"{file.url} is damaged: it promises {metadata.num_rows:,} rows in {file.size:,} bytes"
+            f"{file.url} is damaged: it claims {metadata.num_rows:,} rows in {file.size:,} bytes"
         )
 
 
@@ -159,7 +159,7 @@ def extract_image_bytes(cell: object, location: str) -> bytes:
     Raises
     ------
     InputError
-        If it holds none; says where, and what it holds.
+        If it holds none; with the location and the type of the content.
     """
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if isinstance(data, bytes):

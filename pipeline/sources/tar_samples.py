@@ -13,7 +13,7 @@ from sfm.pipeline.sources.tar_members import LABEL_EXTENSIONS, Content, iter_mem
 from sfm.text import format_names
 
 MAX_HELD_SAMPLES = 16
-"""Samples with dotted names that are held back, in case they turn out to be parts of one sample."""
+"""Maximum number of buffered samples with dotted names, which may be parts of one sample."""
 
 
 class NoLabelError(InputError):
@@ -27,7 +27,7 @@ class MemberGroup:
     Attributes
     ----------
     key : str
-        That name.
+        The shared name.
     contents : dict of str to Content
         Images and labels whose names have one dot, by extension.
     dotted_contents : dict of str to dict
@@ -63,7 +63,7 @@ class MemberGroup:
         contents[extension] = content
 
     def describe_endings(self) -> str:
-        """Return what the members' names end in, as text."""
+        """Describe the extensions of the members, for messages."""
         endings = [f".{extension}" for extension in self.contents]
         endings += [
             f"{stem.removeprefix(self.key)}.{extension}"
@@ -130,7 +130,7 @@ def iter_group_samples(
     Parameters
     ----------
     is_partial : bool
-        Whether samples with dotted names of this group were yielded before.
+        Whether samples with dotted names of this group were already yielded.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def iter_group_samples(
         return
     if is_partial:
         raise InputError(
-            f"{group.key} in {file.url} has an image or label of its own beside many with more dots in their "
+            f"{group.key} in {file.url} has an image or label besides many with more dots in their "
             f"names: cannot tell which belong together; rename them without dots"
         )
     images = [extension for extension in group.contents if extension in IMAGE_EXTENSIONS]

@@ -1,4 +1,4 @@
-"""``torchvision:NAME?root=PATH``: the classification datasets that torchvision knows."""
+"""``torchvision:NAME?root=PATH``: the classification datasets of torchvision."""
 
 import difflib
 import os
@@ -59,7 +59,7 @@ def open_torchvision_source(location: str) -> Source:
     Raises
     ------
     InputError
-        If there is no such dataset, or it is not there.
+        If the dataset is unknown or missing.
     """
     spec = f"torchvision:{location}"
     name, options = parse_spec_options(location)
@@ -102,11 +102,11 @@ def open_torchvision_split(
     """
     import torchvision.datasets
 
-    # ImageNet cannot be downloaded, and knows no such argument.
+    # ImageNet cannot be downloaded and has no such argument.
     download_argument = {"download": True} if download else {}
     try:
         return getattr(torchvision.datasets, name)(root, **split_arguments, **download_argument)
-    except Exception as error:  # torchvision and scipy raise all kinds of errors on damaged files.
+    except Exception as error:  # torchvision and scipy may raise any exception on damaged files.
         hint = "" if download else ", or fetch it with &download=yes"
         line = sanitize_line(summarize_error(error), 300)
         raise InputError(
@@ -153,7 +153,7 @@ def make_class_ids(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[l
 def make_torchvision_split(
     dataset: Any, location: str, label_numbers: npt.NDArray[np.int64], class_ids: list[str]
 ) -> Split:
-    """Return the split of a torchvision dataset: files as they are, arrays as portable pixmaps."""
+    """Return the split of a torchvision dataset; arrays are encoded as portable pixmaps."""
     position_by_number = np.argsort(np.argsort(class_ids)).astype(np.int32)
     sorted_labels = position_by_number[label_numbers]
     files = list_image_files(dataset)
@@ -181,7 +181,7 @@ def make_torchvision_split(
 
 
 def describe_file_state(path: str) -> str:
-    """Return path, size and time of change of a file, as text for a digest.
+    """Return path, size and modification time of a file, as text for a digest.
 
     Raises
     ------

@@ -38,14 +38,14 @@ def open_wds_source(location: str) -> Source:
     Parameters
     ----------
     location : str
-        ``PATTERN?test=PATTERN``, or a folder or prefix of shards whose names tell their split; of a folder,
+        ``PATTERN?test=PATTERN``, or a folder or prefix of shards with split names; of a folder,
         ``train=NAME`` and ``test=NAME`` choose the splits. With ``names=FILE`` the class list in FILE says
         what the label numbers mean.
 
     Raises
     ------
     InputError
-        If shards are missing, or the splits cannot be told apart.
+        If shards are missing, or the splits are ambiguous.
     """
     spec = f"wds:{location}"
     path_or_pattern, options = parse_spec_options(location)
@@ -84,12 +84,12 @@ def shard_has_labels(file: DataFile) -> bool:
 
 
 def require_distinct_shards(files: Sequence[DataFile]) -> None:
-    """Refuse shards that gzip cannot unpack, and shards that are there packed and unpacked.
+    """Refuse unsupported compression, and shards that exist both packed and unpacked.
 
     Raises
     ------
     InputError
-        Names them.
+        With the names of the shards.
     """
     file_by_stem: dict[str, DataFile] = {}
     for file in files:
@@ -125,7 +125,7 @@ def iter_shard_samples(
     Parameters
     ----------
     unused : Counter
-        Is cleared, and counts the members that are part of no sample, by kind.
+        Cleared first; counts the members that are part of no sample, by kind.
 
     Raises
     ------

@@ -496,7 +496,7 @@ def apply(file: Path, mutation: Json, again: bool) -> None:
 
     Raises
     ------
-    Stale
+    InapplicableMutation
         If a sound thing is not what the mutation is of.
     """
     if not os.path.lexists(file):
