@@ -147,7 +147,7 @@ def test_an_eager_extraction_optimises_nothing_and_gives_the_same_means_up_to_ro
     monkeypatch.setattr("sfm.backbones.build.fold_batch_norms", refuse)
     monkeypatch.setattr("sfm.backbones.execution.preparation.input_gradient_only", refuse)
     extract(make_config(tmp_path / "eager", execution="eager"))
-    means = [open_entry(str(tmp_path / name)).read("train/mean") for name in ("auto", "eager")]
+    means = [open_entry(str(tmp_path / name)).read_array("train/mean") for name in ("auto", "eager")]
     np.testing.assert_allclose(means[1], means[0], rtol=1e-3, atol=1e-4)
 
 

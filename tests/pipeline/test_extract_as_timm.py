@@ -41,7 +41,7 @@ def test_features_and_exemplars_of_wide_images_are_those_of_timms_transform_and_
         )
     )
 
-    entry = open_store(str(tmp_path / "store")).open(found.published[0].summary)
+    entry = open_store(str(tmp_path / "store")).open_entry(found.published[0].summary)
     assert entry.backbone.preprocessing.crop_mode == mode
     source = open_source(f"folder:{image_folder}")
     settings = resolve_data_config(pretrained_cfg=config.to_dict())

@@ -52,7 +52,7 @@ def run_extraction(store: Path, source: str, **options: object) -> ExtractionRes
 
 
 def read_arrays(store: Path, done: ExtractionResult) -> dict[str, np.ndarray]:
-    entry = open_store(str(store)).open(done.published[0].summary)
+    entry = open_store(str(store)).open_entry(done.published[0].summary)
     return {name: entry.read_array(name) for name in entry.list_arrays()}
 
 

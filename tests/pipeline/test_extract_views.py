@@ -71,7 +71,7 @@ def make_config(store, **options) -> ExtractConfig:
 
 def read_arrays(store) -> dict[str, np.ndarray]:
     opened = open_store(str(store))
-    entry = opened.open(opened.list_summaries()[0])
+    entry = opened.open_entry(opened.list_summaries()[0])
     return {name: entry.read_array(name) for name in entry.list_arrays()}
 
 

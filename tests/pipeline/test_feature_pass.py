@@ -332,7 +332,7 @@ def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
 def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     source = open_source("builtin:fashion-mnist-6k")
     (whole,) = source.test.shards
-    short = Shard(whole.location, whole.labels, lambda rows: whole.read_array(rows[:-1]))
+    short = Shard(whole.location, whole.labels, lambda rows: whole.read(rows[:-1]))
     shrunk = dataclasses.replace(source, test=dataclasses.replace(source.test, shards=(short,)))
     selection = select_listed_samples(make_config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
     tasks = [task for task in make_tasks(shrunk, selection) if task.split == "test"]

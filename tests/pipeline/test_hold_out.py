@@ -110,7 +110,7 @@ def test_folders_and_shards_of_the_same_images_publish_under_one_key(tmp_path, i
     whole = summarize(ours)
     assert whole[0] == summarize(theirs)[0]
     assert whole[2:] == summarize(theirs)[2:] == (27, 9)
-    entry = open_store(str(tmp_path / "a")).open(ours.published[0].summary)
+    entry = open_store(str(tmp_path / "a")).open_entry(ours.published[0].summary)
     assert entry.extraction.options["hold_out"] == 0.25
     assert entry.read_array("train/count").tolist() == [9, 9, 9]
     assert np.bincount(entry.read_array("test/label")).tolist() == [3, 3, 3]
