@@ -6,8 +6,8 @@ ipc
     1, 5 and 10 images per class, each matched to a sub-class centre of its own, and 10 that are all matched
     to the class mean, as published.
 views
-    1, 3 and 10 views of each image per step, in equal time: the number of steps of the other runs follows from
-    the time of a few of their steps.
+    1, 3 and 10 views of each image per step, in equal time: the steps of the other runs follow from the
+    measured time of a few of them.
 objective
     Flows compared as a whole, and own centres and other-class centres matched apart, at several weights.
 gradient
