@@ -42,7 +42,7 @@ def extract_small_store(store: Path) -> None:
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Run so many processes that each keep a core busy."""
+    """Run a number of processes that each keep a core busy."""
     spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

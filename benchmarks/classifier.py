@@ -9,7 +9,7 @@
    (tuning), and on the held-out split.
 2. *Against scikit-learn* on the same: its LogisticRegression is fitted for every C of a grid, on standardised
    features in memory, with nine tenths of the training split and with all of it. Its C is chosen by the same
-   tenth; the best C on the held-out split, which nobody may choose, is the bar: ours should be at most 0.3
+   tenth; the best C on the held-out split, which no method may use, is the bar: ours should be at most 0.3
    points below it.
 3. *1,000 classes x 768*, synthetic and on disk, 200 samples of each class: before and now, with the time of
    1,280,000 samples projected from the passes of the final fit, and the sub-class centres.
@@ -102,9 +102,9 @@ def stage_real_features(folder: Path, quick: bool, device: str) -> tuple[StagedF
     backbone = load_backbone("lite0", image_size=96, device=device)
     tasks = make_tasks(source, select_listed_samples(config, source))
     fast = optimize_for_inference([backbone], "float32")
-    with extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
+    with extraction_runtime(source, backbone.device.type, count_cores()) as runtime:
         track_pass(
-            stage_tasks(source, tasks, fast, staging, PassOptions(), equipment),
+            stage_tasks(source, tasks, fast, staging, PassOptions(), runtime),
             tasks,
             tasks,
             staging,

@@ -7,7 +7,7 @@
    reach 1/(1/d + 1/f) on a CPU and min(d, f) on a GPU. Two backbones should cost one decoding and both
    forwards. Both figures are given for the forward pass of the model and for that of the backbone as
    extraction prepares it, which is faster on a CPU. Rounds alternate; medians count. With --processes 4,8
-   the pass also runs in so many processes, which share the device. For a GPU, d is measured in a process per
+   the pass also runs in several processes, which share the device. For a GPU, d is measured in a process per
    core. The plain `model(batch)` on all cores is given for comparison.
 2. *Against a plain loop* as in research code: load a class, forward it in batches, stack. Each figure comes
    from a process of its own: images/s from opening the source to the class means, and peak memory. Processes
@@ -72,7 +72,7 @@ def measure_round(
     source: Source,
     backbones: Sequence[Backbone],
     fast_backbones: Sequence[Backbone],
-    equipment: ExtractionRuntime,
+    runtime: ExtractionRuntime,
     images: int,
 ) -> dict[str, float]:
     """Return the rates of the pass and of its components, and their ratios, measured once.
@@ -82,7 +82,7 @@ def measure_round(
     source : Source
     backbones, fast_backbones : sequence of two Backbone
         As loaded; and as extraction prepares them.
-    equipment : ExtractionRuntime
+    runtime : ExtractionRuntime
     images : int
         Number of images for the rates of the components.
     """
@@ -94,8 +94,8 @@ def measure_round(
     forward = max(plain_rates), max(measure_forward_rates(second, images))
     # On a GPU, extraction uses the model as it is.
     packed = forward if cuda else [max(measure_forward_rates(each, images)) for each in fast_backbones]
-    one = measure_pass_rate(source, [first], equipment)
-    two = measure_pass_rate(source, backbones, equipment)
+    one = measure_pass_rate(source, [first], runtime)
+    two = measure_pass_rate(source, backbones, runtime)
     log_progress(
         f"decode {decode:.0f}, forward {forward[0]:.0f} and {forward[1]:.0f}, pass {one:.0f}, pass of two "
         f"backbones {two:.0f} images/s"
@@ -120,15 +120,15 @@ def compare_with_components(
     backbones = [load_backbone(spec, image_size=size, device=device) for spec in ("lite0", "lite1")]
     device_type = backbones[0].device.type
     source = open_source(make_image_source(root, kind, images))
-    with extraction_runtime(source, device_type, count_cores()) as equipment:
+    with extraction_runtime(source, device_type, count_cores()) as runtime:
         # The first pass includes the start of processes and the planning of cuDNN.
         batch = BATCH_IMAGES[device_type]
         subset = take_subset(source, 16 * batch + len(source.train.labels) % batch)
         start = time.perf_counter()
-        measure_pass_rate(subset, backbones, equipment)
+        measure_pass_rate(subset, backbones, runtime)
         log_progress(f"{kind}: a first, short pass by two backbones took {time.perf_counter() - start:.1f} s")
         fast = optimize_for_inference(backbones, "float32")
-        rounds = [measure_round(source, backbones, fast, equipment, images) for _ in range(n_rounds)]
+        rounds = [measure_round(source, backbones, fast, runtime, images) for _ in range(n_rounds)]
     medians = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     return {
         "kind": kind,
@@ -172,9 +172,9 @@ def compare_bf16_flows(root: Path, images: int, device: str) -> float:
     for precision in ("float32", "bf16"):
         with (
             tempfile.TemporaryDirectory() as folder,
-            extraction_runtime(source, backbone.device.type, count_cores()) as equipment,
+            extraction_runtime(source, backbone.device.type, count_cores()) as runtime,
         ):
-            _, gathered, staging = run_extraction_pass(source, [backbone], Path(folder), equipment, precision)
+            _, gathered, staging = run_extraction_pass(source, [backbone], Path(folder), runtime, precision)
             train = [p for p in gathered.partitions if p.split == "train"]
             rows = staging.open_features(backbone.card.hash, train)
             mean = accumulate_moments(rows, N_CLASSES, backbone.card.features).mean

@@ -6,8 +6,8 @@ ipc
     1, 5 and 10 images per class, each matched to a sub-class centre of its own, and 10 that are all matched
     to the class mean, as published.
 views
-    1, 3 and 10 views of each image per step, in equal time: a run of one view takes its steps, the others as
-    many as a few steps of theirs, timed, say that they can do meanwhile.
+    1, 3 and 10 views of each image per step, in equal time: the steps of the other runs follow from the
+    measured time of a few of them.
 objective
     Flows compared as a whole, and own centres and other-class centres matched apart, at several weights.
 gradient
@@ -16,7 +16,7 @@ gradient
 
 Runs are shorter than those of `sfm distill` by default, all of a group alike.
 
-Held-out data is never looked at: all is scored by a linear head on the part of the training split that the
+Held-out data is not used: all runs are scored by a linear head on the part of the training split that the
 tuning entry holds out. With --work, runs that an earlier call has finished are not done again.
 """
 
@@ -68,7 +68,7 @@ GROUPS_OF_EQUAL_STEPS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def measure_seconds_per_step(store: str, dataset: str, views: int) -> float:
-    """Return the median seconds of a step with so many views, with all pyramid levels."""
+    """Return the median seconds of a step with a number of views and all pyramid levels."""
     with tempfile.TemporaryDirectory() as folder:
         config = DistillConfig(
             store=store,

@@ -109,8 +109,8 @@ def load_wide_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]
     with tempfile.TemporaryDirectory() as folder:
         staging = Staging(Path(folder))
-        with extraction_runtime(source, "cpu", count_cores()) as equipment:
-            list(stage_tasks(source, train, backbones, staging, PassOptions(), equipment))
+        with extraction_runtime(source, "cpu", count_cores()) as runtime:
+            list(stage_tasks(source, train, backbones, staging, PassOptions(), runtime))
         columns = [
             np.concatenate([np.load(staging.array_path(backbone.card.hash, task)) for task in train])
             for backbone in backbones

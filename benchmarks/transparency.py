@@ -1,9 +1,9 @@
-"""What compositing transparent images brings: emoji with their alpha dropped, on white, and on black.
+"""Accuracy gained by compositing transparent images: emoji with their alpha dropped, on white, and on black.
 
     python benchmarks/transparency.py --emoji package [--json FILE] [--quick]
 
-The images are Twitter's emoji, 64 px, as an npm package holds them: optimised PNG files, where colours that
-nobody is meant to see lie under what is transparent. A class is a subgroup of Unicode ("animal-mammal",
+The images are Twitter's emoji, 64 px, as an npm package holds them: optimised PNG files, whose transparent
+pixels have arbitrary colours. A class is a subgroup of Unicode ("animal-mammal",
 "tool", ...) with eight emoji or more; a third of each, at random, is held out. Variants of skin colour are
 left out, so no emoji is in both splits in another colour.
 

@@ -1,1 +1,1 @@
-"""The offline stage: sources -> features -> moments -> entry in the store. Alone reads raw data."""
+"""The offline stage: sources -> features -> moments -> entry in the store. Only this room reads raw data."""

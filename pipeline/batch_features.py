@@ -1,12 +1,9 @@
 """Features of one batch of samples: each decoded once, then computed with every backbone."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
-
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.rendering import Rendering
@@ -14,6 +11,7 @@ from sfm.errors import InputError
 from sfm.pipeline.decoding import DecodingOptions, SampleBatch
 from sfm.pipeline.runtime import ExtractionRuntime
 from sfm.pipeline.task_results import SkippedSample
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -23,14 +21,14 @@ class PassOptions:
     Attributes
     ----------
     limit_per_class : int or None
-        Where labels are not known, maximum number of samples of a class to decode, per task.
+        Maximum number of samples of a class to decode per task, if labels are not known.
     on_error : {"fail", "skip"}
     precision : {"float32", "bf16"}
         Of the forward pass; features are stored as float32 in any case.
     views : int
         Augmented views of each training image, besides the image itself.
     seed : int
-        Of those views.
+        Seed of the views.
     rendering : Rendering
         The source's.
     execution : str
@@ -80,13 +78,7 @@ class BatchFeatures:
     marked: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-def compute_batch_features(
-    batch: SampleBatch,
-    split: str,
-    runtime: ExtractionRuntime,
-    backbones: Sequence[Backbone],
-    options: PassOptions,
-) -> BatchFeatures:
+def compute_batch_features(batch: SampleBatch, split: str, runtime: ExtractionRuntime, backbones: Sequence[Backbone], options: PassOptions) -> BatchFeatures:
     """Decode samples, each once, and compute their features with every backbone.
 
     Parameters
@@ -100,7 +92,7 @@ def compute_batch_features(
     Raises
     ------
     InputError
-        If a sample cannot be read, cannot be decoded and is not to be skipped, or has features that are not
+        If a sample cannot be read, cannot be decoded with on_error="fail", or has features that are not
         finite; names it.
     IncompleteExtractionError
         If a decoding process is lost.
@@ -121,21 +113,11 @@ def compute_batch_features(
                     seconds[spec] = seconds.get(spec, 0.0) + elapsed
                 require_finite_features(rows, spec, decoded.locations)
                 features[name] = rows
-    return BatchFeatures(
-        decoded.kept_indices,
-        decoded.digests,
-        decoded.sizes,
-        features,
-        decoded.skipped,
-        seconds,
-        decoded.marked,
-    )
+    return BatchFeatures(decoded.kept_indices, decoded.digests, decoded.sizes, features, decoded.skipped, seconds, decoded.marked)
 
 
-def require_finite_features(
-    features: npt.NDArray[np.float32], backbone_spec: str, locations: Sequence[str]
-) -> None:
-    """Refuse features, shape (n, D), that are not finite; name the first image that has such.
+def require_finite_features(features: npt.NDArray[np.float32], backbone_spec: str, locations: Sequence[str]) -> None:
+    """Raise an error that names the first image whose features, shape (n, D), are not finite.
 
     Raises
     ------
@@ -144,7 +126,4 @@ def require_finite_features(
     """
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        raise InputError(
-            f"{backbone_spec} gives features that are not finite for {locations[int(bad[0])]}: check the "
-            f"weights of the backbone, or remove the image"
-        )
+        raise InputError(f"{backbone_spec} gives features that are not finite for {locations[int(bad[0])]}: check the " f"weights of the backbone, or remove the image")

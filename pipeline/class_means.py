@@ -14,7 +14,7 @@ from sfm.pipeline.runtime import one_torch_thread
 from sfm.pipeline.staged_features import StagedFeatures
 
 MAX_LOGIT = 20.0
-"""Largest bias that a factor of the logits may lead to: beyond it, all probabilities are 0 or 1."""
+"""Maximum bias after scaling the logits: beyond it, all probabilities are 0 or 1."""
 
 LOG_FACTOR_RANGE = 16.0
 """Natural logarithm of the largest factor over the smallest."""

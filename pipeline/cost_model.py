@@ -1,13 +1,11 @@
 """Cost of an entry's statistics: estimated in arithmetic operations, and reported as progress."""
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+import time
 import torch
-
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import linear_classifier
 from sfm.pipeline.block_moments import compute_moments
@@ -15,11 +13,12 @@ from sfm.pipeline.logistic import compute_loss_and_gradient, deterministic_threa
 from sfm.pipeline.sub_class_centres import MAX_ROWS_PER_CLASS
 from sfm.stats_store.digests import BLOCK_ROWS
 
+
 SELECTION_PASSES = 65
 """Passes that choose a penalty: about ten for each of six or seven penalties."""
 
 FITTING_PASSES = 50
-"""Passes that the final fit takes from there."""
+"""Passes of the final fit."""
 
 EIGEN_COST, PASS_COST, MOMENTS_COST, ASSIGN_COST, PLACE_COST = 6, 24, 100, 50, 250
 """Multiply-adds of an eigendecomposition per D^3; and per feature value, besides matrix products, of a pass,
@@ -68,13 +67,7 @@ def count_centre_placing_operations(row_count: int, feature_count: int, centre_c
     return float(row_count) * feature_count * centre_count * PLACE_COST
 
 
-def estimate_statistics_operations(
-    class_count: int,
-    feature_count: int,
-    training_sample_count: int,
-    images_per_sample: int,
-    sub_class_counts: Sequence[int],
-) -> StatisticsOperations:
+def estimate_statistics_operations(class_count: int, feature_count: int, training_sample_count: int, images_per_sample: int, sub_class_counts: Sequence[int]) -> StatisticsOperations:
     """Estimate the cost of an entry's statistics.
 
     Parameters
@@ -83,9 +76,9 @@ def estimate_statistics_operations(
     training_sample_count : int
         Training samples of the entry.
     images_per_sample : int
-        One, and the number of views.
+        One plus the number of views.
     sub_class_counts : sequence of int
-        The K of the sub-class centres.
+        Numbers of sub-class centres, K.
     """
     rows = images_per_sample * training_sample_count
     scalings = 2 if training_sample_count <= linear_classifier.MAX_SMALL_DATASET_ROWS else 1
@@ -94,25 +87,19 @@ def estimate_statistics_operations(
         max_folds = min(linear_classifier.VALIDATION_FOLDS, max(1, training_sample_count // class_count))
         folds = -(-linear_classifier.MIN_VALIDATION_ROWS * max_folds // training_sample_count)
         folds = max(1, min(folds, max_folds, linear_classifier.MAX_FOLDS))
-    max_rows = max(
-        linear_classifier.MAX_SELECTION_ROWS,
-        images_per_sample * class_count * linear_classifier.MIN_SELECTION_ROWS_PER_CLASS,
-    )
+    max_rows = max(linear_classifier.MAX_SELECTION_ROWS, images_per_sample * class_count * linear_classifier.MIN_SELECTION_ROWS_PER_CLASS)
     passes = SELECTION_PASSES * scalings * folds
     clustered = min(training_sample_count, class_count * MAX_ROWS_PER_CLASS)
     return StatisticsOperations(
-        moments=count_moments_operations(training_sample_count, feature_count)
-        + scalings * EIGEN_COST * float(feature_count) ** 3,
-        penalty_selection=passes
-        * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count),
+        moments=count_moments_operations(training_sample_count, feature_count) + scalings * EIGEN_COST * float(feature_count) ** 3,
+        penalty_selection=passes * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count),
         fitting=FITTING_PASSES * count_classifier_pass_operations(rows, feature_count, class_count),
-        centres=sum(count_centre_placing_operations(clustered, feature_count, k) for k in sub_class_counts)
-        + training_sample_count * float(feature_count) * sum(8 * k + ASSIGN_COST for k in sub_class_counts),
+        centres=sum(count_centre_placing_operations(clustered, feature_count, k) for k in sub_class_counts) + training_sample_count * float(feature_count) * sum(8 * k + ASSIGN_COST for k in sub_class_counts),
     )
 
 
 def measure_operations_per_second(class_count: int, feature_count: int, device: torch.device) -> float:
-    """Time these operations on random features, and return how many this machine does in a second."""
+    """Return the operations per second of this machine, measured on random features."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((BLOCK_ROWS // 4, feature_count), dtype=np.float32)
     labels = np.arange(len(rows), dtype=np.int32) % class_count
@@ -149,7 +136,7 @@ class StatisticsProgress:
     _reported_percent: int = -1
 
     def advance(self, operations: float, phase_end_operations: float) -> None:
-        """Add operations, up to the end of their phase, and report."""
+        """Add operations, at most up to the end of their phase, and report."""
         self._done = max(self._done, min(self._done + operations, phase_end_operations))
         self.report()
 
@@ -174,10 +161,8 @@ class StatisticsProgress:
 FeatureBlock = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
 
-def iterate_with_moments_progress(
-    blocks: Iterable[FeatureBlock], meter: StatisticsProgress, feature_count: int, phase_end_operations: float
-) -> Iterator[FeatureBlock]:
-    """Yield blocks, and report the moments of each as done when the next is asked for."""
+def iterate_with_moments_progress(blocks: Iterable[FeatureBlock], meter: StatisticsProgress, feature_count: int, phase_end_operations: float) -> Iterator[FeatureBlock]:
+    """Yield blocks, and report the moments of each as done when the next one is requested."""
     for rows, labels in blocks:
         yield rows, labels
         meter.advance(count_moments_operations(len(labels), feature_count), phase_end_operations)

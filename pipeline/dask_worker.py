@@ -1,18 +1,15 @@
-"""What a Dask worker does: check that it can take part, open source and backbones once, and stage tasks."""
+"""Code that runs in Dask workers: check the worker, open source and backbones once, and stage tasks."""
 
 import functools
 import os
 import signal
 import threading
+import torch
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
 from distributed import get_worker
-
+from pathlib import Path
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.errors import InputError
@@ -22,6 +19,7 @@ from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import IncompleteExtractionError, Staging
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ TASK_LOCK = threading.RLock()
 """Held while a task runs: a source's shards are read one at a time in a process."""
 
 OPEN_RUNTIME = ExitStack()
-"""Holds the runtime of the extraction that a worker takes part in."""
+"""Holds the runtime of the worker's current extraction."""
 
 
 def dask_setup(_: Any) -> None:
@@ -71,7 +69,7 @@ def dask_setup(_: Any) -> None:
 
 
 def check_worker_and_get_device(config: WorkerConfig, probe_file_name: str) -> str:
-    """Check that this worker can take part, and return the kind of its device.
+    """Check that this worker sees the client's data and weights, and return its device type.
 
     Parameters
     ----------
@@ -85,10 +83,7 @@ def check_worker_and_get_device(config: WorkerConfig, probe_file_name: str) -> s
         If source, backbones or staging folder are not those of the client.
     """
     if not (Path(config.staging) / probe_file_name).is_file():
-        raise InputError(
-            f"the staging folder {config.staging} is not shared with this worker: choose a folder on a disk "
-            f"that all workers see, with --staging"
-        )
+        raise InputError(f"the staging folder {config.staging} is not shared with this worker: choose a folder on a disk " f"that all workers see, with --staging")
     with TASK_LOCK:
         _, backbones, _ = open_worker(config)
     return backbones[0].device.type
@@ -119,20 +114,12 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
         os.environ["CUDA_VISIBLE_DEVICES"] = config.shared_gpus[int(number) % len(config.shared_gpus)]
     source = open_source(config.source_spec, require_held_out=False)
     if tuple(split.listing for split in source.splits.values()) != config.split_listings:
-        raise InputError(
-            f"{config.source_spec} is not the same here as where the extraction was started: other files, "
-            f"sizes, times or folders"
-        )
+        raise InputError(f"{config.source_spec} is not the same here as where the extraction was started: other files, " f"sizes, times or folders")
     backbones = []
     for spec, expected_hash in config.backbone_specs_and_hashes:
-        backbone = load_backbone(
-            spec,
-            image_size=config.image_size,
-            device=config.device,
-            fold_norms=config.options.execution != "eager",
-        )
+        backbone = load_backbone(spec, image_size=config.image_size, device=config.device, fold_norms=config.options.execution != "eager")
         if backbone.card.hash != expected_hash:
-            raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
+            raise InputError(f"backbone {spec} has other weights on this worker than on the client")
         backbones.append(backbone)
     backbones = optimize_for_inference(backbones, config.options.precision, config.options.execution)
     cores = int(config.cores_per_worker or get_worker().state.nthreads)

@@ -1,6 +1,6 @@
 """Decode samples into the cropped pixels of every preprocessing, each sample once.
 
-This module works in the calling thread; `sfm.pipeline.decoding_processes` has processes do it.
+This module works in the calling thread; `sfm.pipeline.decoding_processes` uses other processes.
 """
 
 import struct
@@ -31,10 +31,10 @@ VIEW_STREAM = 5
 """Key of the random streams that views are drawn from."""
 
 BATCH_READER_THREADS = 2
-"""Threads that read the files of a batch ahead, while earlier ones are decoded."""
+"""Threads that prefetch the files of a batch, while earlier ones are decoded."""
 
 MAX_REASON_CHARACTERS = 300
-"""Length of an image library's error message that is kept."""
+"""Maximum length of the recorded error message of an image library."""
 
 DECODING_ERRORS = (
     OSError,
@@ -48,7 +48,7 @@ DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""Errors that image libraries raise on bytes that are no image."""
+"""Errors that image libraries raise on damaged or unknown files."""
 
 SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
 """Samples, each with its index in the task."""
@@ -64,11 +64,11 @@ class DecodingOptions:
     Attributes
     ----------
     preprocessings : tuple of Preprocessing
-        Distinct ones.
+        Without duplicates.
     views : int
         Augmented views of each image, besides the image itself.
     seed : int
-        Of those views.
+        Seed of the views.
     on_error : {"fail", "skip"}
     rendering : Rendering
         How decoded images become RGB pixels.
@@ -90,7 +90,7 @@ class DecodedBatch:
     kept_indices : list of int
         Indices in the task of the samples that could be decoded.
     locations : list of str
-        Their locations, for people.
+        Their locations, for messages.
     digests : ndarray of uint8, shape (n, 32)
     sizes : list of int
         Encoded bytes of these samples.
@@ -127,7 +127,7 @@ def decode_batch(
     Parameters
     ----------
     batch : sequence of (int, Sample or SampleFile)
-        Files are read ahead.
+        Files are prefetched.
     decode : callable
         As in `sfm.pipeline.sources.Source`.
     options : DecodingOptions
@@ -137,7 +137,7 @@ def decode_batch(
     Raises
     ------
     InputError
-        If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
+        If a sample cannot be read, or cannot be decoded with on_error="fail"; names it.
     """
     if pixel_arrays_to_fill is None:
         pixel_arrays_to_fill = split_into_pixel_arrays(
@@ -216,7 +216,7 @@ def count_pixel_bytes(options: DecodingOptions, image_count: int) -> int:
 def split_into_pixel_arrays(
     buffer: npt.NDArray[np.uint8], options: DecodingOptions, image_count: int
 ) -> PixelArrays:
-    """Return the pixel arrays of a number of images, laid out one after the other in a buffer.
+    """Return views of a buffer as the pixel arrays of a number of images, one after the other.
 
     Each has the shape (1 + views, images, y, x, channel).
     """

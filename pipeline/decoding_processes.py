@@ -1,17 +1,21 @@
-"""Processes that only read and decode, for a GPU.
+"""Worker processes that read and decode images for a GPU.
 
 Threads of one process share the interpreter lock. On a GPU a forward pass is hundreds of short calls, each of
-which may have to wait for the lock: many decoding threads leave the device idle. A decoding process loads no
+which may wait for the lock: with many decoding threads the device is idle. A decoding process loads no
 torch, so it starts quickly; its pixels lie in memory that it shares with this process.
 """
 
+import cloudpickle
 import math
 import mmap
+import numpy as np
+import numpy.typing as npt
 import os
 import pickle
 import subprocess
 import sys
 import traceback
+from PIL import Image
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -20,31 +24,16 @@ from itertools import pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import BinaryIO
-
-import cloudpickle
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from sfm.errors import InputError
-from sfm.pipeline.decoding import (
-    BatchDecoder,
-    DecodedBatch,
-    DecodingOptions,
-    PixelArrays,
-    SampleBatch,
-    count_pixel_bytes,
-    decode_batch,
-    merge_marked_samples,
-    split_into_pixel_arrays,
-)
+from sfm.pipeline.decoding import BatchDecoder, DecodedBatch, DecodingOptions, PixelArrays, SampleBatch, count_pixel_bytes, decode_batch, merge_marked_samples, split_into_pixel_arrays
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import IncompleteExtractionError
+from typing import BinaryIO
+
 
 CHUNK_IMAGES = 32
-"""Maximum number of images that a process decodes at a time: few enough that no process works long on the
-last ones while others are idle, and enough to be worth the messages."""
+"""Maximum number of images that a process decodes at a time: small enough that processes finish a
+batch at about the same time, and large enough to amortise the messages."""
 
 
 class SharedBuffer:
@@ -69,15 +58,13 @@ class SharedBuffer:
     def reserve_bytes(self, min_bytes: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, enlarged if it is smaller than a size."""
         if len(self.bytes) < min_bytes:
-            # With room to spare: later batches have somewhat larger samples, and untouched pages are free.
+            # Reserve more: later batches may be larger, and untouched pages take no memory.
             self.file.truncate(min_bytes + min_bytes // 4)
         return self.map_bytes(min_bytes)
 
 
 @contextmanager
-def decoding_process_pool(
-    decode: Callable[[bytes], Image.Image], process_count: int, max_open_batches: int
-) -> Iterator[BatchDecoder]:
+def decoding_process_pool(decode: Callable[[bytes], Image.Image], process_count: int, max_open_batches: int) -> Iterator[BatchDecoder]:
     """Start processes that decode chunks of batches.
 
     Parameters
@@ -87,8 +74,8 @@ def decoding_process_pool(
     process_count : int
         Number of processes; they start at once, and end with the context or with this process.
     max_open_batches : int
-        Number of batches that are decoded, or whose pixels are in use, at a time: a thread that asks for one
-        more waits. Batches are cut into enough chunks for so many of them to keep all processes busy.
+        Number of batches that are decoded, or whose pixels are in use, at a time: further
+        threads wait. Batches are cut into enough chunks to keep all processes busy with this number.
 
     Raises
     ------
@@ -127,10 +114,7 @@ def decoding_process_pool(
             futures: list[Future[DecodedBatch]] = []
             try:
                 samples, end = write_samples_to_buffer(batch, options, buffer)
-                chunks = [
-                    BatchChunk(number, end, options, len(samples), *piece)
-                    for piece in split_into_chunks(samples, min_chunks)
-                ]
+                chunks = [BatchChunk(number, end, options, len(samples), *piece) for piece in split_into_chunks(samples, min_chunks)]
                 for chunk in chunks:
                     futures.append(threads.submit(decode_chunk, chunk))
                 decoded = [future.result() for future in futures]
@@ -155,10 +139,7 @@ def pickle_decode(decode: Callable[[bytes], Image.Image]) -> bytes:
     try:
         pickled: bytes = cloudpickle.dumps(decode)
     except Exception as error:
-        raise InputError(
-            f"what decodes the images cannot be sent to the processes that decode for a GPU "
-            f"({error}): have the source's decode hold only what can be pickled, or use --device cpu"
-        ) from error
+        raise InputError(f"the decode function of the source cannot be sent to the decoding processes " f"({error}): make it picklable, or use --device cpu") from error
     return pickled
 
 
@@ -174,12 +155,12 @@ if it is a file of its own, of that name."""
 
 @dataclass(frozen=True)
 class BatchChunk:
-    """Some samples of a batch, for one process to decode.
+    """Samples of a batch that one process decodes.
 
     Attributes
     ----------
     buffer_index, buffer_bytes : int
-        Number of the shared buffer that holds the batch, and how many bytes it has.
+        Index of the shared buffer that holds the batch, and its size in bytes.
     options : DecodingOptions
     batch_image_count, first_index_in_batch : int
         Number of samples in the batch, and index in the batch of the first of this chunk.
@@ -195,12 +176,10 @@ class BatchChunk:
 
 
 ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
-"""Has a process decode a chunk; the pixels are in the shared buffer."""
+"""Decodes a chunk in another process; writes the pixels to the shared buffer."""
 
 
-def write_samples_to_buffer(
-    batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer
-) -> tuple[list[SampleLocation], int]:
+def write_samples_to_buffer(batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer) -> tuple[list[SampleLocation], int]:
     """Write the samples of a batch that are in memory to a shared buffer, behind the pixels.
 
     Returns
@@ -223,25 +202,21 @@ def write_samples_to_buffer(
     return locations, end
 
 
-def split_into_chunks(
-    sample_locations: list[SampleLocation], min_chunk_count: int
-) -> list[tuple[int, list[SampleLocation]]]:
+def split_into_chunks(sample_locations: list[SampleLocation], min_chunk_count: int) -> list[tuple[int, list[SampleLocation]]]:
     """Split samples into chunks of about equal size, each with the index of its first sample.
 
     Parameters
     ----------
     min_chunk_count : int
-        Number of chunks to make where there are enough samples.
+        Number of chunks to make if there are enough samples.
     """
     count = max(math.ceil(len(sample_locations) / CHUNK_IMAGES), min(len(sample_locations), min_chunk_count))
     bounds = np.linspace(0, len(sample_locations), count + 1).round().astype(int).tolist()
     return [(first, sample_locations[first:last]) for first, last in pairwise(bounds)]
 
 
-def merge_decoded_chunks(
-    chunks: Sequence[DecodedBatch], first_indices: Sequence[int], pixels: PixelArrays
-) -> DecodedBatch:
-    """Return the batch that consists of decoded chunks.
+def merge_decoded_chunks(chunks: Sequence[DecodedBatch], first_indices: Sequence[int], pixels: PixelArrays) -> DecodedBatch:
+    """Merge decoded chunks into one batch.
 
     Parameters
     ----------
@@ -252,16 +227,7 @@ def merge_decoded_chunks(
     """
     skipped = [skipped for chunk in chunks for skipped in chunk.skipped]
     if skipped:
-        pixels = {
-            preprocessing: np.concatenate(
-                [
-                    rows[:, first : first + len(chunk.kept_indices)]
-                    for chunk, first in zip(chunks, first_indices, strict=True)
-                ],
-                axis=1,
-            )
-            for preprocessing, rows in pixels.items()
-        }
+        pixels = {preprocessing: np.concatenate([rows[:, first : first + len(chunk.kept_indices)] for chunk, first in zip(chunks, first_indices, strict=True)], axis=1) for preprocessing, rows in pixels.items()}
     return DecodedBatch(
         kept_indices=[index for chunk in chunks for index in chunk.kept_indices],
         locations=[location for chunk in chunks for location in chunk.locations],
@@ -276,7 +242,7 @@ def merge_decoded_chunks(
 
 @contextmanager
 def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Iterator[ChunkDecoder]:
-    """Start a decoding process, and return a function that has it decode chunks.
+    """Start a decoding process, and yield a function that decodes chunks in it.
 
     Parameters
     ----------
@@ -289,16 +255,9 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
         own_end, other_end = (stack.enter_context(end) for end in Pipe())
         path = [str(folder) for folder in sys.path]
         arguments = f"{other_end.fileno()}, {list(descriptors)}"
-        program = (
-            f"import sys; sys.path[:] = {path!r}; "
-            f"from {__name__} import serve_decoding_requests; serve_decoding_requests({arguments})"
-        )
-        # In a session of its own: Ctrl-C is for the parent process, which ends this one.
-        process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            pass_fds=[other_end.fileno(), *descriptors],
-            start_new_session=True,
-        )
+        program = f"import sys; sys.path[:] = {path!r}; " f"from {__name__} import serve_decoding_requests; serve_decoding_requests({arguments})"
+        # In a new session: only the parent process gets Ctrl-C, and it ends this one.
+        process = subprocess.Popen([sys.executable, "-c", program], pass_fds=[other_end.fileno(), *descriptors], start_new_session=True)
         stack.callback(process.wait)
         stack.callback(process.kill)
         other_end.close()
@@ -313,10 +272,7 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
                 own_end.send(chunk)
                 answer: DecodedBatch | Exception = own_end.recv()
             except (EOFError, OSError) as error:
-                raise IncompleteExtractionError(
-                    "a process that decodes images died, perhaps out of memory: run the same command again "
-                    "to resume after the last complete partition"
-                ) from error
+                raise IncompleteExtractionError("a process that decodes images died, perhaps out of memory: run the same command again " "to resume after the last complete partition") from error
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -341,21 +297,8 @@ def serve_decoding_requests(connection_descriptor: int, buffer_descriptors: Sequ
         while True:
             chunk: BatchChunk = connection.recv()
             memory = buffers[chunk.buffer_index].map_bytes(chunk.buffer_bytes)
-            batch: SampleBatch = [
-                (
-                    index,
-                    Sample(memory[slice(*span)].tobytes(), label, location)
-                    if span
-                    else SampleFile(location, label),
-                )
-                for index, label, location, span in chunk.sample_locations
-            ]
-            pixels = {
-                preprocessing: rows[:, chunk.first_index_in_batch : chunk.first_index_in_batch + len(batch)]
-                for preprocessing, rows in split_into_pixel_arrays(
-                    memory, chunk.options, chunk.batch_image_count
-                ).items()
-            }
+            batch: SampleBatch = [(index, Sample(memory[slice(*span)].tobytes(), label, location) if span else SampleFile(location, label)) for index, label, location, span in chunk.sample_locations]
+            pixels = {preprocessing: rows[:, chunk.first_index_in_batch : chunk.first_index_in_batch + len(batch)] for preprocessing, rows in split_into_pixel_arrays(memory, chunk.options, chunk.batch_image_count).items()}
             answer: DecodedBatch | Exception
             try:
                 # Only the parent process can have sent it.

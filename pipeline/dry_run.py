@@ -1,4 +1,4 @@
-"""The dry run of an extraction: what it would do, with time and space estimated from a few images."""
+"""The dry run of an extraction: estimate its time and space from a few images."""
 
 import itertools
 import time
@@ -53,16 +53,16 @@ class BackboneEstimate:
 
 @dataclass(frozen=True)
 class ExtractionEstimate:
-    """What an extraction would do and take; the attributes are the keys of ``--dry-run --json``.
+    """Estimated size, time and result of an extraction; the attributes are the keys of ``--dry-run --json``.
 
     Attributes
     ----------
     classes : int or None
-        None where only the pass shows how many there are.
+        None if the number is known only after the pass.
     samples : dict of str to int
         Images, by split.
     counted : bool
-        False where the numbers are those of one shard, times the number of shards.
+        False if the numbers are extrapolated from the first shard.
     partitions : int
     backbones : list of BackboneEstimate
     entries : int
@@ -75,19 +75,19 @@ class ExtractionEstimate:
         Of the pass over the images.
     statistics_seconds : float or None
         Of the classifiers and sub-class centres of all entries, after the pass; for `classes_met` classes
-        where only the pass shows how many there are.
+        if their number is known only after the pass.
     staging_bytes, store_bytes : int
         Size of unfinished work, and of the entries before compression.
     files : dict
         ``found``, ``used`` and ``unused`` by kind; where images were not counted, `samples`, the files
         beside the shards, and those in the first shard of each split, times the number of shards.
     notes : tuple of str
-        What the source chose where there was a choice.
+        Choices that the source made.
     composited, dark : int
         Images of the probe that are not opaque, and that are suspiciously dark; see
         `sfm.backbones.rendering.RenderedImage`.
     classes_met : int
-        Classes in the first shards, where images were not counted.
+        Number of classes in the first shards, if images were not counted.
     """
 
     source: str
@@ -113,7 +113,7 @@ class ExtractionEstimate:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What decoding and computing a few images showed.
+    """Speed and problems of decoding and computing a few images.
 
     Attributes
     ----------
@@ -225,9 +225,9 @@ def estimate_statistics_seconds(
 def count_samples_by_split(
     source: Source, selection: SampleSelection | None, progress: ProgressCallback
 ) -> tuple[dict[str, int], int]:
-    """Return the number of samples by split, and the number of classes that counting met.
+    """Return the number of samples by split, and the number of classes seen while counting.
 
-    Where labels are not known, the samples of the first shard are counted, times the number of shards.
+    If labels are not known, the count of the first shard is multiplied by the number of shards.
     """
     if selection is not None:
         return {name: len(selection.list_rows(name)) for name in source.splits}, 0
@@ -275,7 +275,7 @@ def count_files_before_pass(
 
 
 def read_probe_samples(source: Source, tasks: Sequence[PartitionTask], max_samples: int) -> Iterator[Sample]:
-    """Yield evenly spaced training samples of a source whose labels are known, else its first samples."""
+    """Yield evenly spaced training samples of a source whose labels are known, or else its first samples."""
     rows_by_task = [task.rows for task in tasks if task.rows is not None and task.split == "train"]
     if rows_by_task:
         rows = np.concatenate(rows_by_task)
@@ -293,7 +293,7 @@ def probe_images(
     config: ExtractConfig,
     total_image_count: int,
 ) -> ProbeResult:
-    """Decode a few images and compute their features as the pass does, and time it."""
+    """Time decoding and features of a few images, computed as in the pass."""
     backbones = optimize_for_inference(backbones, config.precision, config.execution)
     device = backbones[0].device.type
     options = PassOptions(

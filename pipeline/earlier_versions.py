@@ -1,4 +1,4 @@
-"""Entries of earlier versions, which dropped transparency: how to find them, and what to do about them."""
+"""Find entries of earlier versions, which dropped transparency, and advise how to replace them."""
 
 import shlex
 from collections.abc import Collection, Sequence
@@ -34,7 +34,7 @@ def add_mark_counts(card: ExtractionCard, mark_counts: dict[str, MarkCount] | No
 def describe_earlier_entries(
     store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
 ) -> list[str]:
-    """Return notes on entries of versions that dropped transparency, with what to do about them.
+    """Return notes on entries of versions that dropped transparency, with advice on replacing them.
 
     Parameters
     ----------

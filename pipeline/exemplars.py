@@ -1,11 +1,9 @@
-"""Exemplars: a few real images per class for baselines, stored only when asked for."""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+"""Exemplars: a few real images per class for baselines, stored only on request."""
 
 import numpy as np
 import numpy.typing as npt
-
+from collections.abc import Sequence
+from dataclasses import dataclass
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.backbones.rendering import render_image
@@ -14,6 +12,7 @@ from sfm.pipeline.fingerprint import digest_sample
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.random_streams import make_rng
+
 
 RANDOM, NEAREST, NONE = 0, 1, 255
 
@@ -34,16 +33,10 @@ class ExemplarChoice:
     selection_roles: npt.NDArray[np.uint8]
 
 
-def choose_exemplars(
-    train: StagedFeatures,
-    labels: npt.NDArray[np.int32],
-    class_means: npt.NDArray[np.float64],
-    exemplars_per_class: int,
-    seed: int,
-) -> ExemplarChoice:
+def choose_exemplars(train: StagedFeatures, labels: npt.NDArray[np.int32], class_means: npt.NDArray[np.float64], exemplars_per_class: int, seed: int) -> ExemplarChoice:
     """Choose the samples nearest to each class mean (Euclidean), and as many at random.
 
-    The random ones depend on seed and data alone, so they are the same for every backbone.
+    The random ones depend only on seed and data, so they are the same for every backbone.
     """
     classes = len(class_means)
     distance = np.empty(len(labels))
@@ -65,13 +58,7 @@ def choose_exemplars(
     return ExemplarChoice(sample, role)
 
 
-def read_exemplar_images(
-    source: Source,
-    sample_positions: npt.NDArray[np.int64],
-    expected_digests: npt.NDArray[np.uint8],
-    shard_sizes: Sequence[int],
-    preprocessing: Preprocessing,
-) -> npt.NDArray[np.uint8]:
+def read_exemplar_images(source: Source, sample_positions: npt.NDArray[np.int64], expected_digests: npt.NDArray[np.uint8], shard_sizes: Sequence[int], preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Read chosen training images again, and crop them for a backbone.
 
     Parameters
@@ -95,14 +82,11 @@ def read_exemplar_images(
     """
     size = preprocessing.input_size
     images = np.zeros((*sample_positions.shape, size, size, 3), dtype=np.uint8)
-    # In the source's order: each shard is read once. One image may be both nearest and random.
+    # Read in the source's order, each shard once. An image may be both nearest and random.
     rows, first = np.unique(sample_positions, return_index=True)
     rows, first = rows[rows >= 0], first[rows >= 0]
     for row, index, sample in zip(rows, first, source.train.read(rows, shard_sizes), strict=True):
-        if (
-            digest_sample(sample.data)
-            != expected_digests[np.unravel_index(index, sample_positions.shape)].tobytes()
-        ):
+        if digest_sample(sample.data) != expected_digests[np.unravel_index(index, sample_positions.shape)].tobytes():
             raise InputError(f"{sample.location} changed while it was extracted; run again")
         rendered = render_image(source.decode(sample.data), source.rendering)
         images[sample_positions == row] = resize_and_crop_image(rendered.image, preprocessing)

@@ -1,4 +1,4 @@
-"""Find the existing entries of a dataset, and check their names and licences against those asked for."""
+"""Find the existing entries of a dataset, and check their names and licences against the config."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -26,7 +26,7 @@ def digest_source_listing(config: ExtractConfig, source: Source) -> str:
 def digest_skipped_listing(listing_digest: str) -> str:
     """Return the listing digest of an entry that lacks unreadable samples.
 
-    A repeat that may skip samples finds such an entry; one that may not does not take it for complete.
+    Only extractions that may skip samples accept such an entry.
     """
     return compute_digest(listing_digest, "skipped")
 
@@ -34,10 +34,10 @@ def digest_skipped_listing(listing_digest: str) -> str:
 def find_existing_entries(
     store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing_digest: str
 ) -> dict[str, list[PublishResult]]:
-    """Return the entries of this listing and these options, by backbone hash, where none is missing.
+    """Return the complete sets of entries of this listing and these options, by backbone hash.
 
-    Only reading shows whether images are composited, so that the background is one of the options: an entry
-    of either kind counts, and the former comes first. An entry of a version that dropped transparency does
+    The background is an option only of entries with composited images, which reading finds out: entries with
+    and without it are accepted, in this order. An entry of a version that dropped transparency does
     not count where a background was chosen.
     """
     kinds = [make_rendering_options(source.rendering, composited) for composited in (True, False)]
@@ -75,7 +75,7 @@ def require_same_dataset_name(config: ExtractConfig, published_entries: Iterable
     Raises
     ------
     InputError
-        Says what their name is, and what to do.
+        With their name, and advice.
     """
     others = [
         p.summary for p in published_entries if p.outcome != "published" and p.summary.dataset != config.name
@@ -96,7 +96,7 @@ def require_same_licence(
     Raises
     ------
     InputError
-        If there is such an entry.
+        If there is an entry with another licence.
     """
     for published in [p for p in published_entries if p.outcome != "published"] if config.licence else ():
         licence = store.open_entry(published.summary).dataset.licence

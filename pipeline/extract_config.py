@@ -29,10 +29,10 @@ class ExtractConfig(BaseModel):
         json_schema_extra={"argument": True, "metavar": "DATASET"},
     )
     store: LocationField[str] = Field(
-        description="Store to publish to: a path, s3://, gs:// or az:// URL; made if need be."
+        description="Store to publish to: a path, s3://, gs:// or az:// URL; created if missing."
     )
     backbone: BackboneField[list[str]] = Field(
-        min_length=1, description="Backbone to extract with; give it again for several in one pass."
+        min_length=1, description="Backbone to extract with; repeat the option for several in one pass."
     )
     name: RecipeField[str | None] = Field(
         default=None, min_length=1, description="Name of the dataset in the store; default: the source's own."
@@ -41,7 +41,7 @@ class ExtractConfig(BaseModel):
         default=None,
         min_length=1,
         description="Licence of the images, e.g. cc-by-4.0, for the entry and for what is exported from it; "
-        "default: the source's own, where it names one.",
+        "default: the source's own, if it has one.",
     )
     image_size: RecipeField[int | None] = Field(
         default=None,
@@ -63,7 +63,7 @@ class ExtractConfig(BaseModel):
         ge=0,
         le=MAX_ITERATIONS,
         description="Real images to store per class: half nearest to the class mean, half random. "
-        "Whoever gets the store gets them.",
+        "Everyone with access to the store can see them.",
     )
     views: RecipeField[int] = Field(
         default=0,
@@ -98,7 +98,7 @@ class ExtractConfig(BaseModel):
         default=None,
         gt=0,
         lt=1,
-        description="Also publish an entry of role tuning, with this share of the training split held out.",
+        description="Also publish an entry of role tuning, which holds out this share of the training split.",
     )
     replace: ConsentField[bool] = Field(
         default=False, description="Publish a new generation of existing entries."

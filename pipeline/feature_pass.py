@@ -25,7 +25,7 @@ from sfm.text import escape_non_utf8
 
 
 MAX_PENDING_BATCHES = 8
-"""Batches that wait for a thread, or to be staged: enough work while files are written."""
+"""Maximum number of pending batches: enough to keep threads busy while files are written."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PassIncrement:
 
 @dataclass(frozen=True)
 class PassSummary:
-    """What a whole pass cost.
+    """Cost of a whole pass.
 
     Attributes
     ----------
@@ -77,16 +77,16 @@ def iterate_batches(source: Source, task: PartitionTask, runtime: ExtractionRunt
     Parameters
     ----------
     runtime : ExtractionRuntime
-        Decides whether files are read here.
+        Reads the files, or leaves that to its decoder.
     limit_per_class : int or None
-        Where labels are not known, maximum number of samples of a class to yield: no more can be in use.
+        Maximum number of samples of a class to yield, if labels are not known.
     listed_labels : list of (str, str)
         Gets the label of every sample that is listed, and its spelling.
 
     Raises
     ------
     InputError
-        If there are fewer samples than were listed.
+        If there are fewer samples than listed.
     """
     batch: list[tuple[int, Sample | SampleFile]] = []
     class_counts: Counter[str] = Counter()
@@ -95,7 +95,7 @@ def iterate_batches(source: Source, task: PartitionTask, runtime: ExtractionRunt
         class_counts[sample.label] += 1
         if task.rows is not None or limit_per_class is None or class_counts[sample.label] <= limit_per_class:
             batch.append((index, sample))
-        # The composition of a batch depends on the images alone: it may affect how features are rounded.
+        # The composition of a batch may affect rounding, so it depends on the images only.
         if len(batch) == batch_size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
             yield batch
             batch = []
@@ -134,8 +134,8 @@ class FeatureBatchQueue:
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
         self._pending: deque[Future[BatchFeatures] | Callable[[Sequence[BatchFeatures]], None]] = deque()
-        self._encoded_bytes: deque[int] = deque()  # of the batches among those
-        self._finished: list[BatchFeatures] = []  # of the current task
+        self._encoded_bytes: deque[int] = deque()  # of the pending batches
+        self._finished: list[BatchFeatures] = []  # batches of the current task
 
     def __bool__(self) -> bool:
         return bool(self._pending)
@@ -165,7 +165,7 @@ class FeatureBatchQueue:
         return PassIncrement(completed_partitions=1)
 
     def cancel(self) -> None:
-        """Cancel the batches that no thread has begun."""
+        """Cancel the batches that have not started."""
         for work in self._pending:
             if isinstance(work, Future):
                 work.cancel()
@@ -174,7 +174,7 @@ class FeatureBatchQueue:
 def stage_tasks(source: Source, tasks: Sequence[PartitionTask], backbones: Sequence[Backbone], staging: Staging, options: PassOptions, runtime: ExtractionRuntime) -> Generator[PassIncrement, None, None]:
     """Read tasks and stage what is missing of each, in this process.
 
-    The result of a task is written last and makes it complete; a task that was cut short is read again.
+    The result of a task is written last and makes it complete; an interrupted task is read again.
 
     Parameters
     ----------
@@ -220,12 +220,12 @@ def write_task_files(staging: Staging, task: PartitionTask, source: Source, back
     Parameters
     ----------
     unused_file_counts : dict of str to int
-        Files beside the samples, by kind.
+        Number of other files, by kind.
 
     Raises
     ------
     InputError
-        If its samples are not those of an earlier pass, or a class is spelled in two ways.
+        If its samples differ from an earlier pass, or a class is spelled in two ways.
     """
     require_one_spelling_per_class(source.spec, labels_and_spellings)
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in feature_batches)])
@@ -244,7 +244,7 @@ def write_task_files(staging: Staging, task: PartitionTask, source: Source, back
 
 
 def make_task_result(task: PartitionTask, labels_and_spellings: Sequence[tuple[str, str]], unused_file_counts: dict[str, int], feature_batches: Sequence[BatchFeatures]) -> TaskResult:
-    """Return what reading a task gave, from its labels and batches; see :func:`write_task_files`."""
+    """Return the result of a task, from its labels and batches; see :func:`write_task_files`."""
     known = task.rows is not None
     marked = merge_marked_samples(batch.marked for batch in feature_batches)
     spellings: dict[str, set[str]] = {label: set() for label, _ in labels_and_spellings}
@@ -259,16 +259,16 @@ def make_task_result(task: PartitionTask, labels_and_spellings: Sequence[tuple[s
         labels=[] if known else [classes[label] for label, _ in labels_and_spellings],
         written=[] if known else [sorted(texts) for texts in spellings.values()],
         marked={mark: sorted(samples) for mark, samples in marked.items()},
-        # A file's name need not be text, and what is stored must be.
+        # File names may not be valid UTF-8, but JSON must be.
         examples={mark: escape_non_utf8(samples[min(samples)]) for mark, samples in marked.items()},
         unused=unused_file_counts,
     )
 
 
 def track_pass(pass_increments: Iterator[PassIncrement], tasks: Sequence[PartitionTask], pending_tasks: Sequence[PartitionTask], staging: Staging, progress: ProgressCallback) -> PassSummary:
-    """Drive a pass to its end, report its progress, and return what it cost.
+    """Run a pass to its end, report its progress, and return its cost.
 
-    Where the number of images is not known, progress is in partitions.
+    Progress is in partitions if the number of images is not known.
 
     Parameters
     ----------

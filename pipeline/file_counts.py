@@ -32,7 +32,7 @@ def count_files(class_ids: Sequence[str], labels: Mapping[str, npt.NDArray[np.in
     undecodable_positions : mapping of str to ndarray of int64
         By split, positions of samples that cannot be decoded.
     unused_file_counts : mapping of str to int
-        Number of files that are no samples, by kind.
+        Number of files that are not samples, by kind.
     """
     unused = Counter(unused_file_counts)
     is_used_class = np.isin(class_ids, selection.class_ids)
@@ -48,7 +48,7 @@ def count_files(class_ids: Sequence[str], labels: Mapping[str, npt.NDArray[np.in
 
 
 def make_bounded_file_counts(used_count: int, unused_counts: Mapping[str, int]) -> FileCounts:
-    """Return counts with a bounded number of kinds that are printable and short.
+    """Return counts with a bounded number of short, printable kinds.
 
     Kinds derive from file names: they may hold any bytes, and there may be as many as files.
     """

@@ -18,7 +18,7 @@ from sfm.pipeline.runtime import count_cores, extraction_runtime, one_torch_thre
 from sfm.pipeline.sources import Source
 
 MIN_FAITHFUL_COSINE = 0.9999
-"""Cosine of two flows from which on the difference does not matter."""
+"""Minimum cosine of two flows whose difference is negligible."""
 
 BATCH_SAMPLES = 16
 
@@ -37,7 +37,7 @@ def compare_flows_with_float32(
     ----------
     source : Source
     tasks : sequence of PartitionTask
-        Of the extraction. Images come from all over it where labels are known, else from its beginning.
+        Of the extraction. Images are spread evenly if labels are known; else the first ones are used.
     backbones : sequence of Backbone
     options : PassOptions
         Of the extraction.

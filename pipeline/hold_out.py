@@ -1,6 +1,6 @@
 """Hold a share of every class out of a dataset that has no held-out split (``--hold-out``).
 
-Samples are chosen by their digests, so the same images are held out whatever their order and container.
+Samples are chosen by their digests, so the same images are held out in any order and container.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ def open_extraction_source(config: ExtractConfig) -> Source:
     Raises
     ------
     InputError
-        If it cannot be used, has no held-out split, or has one although ``--hold-out`` asks for another.
+        If it cannot be opened, has no held-out split, or has one and ``--hold-out`` is given.
     """
     source = open_source(config.source, require_held_out=config.hold_out is None)
     if config.hold_out is not None and source.test.shards:
         raise InputError(
-            f"{config.source} has a held-out split: leave out --hold-out to use it, or name the training "
-            f"images alone (such as folder:PATH/train, or wds:PATH/train-*.tar) to hold some of them out"
+            f"{config.source} has a held-out split: leave out --hold-out to use it, or name only the "
+            f"training images (such as folder:PATH/train, or wds:PATH/train-*.tar) to hold some of them out"
         )
     return source
 
@@ -57,7 +57,7 @@ def require_two_samples_per_class(class_ids: Sequence[str], class_counts: npt.ND
 
 
 def make_hold_out_keys(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]:
-    """Return a random number per sample that depends on its digest and a seed alone.
+    """Return a random number per sample that depends only on its digest and a seed.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Tasks that an extraction is cut into; each becomes one partition in the staging folder."""
+"""Cut an extraction into tasks; each becomes one partition in the staging folder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,9 +53,9 @@ class PartitionTask:
 def make_tasks(source: Source, selection: SampleSelection | None) -> list[PartitionTask]:
     """Cut both splits into tasks; equal sources and selections give equal tasks.
 
-    In a split whose samples are all in use, every shard is a task: many kinds of source read fastest that
-    way. Of other splits, the samples in use are cut into tasks of ``MAX_TASK_ROWS``. Where labels are not
-    known, there is no selection yet, and shards are read whole.
+    In a split whose samples are all in use, every shard is a task: many kinds of source are fastest that
+    way. In other splits, the samples in use are cut into tasks of ``MAX_TASK_ROWS``. Where labels are not
+    known, there is no selection yet, and every shard is a task.
     """
     tasks: list[PartitionTask] = []
     for name, split in source.splits.items():

@@ -27,14 +27,14 @@ TaskResults = Sequence[tuple[PartitionTask, TaskResult]]
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass over all tasks found.
+    """The result of a pass over all tasks.
 
     Attributes
     ----------
     selection : SampleSelection
         Samples that make up the entries.
     partitions : list of StagedPartition
-        Where their features are.
+        Staged partitions that hold their features.
     shard_sizes : dict of str to list of int
         Samples per shard, by split.
     skipped : list of str
@@ -58,7 +58,7 @@ def collect_pass_result(
     Raises
     ------
     InputError
-        If a sample could not be decoded and is not to be skipped, or the classes cannot be distilled.
+        If a sample could not be decoded with on_error="fail", or the classes cannot be distilled.
     """
     results = read_task_results(tasks, staging)
     skipped = [escape_non_utf8(f"{s.where}: {s.why}") for _, result in results for s in result.skipped]

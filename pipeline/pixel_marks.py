@@ -1,15 +1,13 @@
 """Count the images of an entry that were composited over a background or are dark."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from sfm.backbones.rendering import Rendering
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.task_results import IMAGE_MARKS, TaskResult
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,20 +21,18 @@ class MarkCount:
 def make_rendering_options(rendering: Rendering, has_composited: bool) -> dict[str, Any]:
     """Return the options of an entry for how its images became opaque 8-bit pixels.
 
-    The background is one of them only if images were composited: it does not change opaque images.
+    The background is included only if images were composited: it does not change opaque images.
     """
     options: dict[str, Any] = {"background": rendering.background} if has_composited else {}
     return options if rendering.white is None else options | {"white": rendering.white}
 
 
 def make_mark_masks(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return, by mark, a mask of the staged samples of a task; marks that no sample has are left out."""
+    """Return, by mark, a mask of the staged samples of a task; unused marks are left out."""
     return {mark: np.isin(result.kept, places) for mark, places in result.marked.items()}
 
 
-def count_marked_samples(
-    partitions_and_masks: Iterable[tuple[Sequence[StagedPartition], npt.NDArray[np.bool_]]],
-) -> dict[str, MarkCount]:
+def count_marked_samples(partitions_and_masks: Iterable[tuple[Sequence[StagedPartition], npt.NDArray[np.bool_]]]) -> dict[str, MarkCount]:
     """Count the samples in use by mark.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Rows in NPY files, validated when they are read: staged files may be damaged, or written by anybody."""
+"""Rows in NPY files, validated when they are read: staged files are untrusted and may be damaged."""
 
 import os
 import tokenize
@@ -16,7 +16,7 @@ NPY_ERRORS = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError
 
 
 class DamagedRowsError(InputError):
-    """A file does not hold the rows that are expected."""
+    """A file does not hold the expected rows."""
 
 
 def write_rows(file: IO[bytes], rows: npt.NDArray[Any]) -> None:
@@ -55,7 +55,7 @@ def read_rows(
                 raise ValueError(f"{file_dtype} of shape {shape}")
             count = int(np.prod(shape, dtype=object))
             if os.fstat(file.fileno()).st_size - file.tell() != count * file_dtype.itemsize:
-                raise ValueError("it is longer or shorter than it says")
+                raise ValueError("its size does not match its header")
             return np.fromfile(file, dtype=file_dtype, count=count).reshape(shape)
     except (*NPY_ERRORS, tokenize.TokenError) as error:
         raise DamagedRowsError(

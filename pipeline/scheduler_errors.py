@@ -10,7 +10,7 @@ CONNECTION_PROBLEMS = (
     ("No such file", "a file that Dask's configuration names for TLS is not there"),
     ("[SSL]", "a file that Dask's configuration names for TLS holds no certificate or key"),
     ("[X509", "a file that Dask's configuration names for TLS holds no certificate or key"),
-    ("cannot convert to SSL", "it does not speak TLS: give its tcp:// address"),
+    ("cannot convert to SSL", "it does not use TLS: give its tcp:// address"),
 )
 """Substrings of error messages, and their explanation; the first match counts."""
 
@@ -33,7 +33,7 @@ def explain_scheduler_error(address: str, error: BaseException) -> str:
         reason = (
             "it does not accept the certificate in Dask's configuration"
             if address.startswith("tls://")
-            else "it breaks the connection off: one that speaks TLS has a tls:// address"
+            else "it closes the connection: if it uses TLS, give its tls:// address"
         )
     if reason is None:
         return f"no Dask scheduler answers at {address}: start one with `dask scheduler`"

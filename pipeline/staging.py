@@ -1,7 +1,6 @@
-"""The staging folder: finished partitions on disk, so that a killed extraction resumes where it was.
+"""The staging folder: finished partitions on disk, so that a killed extraction can be resumed.
 
-A file takes its name only when it is complete; what a killed process leaves under another name is overwritten
-by the next.
+Files are written atomically; temporary files of killed processes are overwritten by the next one.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ from typing import Any, IO
 
 
 class IncompleteExtractionError(Exception):
-    """The work stopped early; finished partitions are staged, and the same command resumes."""
+    """The extraction stopped early; finished partitions are staged, and the same command resumes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Staging:
         return self.root / array_name / f"{partition.name}.npy"
 
     def has_array(self, array_name: str, partition: PartitionTask | StagedPartition, dtype: npt.DTypeLike, row_count: int, row_shape: tuple[int, ...]) -> bool:
-        """Return whether an array is complete and valid: others may write here, too."""
+        """Return whether an array is complete and valid: the folder may be shared with others."""
         return has_finite_rows(self.array_path(array_name, partition), dtype, row_count, row_shape)
 
     def write_array(self, array_name: str, partition: PartitionTask | StagedPartition, rows: npt.NDArray[Any]) -> None:
@@ -72,7 +71,7 @@ class Staging:
         return self.root / "found" / f"{task.name}.json"
 
     def write_result(self, task: PartitionTask, result: TaskResult) -> None:
-        """Write a task's result atomically; it comes last, so where it is, the arrays are."""
+        """Write a task's result atomically; it is written after the arrays, so it marks a complete task."""
         with atomic_staged_file(self.result_path(task)) as file:
             file.write(json.dumps(escape_non_utf8_values(dataclasses.asdict(result))).encode())
 
@@ -86,7 +85,7 @@ class Staging:
             return None
 
     def delete_task(self, task: PartitionTask) -> None:
-        """Delete all that is staged of a task."""
+        """Delete the staged files of a task."""
         delete_below(self.root, f"found/{self.result_path(task).name}")
         for file in self.root.glob(f"*/{task.name}.npy"):
             delete_below(self.root, file.relative_to(self.root))
@@ -100,9 +99,9 @@ class Staging:
 def atomic_staged_file(file: Path) -> Iterator[IO[bytes]]:
     """Open a file of the staging folder for an atomic write.
 
-    Two workers may write the same file, when one was given up for dead: each has a temporary file of its own.
+    Two workers may write the same file, when one is presumed dead: each has its own temporary file.
     """
-    # Not with parents: a worker that was given up must not bring back a folder that was deleted.
+    # Without parents: a worker presumed dead must not recreate a deleted folder.
     file.parent.mkdir(exist_ok=True)
     copy_permissions(file.parent, reference_folder=file.parent.parent)
     temporary = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
@@ -115,7 +114,7 @@ def atomic_staged_file(file: Path) -> Iterator[IO[bytes]]:
 def open_staging(parent_folder: Path, staging_key: str, permissions_folder: Path | None = None) -> Iterator[Staging]:
     """Lock the staging folder of an extraction; it is deleted on success and kept on failure.
 
-    A second process with the same key gets a folder of its own: both work, and the store decides who
+    A second process with the same key gets another folder: both extract, and the store decides which one
     publishes.
 
     Parameters
@@ -131,7 +130,7 @@ def open_staging(parent_folder: Path, staging_key: str, permissions_folder: Path
     Raises
     ------
     InputError
-        If nothing can be written there.
+        If the folder is not writable.
     """
     with explained_staging_errors(parent_folder):
         parent_folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +151,7 @@ def open_staging(parent_folder: Path, staging_key: str, permissions_folder: Path
 def is_safe_folder(folder: Path) -> bool:
     """Return whether a folder does not exist yet, or is writable and holds no symbolic link.
 
-    Another user may have left it, and a link may lead anywhere.
+    Another user may have created it, and links may point anywhere.
     """
     if not os.path.lexists(folder):
         return True
@@ -173,7 +172,7 @@ def explained_staging_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_staging(lock_file: Path) -> Iterator[bool]:
-    """Hold a lock that all who may write its folder can take; yield whether it was acquired."""
+    """Hold a lock that everyone with write access to the folder can take; yield whether it was acquired."""
     if lock_file.exists() and not os.access(lock_file, os.W_OK):
         yield False  # of another user
         return

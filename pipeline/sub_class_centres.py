@@ -1,20 +1,19 @@
 """Sub-class centres: k-means within each class."""
 
+import numpy as np
+import numpy.typing as npt
+import torch
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-
-import numpy as np
-import numpy.typing as npt
-import torch
+from sfm.pipeline.runtime import count_cores
+from sfm.pipeline.staged_features import StagedFeatures
+from sfm.random_streams import make_rng
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from sfm.pipeline.runtime import count_cores
-from sfm.pipeline.staged_features import StagedFeatures
-from sfm.random_streams import make_rng
 
 MAX_ROWS_PER_CLASS = 2048
 """Samples per class that place the centres; then all samples of the class define them."""
@@ -30,21 +29,13 @@ def ignore_placed_centres(_samples: int, _k: int) -> None:
     """Do nothing."""
 
 
-def compute_sub_class_centres(
-    train: StagedFeatures,
-    labels: npt.NDArray[np.int32],
-    class_count: int,
-    feature_count: int,
-    sub_class_counts: Sequence[int],
-    seed: int,
-    report_progress: PlacedCentresCallback = ignore_placed_centres,
-) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+def compute_sub_class_centres(train: StagedFeatures, labels: npt.NDArray[np.int32], class_count: int, feature_count: int, sub_class_counts: Sequence[int], seed: int, report_progress: PlacedCentresCallback = ignore_placed_centres) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Compute the sub-class centres of every class, for each K.
 
     k-means++ and Lloyd's iterations on at most ``MAX_ROWS_PER_CLASS`` random samples of a class place the
     centres, and move a centre that loses all its samples to the sample farthest from its own; then every
     sample is assigned to its nearest centre, block by block, and centres become the means of their samples.
-    Memory holds ``MAX_CLUSTERING_BYTES`` of samples and the centres, whatever the number of samples.
+    Memory holds at most ``MAX_CLUSTERING_BYTES`` of samples, and the centres.
 
     Parameters
     ----------
@@ -52,24 +43,22 @@ def compute_sub_class_centres(
     labels : ndarray of int32, shape (n,)
         Labels of all rows of `train`.
     sub_class_counts : sequence of int
-        The K.
+        Values of K.
     report_progress : callable, optional
         Called when centres of a class are placed.
 
     Returns
     -------
     dict of int to (centre, count)
-        By K: float32 (C, K, D) and int64 (C, K), largest first. Rows that a small class cannot fill are NaN
+        By K: float32 (C, K, D) and int64 (C, K), largest first. Surplus centres of small classes are NaN
         with count 0.
     """
     if not sub_class_counts:
         return {}
-    centres_by_k = place_centres(
-        train, labels, class_count, feature_count, sub_class_counts, seed, report_progress
-    )
+    centres_by_k = place_centres(train, labels, class_count, feature_count, sub_class_counts, seed, report_progress)
     sums = {k: np.zeros((class_count, k, feature_count)) for k in sub_class_counts}
     counts = {k: np.zeros((class_count, k), dtype=np.int64) for k in sub_class_counts}
-    # One thread, since how many there are would shape the sums.
+    # A single thread, because sums depend on the number of threads.
     with threadpool_limits(limits=1, user_api="blas"):
         for rows, block_labels in train:
             for c in np.unique(block_labels):
@@ -89,27 +78,17 @@ def compute_sub_class_centres(
     return result
 
 
-def find_nearest_centres(
-    rows: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]
-) -> npt.NDArray[np.intp]:
+def find_nearest_centres(rows: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
     """Return the index of the centre nearest to each row; centres that are NaN are never nearest."""
     distance = np.square(centres).sum(axis=1) - 2 * rows @ centres.T
     nearest: npt.NDArray[np.intp] = np.argmin(np.where(np.isnan(distance), np.inf, distance), axis=1)
     return nearest
 
 
-def place_centres(
-    train: StagedFeatures,
-    labels: npt.NDArray[np.int32],
-    class_count: int,
-    feature_count: int,
-    sub_class_counts: Sequence[int],
-    seed: int,
-    report_progress: PlacedCentresCallback = ignore_placed_centres,
-) -> dict[int, npt.NDArray[np.float64]]:
+def place_centres(train: StagedFeatures, labels: npt.NDArray[np.int32], class_count: int, feature_count: int, sub_class_counts: Sequence[int], seed: int, report_progress: PlacedCentresCallback = ignore_placed_centres) -> dict[int, npt.NDArray[np.float64]]:
     """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples.
 
-    Every core takes a class and a K at a time.
+    Classes and values of K are distributed over cores.
     """
     centres_by_k = {k: np.full((class_count, k, feature_count), np.nan) for k in sub_class_counts}
     class_sizes = np.minimum(np.bincount(labels, minlength=class_count), MAX_ROWS_PER_CLASS)
@@ -139,7 +118,7 @@ def single_threaded_pool() -> Iterator[ThreadPoolExecutor]:
     """Start a thread per core in use, each single-threaded: parallel sums differ from run to run."""
 
     def limit_openmp() -> None:
-        # OpenMP keeps its limit for every thread by itself.
+        # OpenMP has a separate limit for every thread.
         threadpool_limits(limits=1, user_api="openmp")
 
     threads = min(count_cores(), torch.get_num_threads())  # as many as --threads allows
@@ -158,13 +137,9 @@ def group_classes(class_sizes: npt.NDArray[np.int64], max_group_samples: int) ->
     return [*groups, range(start, len(class_sizes))]
 
 
-def run_k_means(
-    rows: npt.NDArray[np.float32], centre_count: int, seed: int, class_index: int
-) -> npt.NDArray[np.float64]:
+def run_k_means(rows: npt.NDArray[np.float32], centre_count: int, seed: int, class_index: int) -> npt.NDArray[np.float64]:
     """Return the k centres of rows, or as many as there are rows."""
     state = int(make_rng(seed, 2, class_index).integers(2**31))
-    model = KMeans(min(centre_count, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(
-        rows.astype(np.float64)
-    )
+    model = KMeans(min(centre_count, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(rows.astype(np.float64))
     centres: npt.NDArray[np.float64] = model.cluster_centers_
     return centres

@@ -1,4 +1,4 @@
-"""What a worker found in the samples of a task, as the staging folder keeps it in JSON."""
+"""Results of tasks, which the staging folder keeps as JSON."""
 
 from dataclasses import dataclass, field
 
@@ -32,7 +32,7 @@ IMAGE_MARKS = ("composited", "dark")
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What reading a task gave; the attributes are the keys of its JSON file.
+    """The result of reading a task; the attributes are the keys of its JSON file.
 
     Attributes
     ----------
@@ -49,9 +49,9 @@ class TaskResult:
     marked : dict of str to list of int
         Indices of the samples that have one of `IMAGE_MARKS`.
     examples : dict of str to str
-        Location of the first of them, for people.
+        Location of the first of them, for messages.
     unused : dict of str to int
-        Number of files beside the samples, by kind.
+        Number of other files, by kind.
     written : list of list of str
         Per class, the spellings of its labels; see `Sample.label_text`.
     """
@@ -69,11 +69,11 @@ class TaskResult:
 
 TASK_RESULT_ADAPTER: TypeAdapter[TaskResult] = TypeAdapter(TaskResult)
 MAX_TASK_RESULT_BYTES = 2**27
-"""Size of the result of five million samples, the most members that a shard may have."""
+"""Maximum size of a result, enough for the largest shard."""
 
 
 def is_plausible_result(result: TaskResult, task: PartitionTask) -> bool:
-    """Return whether a result can be that of a task: anybody may have written its file."""
+    """Return whether a result is plausible for a task: its file is untrusted."""
     kept, read = np.array(result.kept, dtype=np.int64), result.read
     skipped = [sample.place for sample in result.skipped]
     labels = np.array(result.labels, dtype=np.int64)

@@ -1,33 +1,22 @@
-"""Dask workers on this machine or on a cluster, each of which takes tasks.
+"""Stage tasks on Dask workers, on this machine or on a cluster.
 
-Workers write to the staging folder themselves, with the code that runs in a single process, so the same files
-are there in the end whoever wrote them. One process computes the statistics from those files, in one order.
+Workers write to the staging folder themselves, with the same code as a single process, so the files do not
+depend on which worker wrote them. One process computes the statistics from those files, in one order.
 That is why an entry's digest does not depend on the number of workers.
 """
 
+import dask
 import functools
 import os
 import platform
+import torch
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
-
-import dask
-import torch
-from distributed import (
-    CancelledError,
-    Client,
-    KilledWorker,
-    LocalCluster,
-    as_completed,
-    fire_and_forget,
-    wait,
-)
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, as_completed, fire_and_forget, wait
 from distributed.client import Future
-
+from importlib.metadata import version
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.allocator import LARGE_INPUT, SINGLE_HEAP_ENVIRONMENT
 from sfm.errors import InputError
@@ -43,6 +32,8 @@ from sfm.pipeline.scheduler_errors import explain_scheduler_error
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import IncompleteExtractionError, Staging
 from sfm.text import first_error_line
+from typing import Any
+
 
 FEATURE_PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
 """Packages that features depend on: workers must have the same versions."""
@@ -52,7 +43,7 @@ CONNECT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Workers that can take part in an extraction.
+    """Checked workers of an extraction.
 
     Attributes
     ----------
@@ -67,7 +58,7 @@ class WorkerPool:
     device: str
 
     def stage_tasks(self, tasks: Sequence[PartitionTask]) -> Generator[PassIncrement, None, None]:
-        """Have tasks staged; those of a worker that is lost go to others.
+        """Stage tasks on the workers; tasks of a lost worker are retried on others.
 
         Raises
         ------
@@ -76,7 +67,7 @@ class WorkerPool:
         IncompleteExtractionError
             If the cluster is lost, or several workers died on a task.
         """
-        # One by one: a map would send all of them as one large graph.
+        # Submit one by one: a map would send all tasks as one large graph.
         futures = [self.client.submit(stage_task, self.worker_config, task, pure=False) for task in tasks]
         task_names = {future.key: task.name for future, task in zip(futures, tasks, strict=True)}
         done = 0
@@ -85,31 +76,18 @@ class WorkerPool:
                 try:
                     yield future.result()
                 except KilledWorker as error:
-                    raise IncompleteExtractionError(
-                        f"several workers died on partition {task_names[future.key]}, perhaps out of memory; "
-                        f"{done} of {len(tasks)} partitions are complete: the same command resumes from there"
-                    ) from error
+                    raise IncompleteExtractionError(f"several workers died on partition {task_names[future.key]}, perhaps out of memory; " f"{done} of {len(tasks)} partitions are complete: the same command resumes from there") from error
                 except (CancelledError, OSError) as error:
                     if isinstance(error, OSError) and self.client.status == "running":
                         raise
-                    raise IncompleteExtractionError(
-                        f"the Dask scheduler went away after {done} of {len(tasks)} partitions: the same "
-                        f"command, with a new scheduler or without one, resumes from there"
-                    ) from error
+                    raise IncompleteExtractionError(f"the Dask scheduler was lost after {done} of {len(tasks)} partitions: the same " f"command, with a new scheduler or without one, resumes from there") from error
                 done += 1
         finally:
             self.client.cancel(futures)
 
 
 @contextmanager
-def worker_pool(
-    config: ExtractConfig,
-    source: Source,
-    backbones: Mapping[str, Backbone],
-    staging: Staging,
-    options: PassOptions,
-    progress: ProgressCallback,
-) -> Iterator[WorkerPool]:
+def worker_pool(config: ExtractConfig, source: Source, backbones: Mapping[str, Backbone], staging: Staging, options: PassOptions, progress: ProgressCallback) -> Iterator[WorkerPool]:
     """Start workers on this machine, or connect to those of a scheduler, and check them.
 
     Parameters
@@ -138,9 +116,7 @@ def worker_pool(
         shared_gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
     large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT
-    connection = (
-        local_cluster_client(count, large) if config.scheduler is None else scheduler_client(config.scheduler)
-    )
+    connection = local_cluster_client(count, large) if config.scheduler is None else scheduler_client(config.scheduler)
     with connection as client:
         thread_counts = client.nthreads()
         link = f", dashboard {client.dashboard_link}" if client.dashboard_link else ""
@@ -157,7 +133,7 @@ def worker_pool(
             yield WorkerPool(worker_config, client, kinds[0])
         finally:
             if not local:
-                # Without waiting: a worker may be staging a partition, and the cluster may be lost.
+                # Do not wait: a worker may be staging a partition, or the cluster may be lost.
                 with suppress(OSError, RuntimeError):
                     for address in client.nthreads():
                         fire_and_forget(client.submit(release_worker, workers=[address], pure=False))
@@ -174,19 +150,7 @@ def local_cluster_client(worker_count: int, share_heap: bool) -> Iterator[Client
         Whether images are so large that each worker's threads should share a heap.
     """
     environment = {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if share_heap else {}
-    with (
-        dask.config.set(environment),
-        LocalCluster(
-            n_workers=worker_count,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs="CRITICAL",
-            preload=[dask_worker.__name__],
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with dask.config.set(environment), LocalCluster(n_workers=worker_count, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", preload=[dask_worker.__name__]) as cluster, Client(cluster) as client:
         client.wait_for_workers(worker_count)
         yield client
 
@@ -209,9 +173,7 @@ def scheduler_client(address: str) -> Iterator[Client]:
         try:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         except TimeoutError as error:
-            raise InputError(
-                f"the Dask scheduler at {address} has no workers: start some with `dask worker {address}`"
-            ) from error
+            raise InputError(f"the Dask scheduler at {address} has no workers: start some with `dask worker {address}`") from error
         yield client
 
 
@@ -223,10 +185,7 @@ def run_on_each_worker(client: Client, function: Callable[[], Any]) -> dict[str,
     InputError
         If a worker cannot be called, or the function raises; names the worker.
     """
-    futures: dict[str, Future[Any]] = {
-        address: client.submit(function, workers=[address], allow_other_workers=False, pure=False)
-        for address in client.nthreads()
-    }
+    futures: dict[str, Future[Any]] = {address: client.submit(function, workers=[address], allow_other_workers=False, pure=False) for address in client.nthreads()}
     wait(list(futures.values()))
     results = {}
     for address, future in futures.items():
@@ -261,22 +220,15 @@ def require_same_versions(worker_address: str, worker_versions: Mapping[str, str
     Raises
     ------
     InputError
-        Names the worker and the packages.
+        With the worker and the packages.
     """
-    different = [
-        f"{name} {worker_versions[name]} (here {version(name)})"
-        for name in FEATURE_PACKAGES
-        if worker_versions[name] != version(name)
-    ]
+    different = [f"{name} {worker_versions[name]} (here {version(name)})" for name in FEATURE_PACKAGES if worker_versions[name] != version(name)]
     if different:
-        raise InputError(
-            f"worker {worker_address} has {', '.join(different)}: install the same versions there, or the "
-            f"features would not be comparable"
-        )
+        raise InputError(f"worker {worker_address} has {', '.join(different)}: install the same versions there, or the " f"features would not be comparable")
 
 
 def write_probe_file(staging: Staging) -> str:
-    """Write a file that shows workers whether they share the staging folder; return its name."""
+    """Write a file by which workers check that they share the staging folder; return its name."""
     name = f"probe-{uuid.uuid4().hex}"
     (staging.root / name).write_text(platform.node())
     return name

@@ -147,7 +147,7 @@ def run_with_snapshots(
     step: Callable[[DistillState], float],
     setup_seconds: float = 0.0,
 ) -> list[Path]:
-    """Run all steps of a config, and write a snapshot of the images every so many steps and after the last.
+    """Run all steps of a config, and write snapshots of the images at regular intervals and at the end.
 
     A run that an earlier call began is resumed. Its time includes `setup_seconds`.
 

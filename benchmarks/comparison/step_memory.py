@@ -77,7 +77,7 @@ def measure_in_subprocess(case: StepCase, name: str, device: str) -> dict[str, i
 def measure_peak_memory(
     case: StepCase, names: Sequence[str], device: str, repeats: int
 ) -> list[dict[str, Any]]:
-    """Return a row per step with the median peak of so many processes, or an estimate if it does not fit."""
+    """Return a row per step with the median peak of several processes, or an estimate if it does not fit."""
     backbone = case.load(device)
     names = drop_duplicate_steps(
         names, make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])

@@ -1,7 +1,7 @@
 """The step of SFM as its authors published it (arXiv 2602.05391), re-created in our own words.
 
 What makes it slower and larger than it need be is kept, because that is what is measured: all images in
-one graph; parameters that require gradients, which every step computes and adds up, and nobody uses; batch
+one graph; parameters that require gradients, which every step accumulates without use; batch
 norms apart from their convolutions, as timm builds the model; every level of the pyramid blown up to full
 size before they are added; views by ``grid_sample``; an Adam that is not fused. In one thing it is better off
 than published: images and weights are laid out in memory as suits the backbone, which saves it a third of its

@@ -45,24 +45,22 @@ def run_extraction_pass(
     source: Source,
     backbones: Sequence[Backbone],
     folder: Path,
-    equipment: ExtractionRuntime,
+    runtime: ExtractionRuntime,
     precision: str = "float32",
 ) -> Any:
     """Run the pass over the images; return its costs, what was gathered, and the staging folder."""
     config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
     tasks, staging = make_tasks(source, select_listed_samples(config, source)), Staging(folder)
     rules = PassOptions(precision="bf16" if precision == "bf16" else "float32")
-    steps = stage_tasks(
-        source, tasks, optimize_for_inference(backbones, precision), staging, rules, equipment
-    )
+    steps = stage_tasks(source, tasks, optimize_for_inference(backbones, precision), staging, rules, runtime)
     cost = track_pass(steps, tasks, tasks, staging, no_progress)
     return cost, collect_pass_result(config, source, tasks, staging), staging
 
 
-def measure_pass_rate(source: Source, backbones: Sequence[Backbone], equipment: ExtractionRuntime) -> float:
+def measure_pass_rate(source: Source, backbones: Sequence[Backbone], runtime: ExtractionRuntime) -> float:
     """Return images/s of the extraction pass."""
     with tempfile.TemporaryDirectory() as folder:
-        return float(run_extraction_pass(source, backbones, Path(folder), equipment)[0].images_per_second)
+        return float(run_extraction_pass(source, backbones, Path(folder), runtime)[0].images_per_second)
 
 
 def time_calls(call: Callable[[int], object], count: int, threads: int) -> float:

@@ -43,9 +43,9 @@ def compute_means_by_extraction(source: Source, backbone: Backbone) -> np.ndarra
     """Compute class means as `sfm extract` does."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        extraction_runtime(source, backbone.device.type, count_cores()) as equipment,
+        extraction_runtime(source, backbone.device.type, count_cores()) as runtime,
     ):
-        _, gathered, staging = run_extraction_pass(source, [backbone], Path(folder), equipment)
+        _, gathered, staging = run_extraction_pass(source, [backbone], Path(folder), runtime)
         train = [p for p in gathered.partitions if p.split == "train"]
         return accumulate_moments(
             staging.open_features(backbone.card.hash, train), N_CLASSES, backbone.card.features

@@ -45,7 +45,7 @@ RENDERING_PARSERS: dict[str, Callable[[str], Any]] = {"background": parse_backgr
 
 
 def open_source(spec: str, *, require_held_out: bool = True) -> Source:
-    """Open the dataset of a spec such as ``folder:PATH``, and check what is known of it without reading.
+    """Open the dataset of a spec such as ``folder:PATH``, and check what is known without reading samples.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ def open_source(spec: str, *, require_held_out: bool = True) -> Source:
     Raises
     ------
     InputError
-        If the kind is unknown, nothing is there, nothing is held out, or its classes are known and cannot be
-        distilled.
+        If the kind is unknown, the dataset is missing or has no held-out split, or its classes are known and
+        cannot be distilled.
     """
     opener = find_source_opener(spec)
     location, options = parse_spec_options(spec.partition(":")[2])
@@ -75,7 +75,7 @@ def open_source(spec: str, *, require_held_out: bool = True) -> Source:
         source = replace(select_listed_classes(source, class_list), spec=spec)
     if rendering_options:
         source = replace(source, spec=spec, rendering=replace(source.rendering, **rendering_options))
-    # A plug-in's own name, or a class list's, is checked like one that a user gives.
+    # Names from plug-ins and class lists are checked like those of users.
     source = replace(source, name=make_dataset_name(source.name))
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
@@ -111,7 +111,7 @@ def pop_rendering_options(spec: str, options: dict[str, str]) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If a background is no colour, or a white level no number.
+        If a background is not a colour, or a white level is not a number.
     """
     values: dict[str, Any] = {}
     for name, parse in RENDERING_PARSERS.items():
@@ -129,7 +129,7 @@ def select_listed_classes(source: Source, class_list: ParsedClassList) -> Source
     Raises
     ------
     InputError
-        If the source is known to lack one of them.
+        If the source lacks one of them.
     """
     own_ids = source.class_ids or ()
     class_list = replace_class_ids(class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.class_ids])

@@ -1,4 +1,4 @@
-"""Class lists, the class ids that stored labels mean, and display names of classes."""
+"""Class lists, conversion of stored labels to class ids, and display names of classes."""
 
 import difflib
 import importlib.resources
@@ -21,7 +21,7 @@ NUMBER_ID_DIGITS = 5
 LABEL_NUMBER = re.compile(r"-?\d{1,18}")
 MAX_LABEL = 2**63 - 1
 LIST_ALIASES = {"imagefruit": "imagenet-fruits", "imagemeow": "imagenet-cats", "imagesquawk": "imagenet-birds"}
-"""Names of the same ten classes in earlier papers."""
+"""Names of shipped lists in earlier papers."""
 
 
 def list_shipped_class_lists() -> list[str]:
@@ -61,12 +61,12 @@ def read_class_list(name_or_path: str) -> ParsedClassList:
 
 
 def class_id_from_number(label_number: int) -> str:
-    """Return the class id of a label number without a name; zeros in front make ids sort as numbers."""
+    """Return the class id of a label number without a name; padded with zeros, so ids sort as numbers."""
     return str(label_number).zfill(NUMBER_ID_DIGITS)
 
 
 def class_id_from_label(stored_label: object, label_list: ParsedClassList | None, location: str) -> str:
-    """Return the class id that a stored label means.
+    """Convert a stored label to a class id.
 
     Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
 
@@ -77,7 +77,7 @@ def class_id_from_label(stored_label: object, label_list: ParsedClassList | None
     label_list : ParsedClassList or None
         Classes of the numbers 0, 1, …; without it a number is its own id.
     location : str
-        Where the sample lies, for messages.
+        Location of the sample, for messages.
 
     Raises
     ------
@@ -121,9 +121,9 @@ def format_label_if_numeric(stored_label: object) -> str:
 
 
 def format_label_list_for_digest(label_list: ParsedClassList | None) -> str:
-    """Return what the listing of a split holds of the class list that gives label numbers their meaning.
+    """Encode a class list of label numbers for the listing of a split.
 
-    Where ids are digits, earlier versions took text labels for positions: their entries are not the same.
+    If ids are digits, earlier versions read text labels as positions, so their entries differ.
     """
     if label_list is None:
         return ""
@@ -134,14 +134,14 @@ def format_label_list_for_digest(label_list: ParsedClassList | None) -> str:
 def require_one_spelling_per_class(spec: str, class_ids_and_label_texts: Iterable[tuple[str, str]]) -> None:
     """Refuse labels that are spelled differently but would be one class, such as 1 and 01.
 
-    They may be two classes, or an id and a position in a list; only the user can tell.
+    They may be two classes, or an id and a position in a list, which is ambiguous.
 
     Parameters
     ----------
     spec : str
         Dataset spec, for messages.
     class_ids_and_label_texts : iterable of (str, str)
-        Class id, and the text of its label (see :func:`format_label_if_numeric`).
+        Class ids and the texts of their labels (see :func:`format_label_if_numeric`).
 
     Raises
     ------
@@ -166,7 +166,7 @@ def get_wordnet_display_names(class_ids: Sequence[str]) -> list[str]:
     from timm.data.imagenet_info import ImageNetInfo
 
     lemmas: dict[str, str] = {}
-    # The thousand classes are not all among the larger set.
+    # Not all of the thousand classes are in the larger set.
     for subset in ("imagenet-22k", "imagenet-1k"):
         lemmas |= cast("dict[str, str]", ImageNetInfo(subset).label_descriptions(as_dict=True))
     return [lemmas.get(class_id, class_id).partition(",")[0] for class_id in class_ids]

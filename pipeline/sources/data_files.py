@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 STREAM_CHUNK_BYTES = 1 << 20
 LOOKUP_THREADS = 16
 MAX_FILES = 1_000_000
-"""That one pattern stands for."""
+"""Maximum number of files that a pattern expands to."""
 
 MAX_RANGE_DIGITS = 18
-"""Of a number in a pattern."""
+"""Maximum number of digits of a number in a pattern."""
 
 MISSING_MESSAGE = "there is no file {}"
 CHANGED_MESSAGE = "{} changed while the dataset was read; run again"
@@ -48,7 +48,7 @@ _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of a dataset, as it was when the dataset was opened.
+    """A file of a dataset, with its size and version when the dataset was opened.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class DataFile:
     size_bytes : int
         In bytes.
     version_tag : str
-        Changes when the file does: its entity tag, or else its time of change.
+        Entity tag or modification time, which changes with the file.
     """
 
     url: str
@@ -71,7 +71,7 @@ def expand_braces(pattern: str) -> list[str]:
     Raises
     ------
     InputError
-        If braces do not match, stand for nothing, or stand for more than ``MAX_FILES`` names.
+        If braces do not match, or expand to no name or to more than ``MAX_FILES`` names.
     """
     # braceexpand would hold all numbers of a range in memory.
     is_too_long = any(max(len(start), len(stop)) > MAX_RANGE_DIGITS or abs(int(start) - int(stop)) > MAX_FILES for start, stop in _RANGE.findall(pattern))
@@ -79,16 +79,16 @@ def expand_braces(pattern: str) -> list[str]:
         expanded = () if is_too_long else braceexpand.braceexpand(pattern, escape=False)
         names = list(itertools.islice(expanded, MAX_FILES + 1))
     except ValueError as error:
-        raise InputError(f"{pattern} opens a brace that it does not close, or the reverse") from error
+        raise InputError(f"{pattern} has an unmatched brace") from error
     if is_too_long or len(names) > MAX_FILES:
-        raise InputError(f"{sanitize_line(pattern, 300)} stands for more than {MAX_FILES:,} files")
+        raise InputError(f"{sanitize_line(pattern, 300)} expands to more than {MAX_FILES:,} files")
     if any("{" in name or "}" in name for name in names):
         raise InputError(f"{pattern} has a brace that is neither a range {{000..019}} nor a list {{a,b}}")
     return names
 
 
 def is_remote_url(path_or_url: str) -> bool:
-    """Return whether a path or URL leads to another machine."""
+    """Return whether a path or URL is on another machine."""
     return "://" in path_or_url and not path_or_url.startswith("file://")
 
 
@@ -99,12 +99,12 @@ def resolve_local_path(path_or_url: str) -> Path:
 
 
 def find_files_by_pattern(pattern: str) -> list[DataFile]:
-    """Return the files that a pattern stands for, in the order of the pattern.
+    """Return the files that match a pattern, in the order of the pattern.
 
     Parameters
     ----------
     pattern : str
-        Path or URL with braces, and with ``*`` where it can be listed: on disks and in buckets.
+        Path or URL with braces, and with ``*`` on disks and in buckets, which can be listed.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def list_files_below(folder: str, unused_by_kind: Counter[str] | None = None, re
     refuses_dangling_link : callable
         Given a path below the folder, returns whether a dangling link of that name stops the run.
     max_depth : int, optional
-        Levels of folders that are entered, on a disk.
+        Maximum depth of folders, on a disk.
 
     Raises
     ------
@@ -231,7 +231,7 @@ def raise_input_error_on_read_error(url: str, missing_message: str = MISSING_MES
             raise InputError(f"cannot read {url}: the server refuses access (401 or 403)") from None
         raise InputError(explain_store_error(error, url)) from None
     except BaseError as error:
-        # What follows the first line may quote request headers.
+        # Later lines may quote request headers.
         line = first_error_line(error) if url.startswith("http") else explain_store_error(error, url)
         raise InputError(f"cannot read {url}: {line}" if url.startswith("http") else line) from None
     except OSError as error:
@@ -240,12 +240,12 @@ def raise_input_error_on_read_error(url: str, missing_message: str = MISSING_MES
 
 @contextlib.contextmanager
 def open_stream(file: DataFile) -> Iterator[BinaryIO]:
-    """Open a file to be read once, from its beginning; at most one chunk of it is in memory.
+    """Open a file for sequential reading; at most one chunk of it is in memory.
 
     Raises
     ------
     InputError
-        If it is not there any more, has changed, or the connection is lost for good.
+        If it is missing, has changed, or the connection is lost after retries.
     """
     if not is_remote_url(file.url):
         require_unchanged_file(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
@@ -261,12 +261,12 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
 
 
 def open_seekable(file: DataFile) -> BinaryIO:
-    """Open a file to be read in any order; reading raises InputError if it is replaced meanwhile.
+    """Open a file for random access; reading raises InputError if the file is replaced meanwhile.
 
     Raises
     ------
     InputError
-        If it is not there any more, or has changed.
+        If it is missing or has changed.
     """
     if not is_remote_url(file.url):
         require_unchanged_file(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
@@ -284,14 +284,14 @@ def require_unchanged_file(listed: DataFile, current: DataFile) -> None:
     Raises
     ------
     InputError
-        Names it.
+        With the name of the file.
     """
     if (listed.size_bytes, listed.version_tag) != (current.size_bytes, current.version_tag):
         raise InputError(CHANGED_MESSAGE.format(listed.url))
 
 
 class _ResponseBody(io.RawIOBase):
-    """The body of a response as a file, since tarfile reads files."""
+    """The body of a response as a file object, which tarfile needs."""
 
     def __init__(self, url: str, chunks: "BytesStream") -> None:
         self._url = url
@@ -312,7 +312,7 @@ class _ResponseBody(io.RawIOBase):
 
 
 class _RangeReader(io.RawIOBase):
-    """A remote file that can be read from any position, since pyarrow reads files.
+    """A remote file with random access, because pyarrow needs a file object.
 
     `obstore.open_reader` has no ``closed``, which pyarrow needs, and does not notice a replaced object.
     """
@@ -350,7 +350,7 @@ class _RangeReader(io.RawIOBase):
 
 
 def derive_dataset_name(pattern: str, file_suffixes: str | tuple[str, ...]) -> str:
-    """Return a name for the dataset of a pattern: that of its folder, its prefix or else its bucket.
+    """Derive the name of a dataset from a pattern: its folder, its prefix or else its bucket.
 
     Parameters
     ----------

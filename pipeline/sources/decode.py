@@ -3,18 +3,17 @@
 import functools
 import sys
 import warnings
-from contextlib import suppress
-
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
-
+from contextlib import suppress
 from sfm.backbones.rendering import DECLARED_WHITE_KEY, DEEP_COLOUR_KEY
 from sfm.image_files import PILLOW_ERRORS, open_image
 
+
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-"""Formats that hold nothing but pixels: for others, such as PostScript, Pillow runs programs."""
+"""Formats of plain pixels: for others, such as PostScript, Pillow runs external programs."""
 
 MAX_PNG_TEXT_BYTES = 16 << 20
-"""Of a PNG file's colour profile, or of one of its texts, once unpacked; more may be an attack."""
+"""Maximum unpacked size of a colour profile or text in a PNG file; more may be an attack."""
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -26,8 +25,8 @@ def decode_image(data: bytes) -> Image.Image:
     Raises
     ------
     ValueError
-        If it is not a complete image of a known format, or has so many pixels that it must be a mistake or an
-        attack; such an image is refused before memory is taken for it.
+        If it is not a complete image of a known format, or has too many pixels, which is checked before
+        memory is allocated.
     """
     if not data:
         raise ValueError("it is empty")
@@ -67,9 +66,9 @@ def get_pillow_raw_mode(image: Image.Image) -> str:
 
 
 def record_stored_bit_depth(image: Image.Image, raw_mode: str) -> None:
-    """Record in ``image.info`` what Pillow's modes do not tell: 12 bits of 16, and colours of 16 bits.
+    """Record in ``image.info`` depths that Pillow's modes do not represent: 12 bits, and 16-bit colours.
 
-    A transparent value that PNG gives at the depth of the file is scaled to that of the pixels.
+    A transparent value in the depth of the PNG file is scaled to the depth of the pixels.
     """
     if raw_mode == "I;12":
         image.info[DECLARED_WHITE_KEY] = 4095

@@ -1,34 +1,20 @@
 """``folder:PATH``: one folder per class under ``train/`` and under ``test/``, ``val/`` or the like."""
 
+import numpy as np
 from collections import Counter
 from pathlib import Path
-
-import numpy as np
-
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.class_labels import get_wordnet_display_names
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.file_tree import count_files_below, is_dangling_link, scan_folder, walk_files
-from sfm.pipeline.sources.folder_layout import (
-    FolderLayout,
-    explain_missing_held_out,
-    find_folder_layout,
-    get_class_folder_names,
-    is_image_entry,
-)
-from sfm.pipeline.sources.inventory import (
-    HIDDEN_KIND,
-    IMAGE_EXTENSIONS,
-    Inventory,
-    format_counts_by_kind,
-    get_extension,
-    get_unused_kind,
-)
+from sfm.pipeline.sources.folder_layout import FolderLayout, explain_missing_held_out, find_folder_layout, get_class_folder_names, is_image_entry
+from sfm.pipeline.sources.inventory import HIDDEN_KIND, IMAGE_EXTENSIONS, Inventory, format_counts_by_kind, get_extension, get_unused_kind
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, file_split
 from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.stats_store.dataset_names import make_dataset_name_from_folder
+
 
 LOOSE_IMAGES_KIND = "images outside of class folders"
 
@@ -40,12 +26,12 @@ def open_folder_source(place_with_options: str) -> Source:
     ----------
     place_with_options : str
         Path of the folder that holds ``train/`` and ``test/`` or ``val/``; ``?train=NAME`` and ``?test=NAME``
-        choose folders of other names. Where there are no splits, path of the folder of class folders.
+        choose folders of other names. Without splits, path of the folder of class folders.
 
     Raises
     ------
     InputError
-        If a folder is missing, or the splits cannot be told apart.
+        If a folder is missing, or the splits are ambiguous.
     """
     spec = f"folder:{place_with_options}"
     path, options = parse_spec_options(place_with_options)
@@ -91,7 +77,7 @@ def make_folder_split(split_folder: Path, class_ids: list[str], unused_by_kind: 
     Parameters
     ----------
     unused_by_kind : Counter
-        Counts the files that are no images, by kind.
+        Counts the files that are not images, by kind.
 
     Raises
     ------
@@ -114,15 +100,7 @@ def make_folder_split(split_folder: Path, class_ids: list[str], unused_by_kind: 
             labels.append(label)
             file_states.append(f"{names[-1]} {status.st_size} {status.st_mtime_ns}")
         if len(names) == first and others:
-            raise InputError(
-                f"{split_folder / class_id} holds no image, only {format_counts_by_kind(others)}; remove the "
-                f"folder or add images"
-            )
+            raise InputError(f"{split_folder / class_id} holds no image, only {format_counts_by_kind(others)}; remove the " f"folder or add images")
         unused_by_kind.update(others)
 
-    return file_split(
-        labels=np.array(labels, dtype=np.int32),
-        class_ids=class_ids,
-        path=lambda i: f"{split_folder}/{names[i]}",
-        listing=compute_digest(str(split_folder.resolve()), "\n".join(file_states)),
-    )
+    return file_split(labels=np.array(labels, dtype=np.int32), class_ids=class_ids, path=lambda i: f"{split_folder}/{names[i]}", listing=compute_digest(str(split_folder.resolve()), "\n".join(file_states)))

@@ -1,41 +1,24 @@
-"""Which files of a dataset are images, how many are not used, and which choices were made."""
+"""Inventory of a dataset: image files, unused files by kind, and automatic choices."""
 
 import posixpath
+from PIL import Image
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
 
-IMAGE_EXTENSIONS = frozenset(
-    (
-        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "gif"),
-        *("bmp", "tif", "tiff", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm"),
-        *("pnm", "pfm"),
-    )
-)
-"""Of the formats that are decoded."""
+IMAGE_EXTENSIONS = frozenset((*("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "gif"), *("bmp", "tif", "tiff", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm"), *("pnm", "pfm")))
+"""Extensions of images that are decoded."""
 
-UNSUPPORTED_IMAGE_EXTENSIONS = frozenset(
-    (
-        *("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dcm", "exr", "hdr", "pcx", "dng"),
-        *("cr2", "nef", "arw"),
-    )
-)
-"""Of images that are not decoded: such a file stops the run rather than being left out in silence."""
+UNSUPPORTED_IMAGE_EXTENSIONS = frozenset((*("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dcm", "exr", "hdr", "pcx", "dng"), *("cr2", "nef", "arw")))
+"""Extensions of unsupported images: such a file raises an error and is not skipped silently."""
 
-NON_IMAGE_EXTENSIONS = frozenset(
-    (
-        *("txt", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "md", "rst", "html", "pdf"),
-        *("log", "npy", "npz", "mat", "pt", "pkl", "h5", "db", "ini", "md5", "sha1", "sha256"),
-        *("py", "sh", "zip", "tar", "gz"),
-    )
-)
-"""Of files that hold no image, and are not opened to find out."""
+NON_IMAGE_EXTENSIONS = frozenset((*("txt", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "md", "rst", "html", "pdf"), *("log", "npy", "npz", "mat", "pt", "pkl", "h5", "db", "ini", "md5", "sha1", "sha256"), *("py", "sh", "zip", "tar", "gz")))
+"""Extensions of files that are no images; they are not opened."""
 
 INDEX_EXTENSIONS = frozenset(("parquet", "arrow", "idx", "index", "bin"))
-"""Of data and indexes that lie beside images and shards."""
+"""Extensions of data and index files next to images and shards."""
 
 MAGIC_BYTES = 16
 HIDDEN_KIND = "hidden"
@@ -44,16 +27,16 @@ SPECIAL_FILE_KIND = "neither file nor folder"
 
 @dataclass(frozen=True)
 class Inventory:
-    """What listing a dataset finds besides its samples.
+    """Unused files and automatic choices of a dataset.
 
     Attributes
     ----------
     unused_by_kind : mapping of str to int
         Number of files that are not used, by kind.
     notes : tuple of str
-        Choices that were made for the user, a line each.
+        Automatic choices, one line each.
     no_held_out_reason : str
-        If nothing is held out: why, and how to choose.
+        Reason for a missing held-out split, with advice; else empty.
     """
 
     unused_by_kind: Mapping[str, int] = field(default_factory=dict)
@@ -67,16 +50,13 @@ class Inventory:
 
 
 def get_extension(name: str) -> str:
-    """Return what follows the last dot of a file name, in lower case; "" if nothing does."""
+    """Return the extension of a file name without the dot, in lower case; "" if there is none."""
     return posixpath.splitext(name)[1].lower().removeprefix(".")
 
 
 def could_be_folder_name(name: str) -> bool:
-    """Return whether a name may be that of a folder: ``cls.v1`` may, ``a.txt`` may not."""
-    return (
-        get_extension(name)
-        not in IMAGE_EXTENSIONS | UNSUPPORTED_IMAGE_EXTENSIONS | NON_IMAGE_EXTENSIONS | INDEX_EXTENSIONS
-    )
+    """Return whether a name may be a folder's: ``cls.v1`` may, ``a.txt`` may not."""
+    return get_extension(name) not in IMAGE_EXTENSIONS | UNSUPPORTED_IMAGE_EXTENSIONS | NON_IMAGE_EXTENSIONS | INDEX_EXTENSIONS
 
 
 def get_unused_kind(name: str) -> str:
@@ -97,7 +77,7 @@ def is_image_file(path: str) -> bool:
     Raises
     ------
     OSError
-        If it has to be opened, and cannot be.
+        If it has to be opened, and cannot be read.
     """
     extension = get_extension(path)
     if extension in IMAGE_EXTENSIONS or extension in UNSUPPORTED_IMAGE_EXTENSIONS:

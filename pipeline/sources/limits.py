@@ -1,6 +1,6 @@
-"""Limits on the parts of a dataset that a stranger made, checked before memory is taken for them.
+"""Limits on untrusted parts of a dataset, checked before memory is allocated.
 
-Every limit is far above what datasets hold, see docs/sources.md: what exceeds one is damage or an attack.
+Every limit is far above the sizes in real datasets (docs/sources.md).
 """
 
 import json
@@ -12,37 +12,37 @@ from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES
 
 MAX_IMAGE_BYTES = 2**29
-"""Of an encoded image: what the pixels of the largest decoded image, 89 million of 3 x 16 bits, take."""
+"""Encoded image: as large as the pixels of the largest decoded image, 89 million of 3 x 16 bits."""
 
 MAX_LABEL_BYTES = MAX_JSON_BYTES
-"""Of a label, a caption or a JSON description in a shard."""
+"""Label, caption or JSON description in a shard."""
 
 MAX_MEMBER_GROUP_BYTES = 2 * MAX_IMAGE_BYTES
-"""Of all images and labels in a shard that share a name up to the first dot."""
+"""All images and labels in a shard that share a name up to the first dot."""
 
 MAX_PREFETCH_BYTES = 2**23
-"""Of a file that is read ahead of its turn."""
+"""A prefetched file."""
 
 MAX_BATCH_BYTES = 2**28
-"""Of the encoded images after which a batch is full, and of samples with dotted names that are held back."""
+"""Encoded images of a full batch, and of buffered samples with dotted names."""
 
 MAX_QUEUED_BYTES = 2**30
-"""Of the encoded images of all batches that wait for a worker."""
+"""Encoded images of all batches that wait for a worker."""
 
 MAX_HEADER_BYTES = 2**22
-"""Of the tar headers of a member, such as a long name, and of the global headers of an archive."""
+"""Tar headers of a member, such as a long name, and global headers of an archive."""
 
 MAX_PATH_CHARACTERS = 4096
-"""Of the name of a member of a shard: the longest path on a disk."""
+"""Name of a member of a shard: the longest path on a disk."""
 
 MAX_MEMBERS = 10_000_000
 """Members of a shard, and labels of an idx file."""
 
 MAX_NAME_CHARACTERS = MAX_NAME_LENGTH
-"""Of the id and of the display name of a class."""
+"""Id or display name of a class."""
 
 MAX_CLASSES_BYTES = 2**23
-"""Of the ids and names of all classes together, as JSON: every card of an entry holds them."""
+"""Ids and names of all classes as JSON: every card of an entry holds them."""
 
 
 def require_short_class_name(name: str, location: str) -> str:
@@ -51,7 +51,7 @@ def require_short_class_name(name: str, location: str) -> str:
     Raises
     ------
     InputError
-        Says where the name is, and shows its beginning.
+        With the location and the beginning of the name.
     """
     if len(name) > MAX_NAME_CHARACTERS:
         raise InputError(
@@ -69,7 +69,7 @@ def require_storable_classes(
     Raises
     ------
     InputError
-        Shows the name, or says how many classes there are.
+        With the name or the number of classes.
     """
     size = 0
     for name in (*class_ids, *(class_names or ())):

@@ -56,9 +56,9 @@ def open_parquet_source(place_with_options: str) -> Source:
     Parameters
     ----------
     place_with_options : str
-        A folder, prefix or pattern of files whose names tell their split, or ``PATTERN?test=PATTERN``. Of a
+        A folder, prefix or pattern of files with split names, or ``PATTERN?test=PATTERN``. Of a
         folder, ``train=NAME`` and ``test=NAME`` choose the splits. ``image=COLUMN`` and ``label=COLUMN`` name
-        the columns. With ``names=FILE`` the class list in FILE says what the label numbers mean, if the
+        the columns. With ``names=FILE`` the class list in FILE names the label numbers, if the
         dataset does not.
 
     Raises
@@ -119,7 +119,7 @@ def read_parquet_table_info(file: DataFile, columns: ImageAndLabelColumns, label
     Raises
     ------
     InputError
-        If it lacks a column, numbers its classes unlike other files, or has labels out of range; names it.
+        If it lacks a column, names other classes than other files, or has labels out of range.
     """
     with open_parquet_file(file, [columns.label_column]) as table:
         absent = {columns.image_column, columns.label_column} - set(table.schema_arrow.names)
@@ -127,7 +127,7 @@ def read_parquet_table_info(file: DataFile, columns: ImageAndLabelColumns, label
             raise InputError(f"{file.url} has no column {' and '.join(sorted(absent))}, unlike other files")
         own_columns = find_image_and_label_columns(table.schema_arrow, file.url, columns.image_column, columns.label_column)
         if own_columns.class_names != columns.class_names:
-            raise InputError(f"{file.url} names its classes otherwise than the first training file: join them")
+            raise InputError(f"{file.url} has other class names than the first training file: merge them")
         rows_per_group = tuple(table.metadata.row_group(i).num_rows for i in range(table.num_row_groups))
         if not read_labels:
             return ParquetTable(file, rows_per_group, None)
@@ -173,7 +173,7 @@ def make_parquet_split(tables: Sequence[ParquetTable], columns: ImageAndLabelCol
         return Shard(f"rows {start} to {stop - 1} of {table.file.url}", labels, read)
 
     meaning = format_label_list_for_digest(label_list)
-    # Earlier versions took text of digits for numbers: their entries are not the same.
+    # Earlier versions read text of digits as numbers, so their entries differ.
     if label_list is None and any(table.has_digit_text_labels for table in tables):
         meaning = "text is an id"
     files_digest = digest_file_states([table.file for table in tables])

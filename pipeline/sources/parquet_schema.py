@@ -1,4 +1,4 @@
-"""What the schema of a parquet dataset says: the columns of images and labels, and the names of classes."""
+"""Find the columns of images and labels, and the class names, in the schema of a parquet dataset."""
 
 from dataclasses import dataclass
 from sfm.errors import InputError
@@ -37,9 +37,9 @@ def find_image_and_label_columns(schema: "pyarrow.Schema", location: str, image_
     Parameters
     ----------
     location : str
-        Where the table lies, for messages.
+        Location of the table, for messages.
     image_column, label_column : str or None
-        Names that the user chose. By default the columns ``image`` and ``label``, or else the only ones of
+        Names chosen by the user. By default the columns ``image`` and ``label``, or else the only ones of
         these kinds in the dataset's metadata.
 
     Raises
@@ -65,7 +65,7 @@ def find_image_and_label_columns(schema: "pyarrow.Schema", location: str, image_
 def parse_hub_features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
     """Return the features that the ``datasets`` library wrote into a schema, by column.
 
-    Empty if it wrote none, or another program wrote something else in their place.
+    Empty if there are none, or the metadata is from another program.
     """
     try:
         metadata = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))

@@ -1,4 +1,4 @@
-"""Read sample files in threads, ahead of the code that decodes them."""
+"""Read sample files in threads, ahead of decoding."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +8,7 @@ from itertools import chain, islice
 from sfm.pipeline.sources.sample import Sample, SampleFile
 
 FILES_PER_TASK = 8
-"""Files that a thread reads at once: each change of threads takes a core from code that computes."""
+"""Files that a thread reads at once: switching threads takes time from computing ones."""
 
 PREFETCH_THREADS = 8
 """Files read at the same time, which hides the latency of network disks."""
@@ -23,7 +23,7 @@ def prefetch_samples(
     ----------
     samples : iterable of Sample or SampleFile
     thread_count : int
-        Threads that read. None is started if the first sample is no file.
+        Threads that read. No thread is started if the first sample is no file.
 
     Raises
     ------

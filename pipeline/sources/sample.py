@@ -22,11 +22,11 @@ class Sample:
     label : str
         Class id.
     location : str
-        Where the sample lies, for messages: a path, a key in a shard, a row of a table.
+        Location of the sample, for messages: a path, a key in a shard, a row of a table.
     label_text : str
         The label as the dataset writes it, if it is a number; "" where the spelling does not matter.
     fault : str
-        Why the image was not read although it is there; such a sample counts as one that cannot be decoded.
+        Reason why an existing image was not read; such a sample counts as undecodable.
     """
 
     data: bytes
@@ -36,14 +36,14 @@ class Sample:
     fault: str = ""
 
     def read(self) -> "Sample":
-        """Return the sample itself, so that samples and sample files are read by the same call."""
+        """Return the sample itself; the counterpart of :meth:`SampleFile.read`."""
         return self
 
 
 @final
 @dataclass(frozen=True)
 class SampleFile:
-    """A labelled image that is a file of its own and has not been read; the process that decodes it reads it.
+    """A labelled image file that has not been read yet; the decoding process reads it.
 
     Attributes
     ----------
@@ -84,6 +84,6 @@ class SampleFile:
 
 
 def describe_oversized_image_fault(size_bytes: int | None = None) -> str:
-    """Return why an image of so many bytes is not read."""
+    """Return the error message for an image that is too large."""
     prefix = "" if size_bytes is None else f"{size_bytes:,} bytes: "
     return f"{prefix}more than {MAX_IMAGE_BYTES:,} bytes are no image"

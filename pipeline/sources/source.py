@@ -1,4 +1,4 @@
-r"""What a source of labelled images is: `Source`, `Split`, `Shard`, and functions that make splits.
+r"""The interface of a source of labelled images: `Source`, `Split`, `Shard`, and functions that make splits.
 
 A source is data: two splits, each a sequence of *shards*, and a function that decodes one sample. A shard is
 read in order by one reader, any number of times. It is the unit that workers take, the unit that is resumed,
@@ -51,15 +51,15 @@ class Shard:
     Attributes
     ----------
     location : str
-        Where the shard lies, for messages.
+        Location of the shard, for messages.
     labels : ndarray of int32, shape (n,), or None
-        Index of each sample's class in ``Source.class_ids``; None if labels are known by reading only.
+        Index of each sample's class in ``Source.class_ids``; None if labels are known only after reading.
     read : callable
         Takes ascending positions (ndarray of int64), or None for all. Yields a `Sample` or a `SampleFile` for
         each; raises InputError if they cannot be read. It may be called again, in other processes too, and
         yields the same then. One process reads one shard at a time.
     unused : Counter
-        What the last reading of all samples passed over, by kind; only where reading tells.
+        Number of files that the last complete reading skipped, by kind; empty if known without reading.
     """
 
     location: str
@@ -77,7 +77,7 @@ class Split:
     shards : tuple of Shard
         Either all of them have labels, or none has.
     listing : str
-        Digest (hexadecimal) of what is known of the samples without reading them: names, sizes, times.
+        Digest (hexadecimal) of what is known about the samples without reading them: names, sizes, times.
     """
 
     shards: tuple[Shard, ...]
@@ -85,7 +85,7 @@ class Split:
 
     @property
     def labels(self) -> npt.NDArray[np.int32] | None:
-        """Labels of all samples, shape (n,); None if they are known by reading only."""
+        """Labels of all samples, shape (n,); None if they are known only after reading."""
         known = [shard.labels for shard in self.shards if shard.labels is not None]
         if len(known) < len(self.shards):
             return None
@@ -102,14 +102,14 @@ class Split:
         return prefetch_samples(self.iter_samples(rows, shard_sizes))
 
     def iter_samples(self, rows: npt.NDArray[np.int64], shard_sizes: Sequence[int] | None = None) -> Iterator[Sample | SampleFile]:
-        """Yield the samples of some rows; those that are files of their own are not read.
+        """Yield the samples of some rows; sample files are not read.
 
         Parameters
         ----------
         rows : ndarray of int64
             Ascending positions in the split.
         shard_sizes : sequence of int, optional
-            Samples per shard; needed where labels are not known.
+            Samples per shard; needed if labels are not known.
         """
         if shard_sizes is None:
             shard_sizes = [0 if shard.labels is None else len(shard.labels) for shard in self.shards]
@@ -122,7 +122,7 @@ class Split:
 
 
 NO_SAMPLES = Split((), "")
-"""The held-out split of a dataset that has none."""
+"""Held-out split of a dataset without one."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Source:
     name : str
         Default name of the dataset in a store.
     spec : str
-        What the user wrote: ``KIND:PLACE?OPTIONS``.
+        The spec as given: ``KIND:PLACE?OPTIONS``.
     class_ids : list of str or None
         Sorted. They identify classes across datasets: folder names, WordNet ids, label numbers. None if the
         classes are those found in the pass.
@@ -149,7 +149,7 @@ class Source:
     rendering : Rendering
         How decoded images become opaque 8-bit pixels: the options ``background`` and ``white``.
     inventory : Inventory
-        Which files are not used, and which choices were made.
+        Unused files and automatic choices.
     """
 
     name: str
@@ -170,13 +170,13 @@ class Source:
 
     @property
     def labels(self) -> dict[str, npt.NDArray[np.int32]] | None:
-        """Labels of all samples, by split; None if they are known by reading only."""
+        """Labels of all samples, by split; None if they are known only after reading."""
         train, test = self.train.labels, self.test.labels
         return None if train is None or test is None else {"train": train, "test": test}
 
 
 def file_split(labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Callable[[int], str], listing: str) -> Split:
-    """Return a split of samples that are files of their own, in shards of ``BLOCK_ROWS`` samples.
+    """Return a split of sample files, in shards of ``BLOCK_ROWS`` samples.
 
     Several files are read at the same time, ahead of decoding; for a GPU, in the processes that decode.
 
@@ -210,7 +210,7 @@ def indexed_split(labels: npt.NDArray[np.int32], class_ids: Sequence[str], read:
     read : callable
         Returns the encoded bytes of sample ``i``.
     location : callable
-        Returns where sample ``i`` lies, for messages.
+        Returns the location of sample ``i``, for messages.
     listing : str
         See `Split`.
     """

@@ -1,4 +1,4 @@
-"""Tell the training files of a dataset from the held-out ones by the words in their paths.
+"""Assign the files of a dataset to splits by the words in their paths.
 
 The words are those of the ``datasets`` library, in upper or lower case, the same for every kind of source.
 """
@@ -29,10 +29,10 @@ class SplitFiles:
     Attributes
     ----------
     train, test : list of DataFile
-        `test` is empty if nothing is held out; the inventory says why.
+        `test` is empty without a held-out split; the inventory has the reason.
     inventory : Inventory
     unused_val : list of DataFile
-        Files that can be held out instead of `test`, if the user chose neither.
+        Files that can be held out instead of `test`, unless the user chose splits.
     test_split_word : str
         The split that the words in the paths of `test` name: test or val; "" if the user chose the files.
     """
@@ -44,9 +44,9 @@ class SplitFiles:
     test_split_word: str = ""
 
     def replace_unlabelled_test(self, has_labels: Callable[[DataFile], bool]) -> "SplitFiles":
-        """Return the files with ``val`` held out if ``test`` has no labels, as that of a competition.
+        """Use ``val`` as held-out files if ``test`` has no labels, as in competitions; return the result.
 
-        If ``val`` has no labels either, nothing is held out. What the user chose stays.
+        If ``val`` has no labels either, nothing is held out. Choices of the user are kept.
         """
         if not self.test_split_word or any(map(has_labels, self.test)):
             return self
@@ -76,19 +76,19 @@ def find_split_files(location: str, file_suffixes: tuple[str, ...], train_name: 
     Parameters
     ----------
     location : str
-        A folder, prefix or pattern that holds both splits, told apart by words in their paths; or a pattern
-        of training files.
+        A folder, prefix or pattern that holds both splits, distinguished by words in paths; or a pattern of
+        training files.
     file_suffixes : tuple of str
         File names in a folder end in one of these.
     train_name, test_name_or_pattern : str, optional
         Of a folder or prefix: names of the splits. Beside a pattern of training files,
-        `test_name_or_pattern` is a pattern of held-out files; without a slash it means files beside the
-        training files.
+        `test_name_or_pattern` is a pattern of held-out files; without a slash it is relative to the
+        training files' folder.
 
     Raises
     ------
     InputError
-        If nothing is found, the splits cannot be told apart, files are of no known split, or the folder holds
+        If nothing is found, the splits are ambiguous, files are of no known split, or the folder holds
         several datasets.
     """
     is_pattern = any(sign in location for sign in "{*") or location.endswith(file_suffixes)
@@ -154,7 +154,7 @@ class _SplitPaths:
 
 
 def divide_paths_into_splits(location: str, paths: Sequence[str], train_name: str | None, test_name: str | None) -> _SplitPaths:
-    """Tell training from held-out files by their paths below the dataset's folder.
+    """Assign files to splits by their paths below the dataset's folder.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def divide_paths_into_splits(location: str, paths: Sequence[str], train_name: st
     used = held_out_set.union(training)
     strays = [path for path in paths_by_word[None] if path not in used]
     if strays and (train_name is None or test_name is None):
-        raise InputError(f"{location} holds files of no split that is known: {format_names(strays)}; known are the words " f"{SPLIT_WORDS_HELP}: rename them, {hint}")
+        raise InputError(f"{location} holds files of no known split: {format_names(strays)}; known are the words " f"{SPLIT_WORDS_HELP}: rename them, {hint}")
     if not training:
         raise InputError(f"no training file in {location} (found: {format_names(list(paths))}): {hint}")
     unused_val: list[str] = []

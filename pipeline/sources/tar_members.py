@@ -19,17 +19,17 @@ GZIP_MAGIC = b"\x1f\x8b"
 UNSUPPORTED_COMPRESSION = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x04\x22\x4d\x18": "lz4"}
 TAR_BUFFER_BYTES = 1 << 20
 TAR_READ_ERRORS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, RecursionError, OverflowError)
-"""Errors of tarfile and gzip on damaged files, and on files that were made to harm."""
+"""Errors of tarfile and gzip on damaged and malicious files."""
 
 Content = bytes | int
-"""Of an image or a label; for an image that is too large to be read, its size in bytes."""
+"""Bytes of an image or a label; for an image that is too large to read, its size."""
 
 MAX_EMPTY_READS = 64
-"""Reads without data after which a shard counts as truncated; tarfile makes a few at the end."""
+"""Maximum number of reads without data, of which tarfile makes a few at the end; more mean truncation."""
 
 
 class PositionLimitedStream:
-    """A stream that refuses to be read beyond `max_position`, since headers can have any length."""
+    """A stream that refuses to be read beyond `max_position`, because headers can have any length."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -43,8 +43,8 @@ class PositionLimitedStream:
         Raises
         ------
         tarfile.ReadError
-            If the position is beyond `max_position`, or too many reads brought no data: tarfile reads on for
-            as many bytes as a header claims.
+            If the position is beyond `max_position`, or too many reads brought no data: tarfile keeps
+            reading for as many bytes as a header claims.
         """
         if self._position > self.max_position:
             raise tarfile.ReadError(f"the headers of a member are longer than {MAX_HEADER_BYTES:,} bytes")
@@ -57,7 +57,7 @@ class PositionLimitedStream:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A member whose damaged or missing header is an error; tarfile takes it for the end of an archive."""
+    """A member whose damaged or missing header is an error; tarfile treats it as the end of an archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_StrictTarInfo":
@@ -66,7 +66,7 @@ class _StrictTarInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError("it ends without the mark of its end") from error
+            raise tarfile.ReadError("it has no end-of-archive marker") from error
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
 
@@ -77,7 +77,7 @@ def decompress_if_gzip(stream: BinaryIO, location: str) -> BinaryIO:
     Raises
     ------
     InputError
-        If it is compressed otherwise than with gzip.
+        If it is compressed with another format than gzip.
     """
     start = stream.peek(8)[:8]  # type: ignore[attr-defined]
     compression = next((name for magic, name in UNSUPPORTED_COMPRESSION.items() if start.startswith(magic)), None)
@@ -109,8 +109,8 @@ def iter_tar_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[t
     Raises
     ------
     InputError
-        If the shard is missing or not a complete tar archive, or holds links or sparse files in place of
-        images, or more than the limits allow.
+        If the shard is missing or not a complete tar archive, or holds images that are links or sparse
+        files, or exceeds a limit.
     """
     with open_stream(file) as raw_stream:
         try:
@@ -137,12 +137,12 @@ def read_next_tar_header(archive: tarfile.TarFile, stream: PositionLimitedStream
     Raises
     ------
     tarfile.ReadError
-        If headers are longer than ``MAX_HEADER_BYTES``, or say what cannot be.
+        If headers are longer than ``MAX_HEADER_BYTES``, or invalid.
     """
-    # Contents are skipped piece by piece, but all headers in front of a member are in memory at once.
+    # Contents are skipped in chunks, but all headers before a member are in memory at once.
     stream.max_position = archive.offset + MAX_HEADER_BYTES
     info = archive.next()
-    # tarfile would remember every member, to find it again.
+    # tarfile would keep every member in memory.
     archive.members.clear()  # type: ignore[attr-defined]
     if info is not None:
         stream.max_position = archive.offset + MAX_HEADER_BYTES

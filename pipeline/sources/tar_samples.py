@@ -13,7 +13,7 @@ from sfm.text import format_names
 
 
 MAX_HELD_SAMPLES = 16
-"""Samples with dotted names that are held back, in case they turn out to be parts of one sample."""
+"""Maximum number of buffered samples with dotted names, which may be parts of one sample."""
 
 
 class MissingLabelError(InputError):
@@ -27,7 +27,7 @@ class TarMemberGroup:
     Attributes
     ----------
     key : str
-        That name.
+        The shared name.
     contents : dict of str to Content
         Images and labels whose names have one dot, by extension.
     dotted_contents : dict of str to dict
@@ -61,7 +61,7 @@ class TarMemberGroup:
         contents[extension] = content
 
     def describe_endings(self) -> str:
-        """Return what the members' names end in, as text."""
+        """Describe the extensions of the members, for messages."""
         endings = [f".{extension}" for extension in self.contents]
         endings += [f"{stem.removeprefix(self.key)}.{extension}" for stem, contents in self.dotted_contents.items() for extension in contents]
         endings += [name.removeprefix(self.key) for name in self.unused_names]
@@ -122,7 +122,7 @@ def iter_group_samples(group: TarMemberGroup, file: DataFile, unused_by_kind: Co
     Parameters
     ----------
     is_partly_yielded : bool
-        Whether samples with dotted names of this group were yielded before.
+        Whether samples with dotted names of this group were already yielded.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def iter_group_samples(group: TarMemberGroup, file: DataFile, unused_by_kind: Co
         yield from iter_dotted_samples(group, file)
         return
     if is_partly_yielded:
-        raise InputError(f"{group.key} in {file.url} has an image or label of its own beside many with more dots in their " f"names: cannot tell which belong together; rename them without dots")
+        raise InputError(f"{group.key} in {file.url} has an image or label besides many with more dots in their " f"names: cannot tell which belong together; rename them without dots")
     images = [extension for extension in group.contents if extension in IMAGE_EXTENSIONS]
     if len(images) != 1:
         found = " and ".join(f".{image}" for image in images) or group.describe_endings()

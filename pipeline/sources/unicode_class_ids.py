@@ -1,4 +1,4 @@
-"""Class ids in Unicode normal form C, whatever system named the folders."""
+"""Normalise class ids to Unicode normal form C, because systems name folders differently."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -16,7 +16,7 @@ def require_distillable_classes(
     sample_counts_by_split: Mapping[str, npt.NDArray[np.int64]],
     condition_in_message: str = "",
 ) -> None:
-    """Refuse fewer than two classes, classes that differ in spelling alone, and empty classes.
+    """Refuse fewer than two classes, classes that differ only in spelling, and empty classes.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def require_distillable_classes(
     Raises
     ------
     InputError
-        Names the classes and the split.
+        With the classes and the split.
     """
     if len(class_ids) < 2:
         found = class_ids[0] if class_ids else "none"

@@ -31,14 +31,14 @@ def open_wds_source(place_with_options: str) -> Source:
     Parameters
     ----------
     place_with_options : str
-        ``PATTERN?test=PATTERN``, or a folder or prefix of shards whose names tell their split; of a folder,
+        ``PATTERN?test=PATTERN``, or a folder or prefix of shards with split names; of a folder,
         ``train=NAME`` and ``test=NAME`` choose the splits. With ``names=FILE`` the class list in FILE says
         what the label numbers mean.
 
     Raises
     ------
     InputError
-        If shards are missing, or the splits cannot be told apart.
+        If shards are missing, or the splits are ambiguous.
     """
     spec = f"wds:{place_with_options}"
     path_or_pattern, options = parse_spec_options(place_with_options)
@@ -77,12 +77,12 @@ def first_sample_has_label(file: DataFile) -> bool:
 
 
 def require_readable_distinct_shards(files: Sequence[DataFile]) -> None:
-    """Refuse shards that gzip cannot unpack, and shards that are there packed and unpacked.
+    """Refuse unsupported compression, and shards that exist both packed and unpacked.
 
     Raises
     ------
     InputError
-        Names them.
+        With the names of the shards.
     """
     file_by_stem: dict[str, DataFile] = {}
     for file in files:
@@ -116,7 +116,7 @@ def iter_shard_samples(file: DataFile, label_list: ParsedClassList | None, unuse
     Parameters
     ----------
     unused_by_kind : Counter
-        Is cleared, and counts the members that are part of no sample, by kind.
+        Cleared first; counts the members that are part of no sample, by kind.
 
     Raises
     ------

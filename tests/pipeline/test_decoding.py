@@ -226,7 +226,7 @@ def test_a_decoder_that_cannot_be_sent_is_refused():
         with lock:
             return decode_image(data)
 
-    problem = "cannot be sent to the processes that decode for a GPU .* or use --device cpu"
+    problem = "cannot be sent to the decoding processes .* or use --device cpu"
     with pytest.raises(InputError, match=problem), decoding_process_pool(locked, 2, 1):
         pass
     assert list_decoding_processes() == []

@@ -154,7 +154,11 @@ def test_idx_files_without_a_held_out_split_can_be_divided(tmp_path):
 @pytest.mark.parametrize(
     ("source", "changes", "complaint"),
     [
-        ("folder:{root}", {}, r"has a held-out split: leave out --hold-out to use it, or name the training"),
+        (
+            "folder:{root}",
+            {},
+            r"has a held-out split: leave out --hold-out to use it, or name only the training",
+        ),
         ("builtin:fashion-mnist-6k", {}, "has a held-out split"),
         (
             "folder:{root}/train",

@@ -136,7 +136,7 @@ def use_missing_file(folder: Path, tls: Path) -> dict[str, Any]:
         ("tls", use_other_authority, "its certificate is not of the authority in Dask's configuration"),
         ("tls", use_rejected_certificate, "it does not accept the certificate in Dask's configuration"),
         ("tls", use_missing_file, "a file that Dask's configuration names for TLS is not there"),
-        ("tcp", None, "it breaks the connection off: one that speaks TLS has a tls:// address"),
+        ("tcp", None, "it closes the connection: if it uses TLS, give its tls:// address"),
         ("tcp", use_other_authority, "Dask's configuration asks for encryption: give a tls:// address"),
     ],
 )

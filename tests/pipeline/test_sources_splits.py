@@ -34,9 +34,7 @@ def test_held_out_files_are_known_by_the_words_of_the_datasets_library(tmp_path,
 
 def test_files_of_no_known_split_are_named_and_can_be_chosen(tmp_path):
     root = write_files(tmp_path, "train-0.tar", "trainextra-0.tar", "val-0.tar")
-    with pytest.raises(
-        InputError, match=r"no split that is known: trainextra-0.tar; .*\?train=NAME&test=NAME"
-    ):
+    with pytest.raises(InputError, match=r"no known split: trainextra-0.tar; .*\?train=NAME&test=NAME"):
         find_split_files(root, SUFFIXES)
     found = find_split_files(root, SUFFIXES, train_name="trainextra", test_name_or_pattern="val")
     assert get_relative_paths(root, found.train) == ["trainextra-0.tar"]

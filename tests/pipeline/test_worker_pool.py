@@ -148,7 +148,7 @@ def test_after_the_scheduler_is_lost_the_same_command_goes_on_without_it(
 ):
     lost = start_scheduler(dask, address)
     start_worker(dask, address)
-    with pytest.raises(IncompleteExtractionError, match=r"scheduler went away after \d+ of 12 partitions"):
+    with pytest.raises(IncompleteExtractionError, match=r"scheduler was lost after \d+ of 12 partitions"):
         extract(make_config(tmp_path / "s", scheduler=address), act_after_partitions(3, lost.kill))
     assert open_store(str(tmp_path / "s")).list_summaries() == []
     resumed = extract(make_config(tmp_path / "s"))
