@@ -116,12 +116,12 @@ def compute_view_features(
         if work_folder
         else None
     )
-    done = resumable.load_stored() if resumable else 0
-    if done:
-        on_views(done, total)
+    computed_views = resumable.load_stored() if resumable else 0
+    if computed_views:
+        on_views(computed_views, total)
     try:
         with torch.inference_mode(), tf32_disabled():
-            for start in range(done, total, batch_size):
+            for start in range(computed_views, total, batch_size):
                 batch = slice(start, min(start + batch_size, total))
                 boxes = Crops(
                     crops.top[batch],
@@ -134,13 +134,13 @@ def compute_view_features(
                     total // image_count
                 )
                 features[batch] = backbone.features(apply_crops(pixels[image_indices], boxes, size))
-                done = batch.stop
+                computed_views = batch.stop
                 if resumable:
-                    resumable.write_if_due(done)
-                on_views(done, total)
+                    resumable.write_if_due(computed_views)
+                on_views(computed_views, total)
     finally:
         if resumable:
-            resumable.write_new(done)
+            resumable.write_new(computed_views)
     return features.view(image_count, total // image_count, -1)
 
 

@@ -1,7 +1,7 @@
 """Finished rows and features, kept in a folder until an evaluation is complete, so that it can resume.
 
-Every file is named by the digest of what it depends on, is written atomically, and holds its own digest: a
-file that differs from what was written is computed again. If nothing can be written, the evaluation
+Every file is named by the digest of its inputs, is written atomically, and holds the digest of its content: a
+damaged file is computed again. If nothing can be written, the evaluation
 continues, but cannot resume.
 """
 
@@ -50,24 +50,24 @@ class WorkFolder:
     ----------
     folder : Path
         Made by the first write.
-    writable : bool
+    is_writable : bool
         False after a failed write.
     used_keys : list of str
         Keys that were read or written, the latest last.
     """
 
     folder: Path
-    writable: bool = field(default=True, init=False)
+    is_writable: bool = field(default=True, init=False)
     used_keys: list[str] = field(default_factory=list, init=False)
 
     def write_file(self, name: str, data: bytes) -> None:
         """Write a file; log once if that is not possible."""
-        if self.writable:
+        if self.is_writable:
             try:
                 require_no_link(self.folder)
                 write_output(self.folder / name, data)
             except InputError as error:
-                self.writable = False
+                self.is_writable = False
                 LOG.warning("an interruption would start over: %s", error)
 
     def read_row(self, key: str) -> AccuracyRow | None:

@@ -119,9 +119,9 @@ def add_command(
 
     def command(**options: Any) -> None:
         as_json, quiet = options.pop("json"), options.pop("quiet")
-        file, trusted = options.pop("config"), options.pop("trust_config")
+        file, is_trusted = options.pop("config"), options.pop("trust_config")
         with exit_on_error():
-            run(make_config(model, name, file, options, trusted=trusted), as_json, quiet)
+            run(make_config(model, name, file, options, is_trusted=is_trusted), as_json, quiet)
 
     parameters = [
         *(make_field_parameter(field_name, field) for field_name, field in model.model_fields.items()),
@@ -206,7 +206,7 @@ def make_config(
     file: Path | None,
     options: dict[str, Any],
     *,
-    trusted: bool = False,
+    is_trusted: bool = False,
 ) -> BaseModel:
     """Return the config: the values of a file, overridden by the options given on the command line.
 
@@ -218,7 +218,7 @@ def make_config(
         Value of ``--config``.
     options : dict
         By field name; None and empty lists are options that were left out.
-    trusted : bool
+    is_trusted : bool
         Whether the file may name places too.
 
     Raises
@@ -229,7 +229,7 @@ def make_config(
     """
     file_values = read_config_file(file, command_name) if file else {}
     options = {name: value for name, value in options.items() if value not in (None, [])}
-    if file and not trusted:
+    if file and not is_trusted:
         require_recipe_only(model, file, {n: v for n, v in file_values.items() if n not in options})
     try:
         return model(**file_values | options)

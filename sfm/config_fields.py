@@ -40,7 +40,7 @@ class ConfigFileRule:
     is_refused: Callable[[Any], bool]
 
 
-def names_weights_file(specs: Any) -> bool:
+def is_weight_file_spec(specs: Any) -> bool:
     """Return whether a backbone spec, or one of a list, names a file of weights."""
     return any(
         "@" in spec for spec in (specs if isinstance(specs, list) else [specs]) if isinstance(spec, str)
@@ -86,7 +86,7 @@ LocationField = Annotated[T, LOCATION_RULE]
 ConsentField = Annotated[T, ConfigFileRule(bool)]
 """Consent to replace data or to publish real images; 0 and False refuse both."""
 
-BackboneField = Annotated[T, ConfigFileRule(names_weights_file)]
+BackboneField = Annotated[T, ConfigFileRule(is_weight_file_spec)]
 """A recipe, unless a spec names a file of weights."""
 
 ClassesField = Annotated[T, ConfigFileRule(lambda value: isinstance(value, str | Path))]

@@ -103,11 +103,11 @@ def store_show(
 
         if history:
             with show_slow_progress(quiet, "nothing was changed") as progress:
-                found = find_entry_history(open_store(url), dataset, backbone, image_size, progress)
+                statuses = find_entry_history(open_store(url), dataset, backbone, image_size, progress)
             if as_json:
-                print_json({"history": [store_tables.make_commit_document(g) for g in found]})
+                print_json({"history": [store_tables.make_commit_document(g) for g in statuses]})
             else:
-                store_tables.print_history(f"History of {dataset} in {url}", found)
+                store_tables.print_history(f"History of {dataset} in {url}", statuses)
             return
         with show_slow_progress(quiet, "nothing was changed") as progress:
             store = open_store(url)
@@ -221,7 +221,7 @@ def store_copy(
         damaged = [c for c in result if c.outcome == "damaged"]
         if damaged:
             raise report_error(f"{len(damaged)} of {len(result)} entries not copied: {damaged[0].detail}", 1)
-        not_copied = [c for c in result if not c.arrived]
+        not_copied = [c for c in result if not c.is_in_target]
         if not_copied:
             advice = f"{target} holds others under their keys, or had them removed; --replace replaces them"
             reason = next((c.detail for c in not_copied if c.detail), advice)

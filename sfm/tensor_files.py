@@ -71,11 +71,11 @@ def require_tensor_specs(file: Any, expected: TensorSpecs, path: Path) -> None:
     TensorFileError
         If there is a difference; names the first tensor that differs.
     """
-    found = read_tensor_specs(file)
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
+    actual = read_tensor_specs(file)
+    for name in sorted(actual.keys() | expected.keys()):
+        if actual.get(name) != expected.get(name):
             raise TensorFileError(
-                f"{path} holds {describe_tensor_spec(found.get(name))} as {json.dumps(name)[:100]}, not "
+                f"{path} holds {describe_tensor_spec(actual.get(name))} as {json.dumps(name)[:100]}, not "
                 f"{describe_tensor_spec(expected.get(name))}"
             )
 

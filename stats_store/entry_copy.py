@@ -78,7 +78,7 @@ class CopyResult:
     objects_found: int = 0
 
     @property
-    def arrived(self) -> bool:
+    def is_in_target(self) -> bool:
         """Whether the target holds the entry."""
         return self.outcome in ("copied", "already there", "repaired")
 

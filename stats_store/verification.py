@@ -358,7 +358,11 @@ def iterate_row_windows(
     for start in range(0, array.shape[0], step):
         stop = min(start + step, array.shape[0])
         outer = range(start // rows, -(-stop // rows))
-        yield start, stop, ["/".join(map(str, (path, "c", *place))) for place in product(outer, *inner)]
+        yield (
+            start,
+            stop,
+            ["/".join(map(str, (path, "c", *chunk_index))) for chunk_index in product(outer, *inner)],
+        )
 
 
 def compute_row_bytes(array: "zarr.Array[Any]") -> int:

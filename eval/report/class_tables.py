@@ -29,10 +29,10 @@ class ConfusionTable:
     pairs: list[tuple[str, str, TableCell]]
 
 
-def make_classifier_title(run: ReportedRun, row: AccuracyRow, *, named: bool) -> str:
-    """Return label and backbone of the classifier that a table is of, with the run's name if `named`."""
+def make_classifier_title(run: ReportedRun, row: AccuracyRow, *, with_run_name: bool) -> str:
+    """Return label and backbone of the classifier of a table, and the run's name if `with_run_name`."""
     assert run.evaluation
-    prefix = f"{run.name}: " if named else ""
+    prefix = f"{run.name}: " if with_run_name else ""
     return f"{prefix}{make_row_label(row, run.evaluation)} on {row.backbone}"
 
 
@@ -43,7 +43,7 @@ def get_class_accuracies(row: AccuracyRow) -> list[float | None] | None:
     return [counts[c] / sum(counts) if sum(counts) else None for c, counts in enumerate(row.confusion)]
 
 
-def make_class_accuracy_table(run: ReportedRun, *, named: bool) -> ClassAccuracyTable | None:
+def make_class_accuracy_table(run: ReportedRun, *, with_run_name: bool) -> ClassAccuracyTable | None:
     """Return the accuracy of every class for the distilled images and for all real ones, worst first."""
     row = find_detailed_row(run.evaluation) if run.evaluation else None
     distilled = get_class_accuracies(row) if row else None
@@ -63,7 +63,9 @@ def make_class_accuracy_table(run: ReportedRun, *, named: bool) -> ClassAccuracy
     note = (
         f"The {MAX_TABLE_CLASSES} worst of {len(order):,} classes." if len(order) > MAX_TABLE_CLASSES else ""
     )
-    return ClassAccuracyTable(make_classifier_title(run, row, named=named), columns, rows, note)
+    return ClassAccuracyTable(
+        make_classifier_title(run, row, with_run_name=with_run_name), columns, rows, note
+    )
 
 
 def make_percent_cell(share: float | None) -> TableCell:
@@ -71,7 +73,7 @@ def make_percent_cell(share: float | None) -> TableCell:
     return TableCell(format_percent(share), share)
 
 
-def make_confusion_table(run: ReportedRun, *, named: bool) -> ConfusionTable | None:
+def make_confusion_table(run: ReportedRun, *, with_run_name: bool) -> ConfusionTable | None:
     """Return the pairs of classes that the classifier shown in detail confuses most."""
     row = find_detailed_row(run.evaluation) if run.evaluation else None
     if row is None or not row.confused:
@@ -96,4 +98,4 @@ def make_confusion_table(run: ReportedRun, *, named: bool) -> ConfusionTable | N
             (names[pair.right], names[pair.predicted], TableCell(f"{pair.count:,} times", None))
             for pair in sorted(row.confused, key=lambda pair: -pair.count)[:MAX_CONFUSIONS]
         ]
-    return ConfusionTable(make_classifier_title(run, row, named=named), pairs)
+    return ConfusionTable(make_classifier_title(run, row, with_run_name=with_run_name), pairs)

@@ -30,7 +30,7 @@ class Picture:
     alt: str
     caption: str
     title: str
-    real: bool = False
+    is_real: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Gallery:
     dataset: str
     class_rows: list[ClassRow]
     tiles: int
-    captions: bool
+    has_captions: bool
     notes: list[str]
 
 
@@ -70,7 +70,7 @@ def make_gallery(runs: Sequence[ReportedRun], title: str) -> Gallery:
         if not has_neighbours:
             pictures += make_nearest_to_mean_pictures(runs, class_index)
         class_rows.append(ClassRow(first.class_names[class_index], pictures))
-    has_real = any(picture.real for class_row in class_rows for picture in class_row.pictures)
+    has_real = any(picture.is_real for class_row in class_rows for picture in class_row.pictures)
     notes = list_omitted_images(runs, class_count, image_counts)
     if has_neighbours:
         notes.append(
@@ -112,7 +112,7 @@ def make_distilled_pictures(
         if neighbours is not None:
             title = f"{class_name}: the real image nearest to {caption}"
             source = encode_image_url(neighbours[class_index, i])
-            pictures.append(Picture(source, f"Real image of {title}", "nearest real", title, real=True))
+            pictures.append(Picture(source, f"Real image of {title}", "nearest real", title, is_real=True))
     return pictures
 
 
@@ -143,7 +143,7 @@ def make_nearest_to_mean_pictures(runs: Sequence[ReportedRun], class_index: int)
             title = f"{run.distilled.class_names[class_index]}: the real image nearest to the class mean"
             pixels = source_data.exemplars[class_index, source_data.nearest_indices[class_index]]
             alt = f"Real image of {title}"
-            return [Picture(encode_image_url(pixels), alt, "real", title, real=True)]
+            return [Picture(encode_image_url(pixels), alt, "real", title, is_real=True)]
     return []
 
 

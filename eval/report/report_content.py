@@ -28,7 +28,7 @@ class ReportContent:
 
     title: str
     made_by: str
-    several: bool
+    has_several_runs: bool
     summaries: list[RunSummary]
     galleries: list[Gallery]
     comparisons: list[ReportTable]
@@ -52,12 +52,12 @@ def make_report_content(runs: Sequence[ReportedRun]) -> ReportContent:
     groups = group_by_dataset(runs)
     titled_groups = list(zip(groups, make_group_titles(groups), strict=True))
     bounds = compute_loss_bounds(runs)
-    class_tables = [make_class_accuracy_table(run, named=has_several_runs) for run in runs]
-    confusions = [make_confusion_table(run, named=has_several_runs) for run in runs]
+    class_tables = [make_class_accuracy_table(run, with_run_name=has_several_runs) for run in runs]
+    confusions = [make_confusion_table(run, with_run_name=has_several_runs) for run in runs]
     return ReportContent(
         title=make_page_title(runs),
         made_by=f"sfm-distill {version('sfm-distill')}",
-        several=has_several_runs,
+        has_several_runs=has_several_runs,
         summaries=[make_run_summary(run, text) for run, text in zip(runs, describe_runs(runs), strict=True)],
         galleries=[make_gallery(group, title) for group, title in titled_groups],
         comparisons=[

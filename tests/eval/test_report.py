@@ -517,7 +517,7 @@ def test_a_run_of_some_classes_shows_their_real_images(
     assert reported_run.details.train_samples == 3 * 40
     (gallery,) = make_report_content([reported_run]).galleries
     assert [class_row.name for class_row in gallery.class_rows] == ["Trouser", "Coat", "Ankle boot"]
-    assert [[picture.real for picture in class_row.pictures] for class_row in gallery.class_rows] == [
+    assert [[picture.is_real for picture in class_row.pictures] for class_row in gallery.class_rows] == [
         [False, True]
     ] * 3
 

@@ -119,7 +119,9 @@ def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path)
     own = {"store": "mine", "out": tmp_path / "out", "classes": tmp_path / "classes.txt"}
     found = make_config(DistillConfig, "distill", file, dict(own))
     assert found == DistillConfig(**RECIPE, **own)
-    assert make_config(DistillConfig, "distill", file, {}, trusted=True) == DistillConfig(**RECIPE, **PLACES)
+    assert make_config(DistillConfig, "distill", file, {}, is_trusted=True) == DistillConfig(
+        **RECIPE, **PLACES
+    )
 
 
 def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
