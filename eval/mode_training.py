@@ -167,11 +167,11 @@ def fit_inherit_statistics_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Fit one projector to the class means of the two backbones, without any image; a group is a class."""
-    both = (context.eval_backbone.statistics, context.source_statistics)
-    has_samples = np.all([statistics.read_array("train/count") > 0 for statistics in both], axis=0)
+    statistics_pair = (context.eval_backbone.statistics, context.source_statistics)
+    has_samples = np.all([statistics.read_array("train/count") > 0 for statistics in statistics_pair], axis=0)
     means, target_means = (
         torch.from_numpy(statistics.read_array("train/mean")[has_samples]).to(context.view_features.device)
-        for statistics in both
+        for statistics in statistics_pair
     )
     ridge_fit = fit_ridge_projector(
         means[:, None].float(), target_means[:, None].float(), context.inherited_classifier

@@ -1,7 +1,7 @@
 """Finished rows and features, kept in a folder until an evaluation is complete, so that it can resume.
 
-Every file is named by the digest of what it depends on, is written atomically, and holds its own digest: a
-file that differs from what was written is computed again. If nothing can be written, the evaluation
+Every file is named by the digest of its inputs, is written atomically, and holds the digest of its content: a
+damaged file is computed again. If nothing can be written, the evaluation
 continues, but cannot resume.
 """
 

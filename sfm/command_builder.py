@@ -89,7 +89,7 @@ def add_command(app: typer.Typer, name: str, model: type[BaseModel], run_command
 
     def command(**options: Any) -> None:
         as_json, quiet = options.pop("json"), options.pop("quiet")
-        file, trusted = options.pop("config"), options.pop("trust_config")
+        file, is_trusted = options.pop("config"), options.pop("trust_config")
         with exit_on_error():
             run_command(make_config_from_file_and_options(model, name, file, options, is_file_trusted=trusted), as_json, quiet)
 

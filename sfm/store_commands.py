@@ -78,11 +78,11 @@ def store_show(
 
         if history:
             with show_slow_progress(quiet, "nothing was changed") as progress:
-                found = find_entry_history(open_store(url), dataset, backbone, image_size, progress)
+                statuses = find_entry_history(open_store(url), dataset, backbone, image_size, progress)
             if as_json:
-                print_json({"history": [store_tables.make_commit_document(g) for g in found]})
+                print_json({"history": [store_tables.make_commit_document(g) for g in statuses]})
             else:
-                store_tables.print_commit_history(f"History of {dataset} in {url}", found)
+                store_tables.print_commit_history(f"History of {dataset} in {url}", statuses)
             return
         with show_slow_progress(quiet, "nothing was changed") as progress:
             store = open_store(url)

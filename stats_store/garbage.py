@@ -79,8 +79,8 @@ def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tupl
 
     Every commit is read. If one is unreadable, no run that other commits of its key refer to is garbage. If
     it is the newest of its key, no run without a commit is garbage either: the unreadable commit may refer to
-    it. A run that contradicts its commit counts as one without: anybody may commit the id of a run that is
-    being written.
+    it. A run that contradicts its commit counts as one without: the commit may be forged, and name a run
+    that is being written.
 
     Readers follow links, so that a store may span several disks; objects behind a link are never garbage.
 

@@ -105,12 +105,12 @@ def resolve_object_path(root: Path, path: str) -> Path:
     return root.joinpath(*parts)
 
 
-def create_file_exclusively(root: Path, path: str, data: bytes, *, durable: bool) -> None:
+def create_file_exclusively(root: Path, path: str, data: bytes, *, sync_to_disk: bool) -> None:
     """Create a file below a root atomically, with the permissions of the root, unless its name is taken.
 
     Parameters
     ----------
-    durable : bool
+    sync_to_disk : bool
         Return only once the content would survive a power cut.
 
     Raises
@@ -127,7 +127,7 @@ def create_file_exclusively(root: Path, path: str, data: bytes, *, durable: bool
             copy_permissions(unfinished_path, root)
             file.write(data)
             file.flush()
-            if durable:
+            if sync_to_disk:
                 fsync_if_supported(unfinished_path)
         move_exclusively(unfinished_path, target)
     finally:

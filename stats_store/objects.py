@@ -137,7 +137,7 @@ def _list_with_retries(objects: ObjectStore, request: Callable[[], Parsed]) -> P
     return call_interruptibly(request)
 
 
-def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool = True) -> None:
+def create_object(objects: ObjectStore, path: str, data: bytes, *, sync_to_disk: bool = True) -> None:
     """Create an object atomically, unless its path is taken: exactly one of several writers succeeds.
 
     No other function writes objects, so no object is ever overwritten. Every object is sent in one request: a
@@ -145,7 +145,7 @@ def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool
 
     Parameters
     ----------
-    durable : bool
+    sync_to_disk : bool
         On a local disk, return only once the object would survive a power cut;
         :func:`sync_objects_to_disk` does that later for many objects together.
 
@@ -168,10 +168,10 @@ def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool
         obstore.put(objects, path, data, mode="create", use_multipart=False)
         return
     try:
-        create_file_exclusively(root, path, data, durable=durable)
+        create_file_exclusively(root, path, data, sync_to_disk=sync_to_disk)
     except FileExistsError as error:
         raise AlreadyExistsError(f"{path} already exists") from error
-    if durable:
+    if sync_to_disk:
         sync_objects_to_disk(objects, path)
 
 
@@ -193,7 +193,7 @@ def create_or_verify_object(objects: ObjectStore, path: str, data: bytes) -> boo
 
     def create_or_find() -> bool:
         try:
-            create_object(objects, path, data, durable=False)
+            create_object(objects, path, data, sync_to_disk=False)
             return True
         except AlreadyExistsError:
             with contextlib.suppress(DamageError, FileNotFoundError):
@@ -233,7 +233,7 @@ def require_writable_store(objects: ObjectStore) -> None:
     if root is None:
         return
     name = f"index/probe#{secrets.randbits(60)}"
-    create_file_exclusively(root, name, b"", durable=True)
+    create_file_exclusively(root, name, b"", sync_to_disk=True)
     delete_below(root, name)
     for folder in (root / "runs", root / "staging", *(root / "index").iterdir()):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):

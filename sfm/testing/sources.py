@@ -93,8 +93,8 @@ class SourceTests:
         if expected_samples is None:
             pytest.skip("there is no fixture expected_samples")
         for name, split in source.splits.items():
-            found = sorted((sample.label, sample.data) for sample in read_samples(split))
-            assert found == sorted(expected_samples[name])
+            actual = sorted((sample.label, sample.data) for sample in read_samples(split))
+            assert actual == sorted(expected_samples[name])
 
     def test_a_shard_is_read_again_with_the_same_samples(self, source: Source) -> None:
         """``Shard.read`` yields the same samples each time, also after a reader that stopped early."""
