@@ -1,16 +1,18 @@
 """Process groups: the classes of a run are split among processes, all of which gather all features."""
 
 import os
-import torch
-import torch.distributed as dist
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
 from sfm.errors import InputError
 from sfm.text import first_error_line
-from torch import Tensor
-from typing import Any
 
 
 class LostProcessError(InputError):
@@ -161,7 +163,10 @@ def init_process_group(env: DistributedEnv | None, device: str) -> Iterator[Proc
         return
     if device != "cpu" and torch.cuda.is_available():
         if env.local_rank >= torch.cuda.device_count():
-            raise InputError(f"process {env.local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; " "start one process per GPU, or choose --device cpu")
+            raise InputError(
+                f"process {env.local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; "
+                "start one process per GPU, or choose --device cpu"
+            )
         torch.cuda.set_device(env.local_rank)
     with _translate_dist_errors():
         dist.init_process_group(init_method=env.init_method, rank=env.rank, world_size=env.world_size)
@@ -177,4 +182,7 @@ def _translate_dist_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError(f"another process of this run has ended ({first_error_line(error)}): see its error, then " "repeat the command with --resume") from error
+        raise LostProcessError(
+            f"another process of this run has ended ({first_error_line(error)}): see its error, then "
+            "repeat the command with --resume"
+        ) from error

@@ -2,10 +2,10 @@
 
 import numpy as np
 import numpy.typing as npt
+
 from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
 from sfm.eval.training import RandomStreamPurpose
 from sfm.random_streams import make_rng
-
 
 ExemplarRoles = npt.NDArray[np.uint8]
 """``exemplar/role`` of an entry, shape (class, exemplar): why each exemplar is kept."""
@@ -32,7 +32,9 @@ def choose_indices_nearest_to_mean(exemplar_roles: ExemplarRoles, images_per_cla
     return np.argsort(exemplar_roles != NEAREST_ROLE, axis=1, kind="stable")[:, :images_per_class]
 
 
-def draw_random_exemplar_indices(exemplar_roles: ExemplarRoles, images_per_class: int, draw_count: int, seed: int) -> ExemplarIndices:
+def draw_random_exemplar_indices(
+    exemplar_roles: ExemplarRoles, images_per_class: int, draw_count: int, seed: int
+) -> ExemplarIndices:
     """Draw random exemplars of every class, several times.
 
     Each class's random exemplars are shuffled once and dealt out in turn: draws share no image as long as
@@ -56,7 +58,9 @@ def draw_random_exemplar_indices(exemplar_roles: ExemplarRoles, images_per_class
     for class_index, class_roles in enumerate(exemplar_roles):
         candidates = np.flatnonzero(class_roles == RANDOM_ROLE)
         shuffled = make_rng(seed, RandomStreamPurpose.EXEMPLARS, class_index).permutation(candidates)
-        drawn[:, class_index] = shuffled[np.arange(draw_count * images_per_class).reshape(draw_count, images_per_class) % len(shuffled)]
+        drawn[:, class_index] = shuffled[
+            np.arange(draw_count * images_per_class).reshape(draw_count, images_per_class) % len(shuffled)
+        ]
     return drawn
 
 
@@ -65,7 +69,11 @@ def count_min_exemplars_per_class(exemplar_roles: ExemplarRoles, counted_role: i
     return int((exemplar_roles == counted_role).sum(axis=1).min())
 
 
-def choose_indices_nearest_to_distilled(exemplar_roles: ExemplarRoles, exemplar_features: npt.NDArray[np.float32], distilled_features: npt.NDArray[np.float32]) -> ExemplarIndices:
+def choose_indices_nearest_to_distilled(
+    exemplar_roles: ExemplarRoles,
+    exemplar_features: npt.NDArray[np.float32],
+    distilled_features: npt.NDArray[np.float32],
+) -> ExemplarIndices:
     """Return for every distilled image the exemplar of its class whose feature is nearest, of any role.
 
     No exemplar is chosen twice; the distilled images of a class choose in their order.

@@ -1,8 +1,8 @@
 """Caveats: warnings and notes that qualify accuracies."""
 
 from collections.abc import Sequence
-from sfm.eval.result import AccuracyRow, EntryRecord, FullDataRow
 
+from sfm.eval.result import AccuracyRow, EntryRecord, FullDataRow
 
 OWN_BACKBONE_BIASED_MODES = frozenset({"inherit", "inherit-ridge"})
 """Modes that show the store's classifier more than the images on the backbone distilled on."""
@@ -20,9 +20,14 @@ def format_top1(row: AccuracyRow) -> str:
     return f"{100 * row.top1_mean:.1f}{deviation} %"
 
 
-def list_caveats(rows: Sequence[AccuracyRow], full_data_rows: Sequence[FullDataRow], entry_records: Sequence[EntryRecord]) -> list[str]:
+def list_caveats(
+    rows: Sequence[AccuracyRow], full_data_rows: Sequence[FullDataRow], entry_records: Sequence[EntryRecord]
+) -> list[str]:
     """Return all caveats that follow from accuracies."""
-    return [*list_random_baseline_warnings(rows), *list_above_full_data_notes(rows, full_data_rows, entry_records)]
+    return [
+        *list_random_baseline_warnings(rows),
+        *list_above_full_data_notes(rows, full_data_rows, entry_records),
+    ]
 
 
 def list_random_baseline_warnings(rows: Sequence[AccuracyRow]) -> list[str]:
@@ -34,7 +39,10 @@ def list_random_baseline_warnings(rows: Sequence[AccuracyRow]) -> list[str]:
     for row in rows:
         baseline = find_random_baseline(row, rows) if row.images == "distilled" else None
         if baseline is not None and row.top1_mean <= baseline.top1_mean:
-            warnings.append(f"{NOT_BETTER_THAN_RANDOM}: through {row.backbone} at {row.image_size} px, {row.mode}, they " f"reach {format_top1(row)}, random real ones {format_top1(baseline)}.")
+            warnings.append(
+                f"{NOT_BETTER_THAN_RANDOM}: through {row.backbone} at {row.image_size} px, {row.mode}, they "
+                f"reach {format_top1(row)}, random real ones {format_top1(baseline)}."
+            )
     return list(dict.fromkeys(warnings))
 
 
@@ -43,7 +51,13 @@ def find_random_baseline(row: AccuracyRow, candidate_rows: Sequence[AccuracyRow]
 
     That is one of the same protocol; for other modes than `linear` otherwise the one of the most epochs.
     """
-    random_rows = [other for other in candidate_rows if other.images == "random" and (other.backbone, other.image_size) == (row.backbone, row.image_size) and other.backbone_hash in (None, row.backbone_hash)]
+    random_rows = [
+        other
+        for other in candidate_rows
+        if other.images == "random"
+        and (other.backbone, other.image_size) == (row.backbone, row.image_size)
+        and other.backbone_hash in (None, row.backbone_hash)
+    ]
     same_protocol = [other for other in random_rows if has_same_training_options(other, row)]
     candidates = same_protocol if row.mode == "linear" else same_protocol or random_rows
     return max(candidates, key=lambda other: (other.epochs or 0, other.seeds), default=None)
@@ -55,7 +69,9 @@ def has_same_training_options(baseline: AccuracyRow, row: AccuracyRow) -> bool:
     return have_same_options and (baseline.views == row.views or row.mode not in ("linear", "kd"))
 
 
-def list_above_full_data_notes(rows: Sequence[AccuracyRow], full_data_rows: Sequence[FullDataRow], entry_records: Sequence[EntryRecord]) -> list[str]:
+def list_above_full_data_notes(
+    rows: Sequence[AccuracyRow], full_data_rows: Sequence[FullDataRow], entry_records: Sequence[EntryRecord]
+) -> list[str]:
     """Return a sentence for every backbone with a row above the classifier of all real images."""
     train_per_class = {(e.backbone, e.image_size): e.train_per_class for e in entry_records}
     sentences = []
@@ -63,12 +79,23 @@ def list_above_full_data_notes(rows: Sequence[AccuracyRow], full_data_rows: Sequ
         if full.classifier != "linear":
             continue
         backbone = (full.backbone, full.image_size)
-        better_rows = [f"{r.mode} {format_top1(r)}" for r in rows if (r.backbone, r.image_size) == backbone and r.top1_mean > full.top1]
-        better_rows += [f"{f.classifier} {100 * f.top1:.1f} %" for f in full_data_rows if (f.backbone, f.image_size) == backbone and f.top1 > full.top1]
+        better_rows = [
+            f"{r.mode} {format_top1(r)}"
+            for r in rows
+            if (r.backbone, r.image_size) == backbone and r.top1_mean > full.top1
+        ]
+        better_rows += [
+            f"{f.classifier} {100 * f.top1:.1f} %"
+            for f in full_data_rows
+            if (f.backbone, f.image_size) == backbone and f.top1 > full.top1
+        ]
         if better_rows:
             count = train_per_class.get(backbone)
             trained_on = f", which learned from {count:,.0f} images per class" if count else ""
             sentences.append(
-                f"{ABOVE_FULL_DATA}, through {full.backbone} at {full.image_size} px: " f"{', '.join(dict.fromkeys(better_rows))}; the classifier of all real images has " f"{100 * full.top1:.1f} %{trained_on}. It is no upper bound: on few images, class means can " f"be the better classifier. See docs/evaluation.md."
+                f"{ABOVE_FULL_DATA}, through {full.backbone} at {full.image_size} px: "
+                f"{', '.join(dict.fromkeys(better_rows))}; the classifier of all real images has "
+                f"{100 * full.top1:.1f} %{trained_on}. It is no upper bound: on few images, class means can "
+                f"be the better classifier. See docs/evaluation.md."
             )
     return sentences

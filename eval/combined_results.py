@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
 from pydantic import ValidationError
+
 from sfm.errors import InputError
 from sfm.eval.caveats import ABOVE_FULL_DATA, NOT_BETTER_THAN_RANDOM, list_caveats
 from sfm.eval.config import CLOSED_FORM_MODES, EvaluateConfig, RowTrainingOptions, make_row_training_options
 from sfm.eval.result import AccuracyRow, EarlierCommand, Evaluation
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, read_bounded_file
-from typing import Any
-
 
 RowIdentity = tuple[Any, ...]
 
@@ -39,7 +40,9 @@ def make_row_identity(row: AccuracyRow) -> RowIdentity:
     return (row.images, row.backbone_hash, row.image_size, row.mode, *protocol)
 
 
-def combine_evaluations(current: Evaluation, previous: Evaluation | None, distilled_image_count: int) -> Evaluation:
+def combine_evaluations(
+    current: Evaluation, previous: Evaluation | None, distilled_image_count: int
+) -> Evaluation:
     """Return a command's rows together with those of earlier commands that it did not measure again.
 
     Rows of other images than the command's, or of another entry of the store, are dropped.
@@ -68,7 +71,9 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, distil
     stale_rows = [row for row in previous.rows if row.backbone_hash in stale_hashes]
     valid_rows = [row for row in previous.rows if row.backbone_hash not in stale_hashes]
     new_rows = {make_row_identity(row): row for row in current.rows}
-    replaced = [(row, new_rows[make_row_identity(row)]) for row in valid_rows if make_row_identity(row) in new_rows]
+    replaced = [
+        (row, new_rows[make_row_identity(row)]) for row in valid_rows if make_row_identity(row) in new_rows
+    ]
     kept_rows = [row for row in valid_rows if make_row_identity(row) not in new_rows]
     rows = [*current.rows, *kept_rows]
 
@@ -78,7 +83,11 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, distil
     kept_backbones = {(e.backbone, e.image_size) for e in kept_entries}
     entries += kept_entries
     full_data += [f for f in previous.full_data if (f.backbone, f.image_size) in kept_backbones]
-    notes = [*drop_caveat_notes(current.notes), *(note for note in drop_caveat_notes(previous.notes) if is_note_still_true(note, rows)), *list_caveats(rows, full_data, entries)]
+    notes = [
+        *drop_caveat_notes(current.notes),
+        *(note for note in drop_caveat_notes(previous.notes) if is_note_still_true(note, rows)),
+        *list_caveats(rows, full_data, entries),
+    ]
     earlier = [make_earlier_command(previous), *previous.earlier]
     return current.model_copy(
         update={
@@ -86,7 +95,11 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, distil
             "full_data": full_data,
             "notes": list(dict.fromkeys(notes)),
             "provenance": current.provenance.model_copy(update={"entries": entries}),
-            "earlier": [command for command in earlier if may_have_measured_any(command, kept_rows, distilled_image_count)],
+            "earlier": [
+                command
+                for command in earlier
+                if may_have_measured_any(command, kept_rows, distilled_image_count)
+            ],
             "changes": describe_row_changes(replaced, stale_rows, kept_rows),
         }
     )
@@ -102,7 +115,12 @@ def find_stale_backbone_hashes(previous: Evaluation, current: Evaluation) -> set
     """Return the hashes of backbones whose entry was replaced, or whose name denotes another backbone now."""
     by_hash = {e.backbone_hash: e.entry_digest for e in current.provenance.entries}
     by_name = {(e.backbone, e.image_size): e.backbone_hash for e in current.provenance.entries}
-    return {e.backbone_hash for e in previous.provenance.entries if by_hash.get(e.backbone_hash, e.entry_digest) != e.entry_digest or by_name.get((e.backbone, e.image_size), e.backbone_hash) != e.backbone_hash}
+    return {
+        e.backbone_hash
+        for e in previous.provenance.entries
+        if by_hash.get(e.backbone_hash, e.entry_digest) != e.entry_digest
+        or by_name.get((e.backbone, e.image_size), e.backbone_hash) != e.backbone_hash
+    }
 
 
 def fill_missing_options_of_rows(evaluation: Evaluation, distilled_image_count: int) -> Evaluation:
@@ -111,7 +129,9 @@ def fill_missing_options_of_rows(evaluation: Evaluation, distilled_image_count: 
     return evaluation if rows == evaluation.rows else evaluation.model_copy(update={"rows": rows})
 
 
-def fill_missing_row_options(row: AccuracyRow, evaluation: Evaluation, distilled_image_count: int) -> AccuracyRow:
+def fill_missing_row_options(
+    row: AccuracyRow, evaluation: Evaluation, distilled_image_count: int
+) -> AccuracyRow:
     """Return a row with backbone hash and protocol; a row of an older version takes them from its file."""
     if row.backbone_hash is not None:
         return row
@@ -121,10 +141,16 @@ def fill_missing_row_options(row: AccuracyRow, evaluation: Evaluation, distilled
         config = EvaluateConfig.model_validate(evaluation.config)
     except ValidationError:
         return row.model_copy(update=missing)
-    return row.model_copy(update=missing | asdict(make_row_training_options(config, row.mode, distilled_image_count)))
+    return row.model_copy(
+        update=missing | asdict(make_row_training_options(config, row.mode, distilled_image_count))
+    )
 
 
-def describe_row_changes(replaced_pairs: Sequence[tuple[AccuracyRow, AccuracyRow]], stale_rows: Sequence[AccuracyRow], kept_rows: Sequence[AccuracyRow]) -> list[str]:
+def describe_row_changes(
+    replaced_pairs: Sequence[tuple[AccuracyRow, AccuracyRow]],
+    stale_rows: Sequence[AccuracyRow],
+    kept_rows: Sequence[AccuracyRow],
+) -> list[str]:
     """Return a line about each change to rows that the file held before.
 
     Parameters
@@ -136,7 +162,10 @@ def describe_row_changes(replaced_pairs: Sequence[tuple[AccuracyRow, AccuracyRow
     kept_rows : sequence of AccuracyRow
     """
     changed = [(old, new) for old, new in replaced_pairs if (old.top1, old.top5) != (new.top1, new.top5)]
-    lines = [f"replaced: {describe_row(old)}: {100 * old.top1_mean:.1f} -> {100 * new.top1_mean:.1f}" for old, new in changed]
+    lines = [
+        f"replaced: {describe_row(old)}: {100 * old.top1_mean:.1f} -> {100 * new.top1_mean:.1f}"
+        for old, new in changed
+    ]
     if len(changed) < len(replaced_pairs):
         lines.append(f"measured again, and the same: {format_row_count(len(replaced_pairs) - len(changed))}")
     if stale_rows:
@@ -171,10 +200,18 @@ def make_earlier_command(evaluation: Evaluation) -> EarlierCommand:
     """Return the record of a command that the file keeps after a later one."""
     provenance = evaluation.provenance
     backbones = provenance.evaluated_on
-    return EarlierCommand(config=evaluation.config, backbones=[e.backbone_hash for e in provenance.entries] if backbones is None else backbones, versions=provenance.versions, device=provenance.device, seconds=provenance.seconds)
+    return EarlierCommand(
+        config=evaluation.config,
+        backbones=[e.backbone_hash for e in provenance.entries] if backbones is None else backbones,
+        versions=provenance.versions,
+        device=provenance.device,
+        seconds=provenance.seconds,
+    )
 
 
-def may_have_measured_any(command: EarlierCommand, rows: Sequence[AccuracyRow], distilled_image_count: int) -> bool:
+def may_have_measured_any(
+    command: EarlierCommand, rows: Sequence[AccuracyRow], distilled_image_count: int
+) -> bool:
     """Return whether one of the kept rows can have been measured by an earlier command."""
     candidates = [row for row in rows if row.backbone_hash in command.backbones]
     try:

@@ -1,12 +1,15 @@
 """Read the directory of a finished distillation: images, classes and ``run.json``."""
 
-import numpy as np
-import numpy.typing as npt
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
 from sfm.backbones.card import BackboneCard
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_IMAGES_PER_CLASS
 from sfm.constrained_types import Count, Digest, InputPixels, Name
@@ -15,8 +18,6 @@ from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
 from sfm.text import sanitize_line
 from sfm.untrusted_files import OversizeError, read_bounded_file
-from typing import Annotated, Literal, TypeVar
-
 
 MAX_UNCHECKED_BYTES, MAX_COMPRESSION = 2**30, 50
 """Bytes of pixels that are read in any case, and the highest ratio of pixels to file bytes above that."""
@@ -121,19 +122,33 @@ def read_distilled_run(run_directory: Path) -> DistilledRun:
     if not run_directory.is_dir():
         raise InputError(f"no run directory at {run_directory}: give the --out of a `sfm distill`")
     if (run_directory / "checkpoint").is_dir() and not (run_directory / "run.json").exists():
-        raise InputError(f"{run_directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, " f"or repeat its command with --resume if it was interrupted")
+        raise InputError(
+            f"{run_directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, "
+            f"or repeat its command with --resume if it was interrupted"
+        )
     record = read_json_model(TypeAdapter(RunRecord), run_directory / "run.json")
     classes = read_json_model(TypeAdapter(ClassRecords), run_directory / "classes.json")
     if [c.index for c in classes] != list(range(len(classes))) or not classes:
         raise InputError(f"{run_directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
     folders = _list_numbered_paths(run_directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")
-    files = [file for folder in folders for file in _list_numbered_paths(folder, record.ipc, "image", r"(\d+)\.png")]
+    files = [
+        file
+        for folder in folders
+        for file in _list_numbered_paths(folder, record.ipc, "image", r"(\d+)\.png")
+    ]
     require_no_outside_links(run_directory, [run_directory / "images", *folders, *files])
     require_plausible_compression(run_directory, files, record.canvas)
     pixels = np.empty((len(files), record.canvas, record.canvas, 3), np.uint8)
     for image, file in zip(pixels, files, strict=True):
         image[:] = read_png_as_rgb(file, record.canvas**2, (record.canvas, record.canvas))
-    return DistilledRun(record, [c.class_id for c in classes], [c.name for c in classes], files, pixels, np.repeat(np.arange(len(classes)), record.ipc))
+    return DistilledRun(
+        record,
+        [c.class_id for c in classes],
+        [c.name for c in classes],
+        files,
+        pixels,
+        np.repeat(np.arange(len(classes)), record.ipc),
+    )
 
 
 def read_json_model(type_adapter: TypeAdapter[Model], path: Path) -> Model:
@@ -147,11 +162,15 @@ def read_json_model(type_adapter: TypeAdapter[Model], path: Path) -> Model:
     try:
         return type_adapter.validate_json(read_bounded_file(path))
     except OSError as error:
-        raise InputError(f"{path.parent} is not a finished run of `sfm distill`: cannot read {path.name}: {error.strerror}") from error
+        raise InputError(
+            f"{path.parent} is not a finished run of `sfm distill`: cannot read {path.name}: {error.strerror}"
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = sanitize_line(".".join(map(str, first["loc"])), MAX_FIELD_CHARACTERS) or "the file"
-        raise InputError(f"{path} is not what `sfm distill` writes: {field}: {first['msg'].lower()}") from error
+        raise InputError(
+            f"{path} is not what `sfm distill` writes: {field}: {first['msg'].lower()}"
+        ) from error
     except OversizeError as error:
         raise InputError(f"{path} is not what `sfm distill` writes: it is too long") from error
 
@@ -167,10 +186,15 @@ def require_no_outside_links(run_directory: Path, paths: Iterable[Path]) -> None
     root = resolve_links(run_directory)
     for path in paths:
         if path.is_symlink() and not resolve_links(path).is_relative_to(root):
-            raise InputError(f"{path} is a link that leads out of the run directory, to files that may be private: if " f"you trust its author, copy the directory with `cp -rL`")
+            raise InputError(
+                f"{path} is a link that leads out of the run directory, to files that may be private: if "
+                f"you trust its author, copy the directory with `cp -rL`"
+            )
 
 
-def require_plausible_compression(run_directory: Path, image_files: Sequence[Path], image_side_pixels: int) -> None:
+def require_plausible_compression(
+    run_directory: Path, image_files: Sequence[Path], image_side_pixels: int
+) -> None:
     """Refuse small files that decode to gigabytes of images.
 
     Raises
@@ -181,10 +205,15 @@ def require_plausible_compression(run_directory: Path, image_files: Sequence[Pat
     pixel_bytes = len(image_files) * image_side_pixels**2 * 3
     file_bytes = sum(file.stat().st_size for file in image_files if file.is_file())
     if pixel_bytes > MAX_UNCHECKED_BYTES and pixel_bytes > MAX_COMPRESSION * file_bytes:
-        raise InputError(f"the {len(image_files)} images in {run_directory} would take {pixel_bytes / 2**30:.1f} GiB, " f"their files have {file_bytes / 2**20:.1f} MiB: distilled images do not compress like that")
+        raise InputError(
+            f"the {len(image_files)} images in {run_directory} would take {pixel_bytes / 2**30:.1f} GiB, "
+            f"their files have {file_bytes / 2**20:.1f} MiB: distilled images do not compress like that"
+        )
 
 
-def _list_numbered_paths(folder: Path, expected_count: int, singular_noun: str, name_pattern: str) -> list[Path]:
+def _list_numbered_paths(
+    folder: Path, expected_count: int, singular_noun: str, name_pattern: str
+) -> list[Path]:
     """Return the paths in a folder, ordered by the numbers 0 to `expected_count` - 1 in their names."""
     if not folder.is_dir():
         raise InputError(f"no {singular_noun}s: {folder} is missing")
@@ -193,11 +222,17 @@ def _list_numbered_paths(folder: Path, expected_count: int, singular_noun: str, 
         match = re.fullmatch(name_pattern, path.name, re.ASCII)
         number = int(match[1]) if match else expected_count
         if number >= expected_count or number in paths:
-            raise InputError(f"unexpected {path}: {folder} should hold " f"{_format_count(expected_count, singular_noun)} and no more")
+            raise InputError(
+                f"unexpected {path}: {folder} should hold "
+                f"{_format_count(expected_count, singular_noun)} and no more"
+            )
         paths[number] = path
     missing = [number for number in range(expected_count) if number not in paths]
     if missing:
-        raise InputError(f"{folder} should hold {_format_count(expected_count, singular_noun)}, but " f"{_format_missing_numbers(missing)} is missing")
+        raise InputError(
+            f"{folder} should hold {_format_count(expected_count, singular_noun)}, but "
+            f"{_format_missing_numbers(missing)} is missing"
+        )
     return [paths[number] for number in range(expected_count)]
 
 
@@ -206,4 +241,6 @@ def _format_count(count: int, noun: str) -> str:
 
 
 def _format_missing_numbers(numbers: Sequence[int], max_listed: int = 5) -> str:
-    return ", ".join(f"number {n}" for n in numbers[:max_listed]) + (", ..." if len(numbers) > max_listed else "")
+    return ", ".join(f"number {n}" for n in numbers[:max_listed]) + (
+        ", ..." if len(numbers) > max_listed else ""
+    )

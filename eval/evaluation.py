@@ -3,11 +3,13 @@
 import functools
 import platform
 import time
-import torch
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
+
+import torch
+
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.preparation import prepare_for_inference
@@ -21,7 +23,15 @@ from sfm.eval.image_sets import ImageSet, make_neighbour_image_sets, make_real_i
 from sfm.eval.output_files import require_writable_output, write_output
 from sfm.eval.partial_results import get_work_folder_path
 from sfm.eval.recorded_config import make_recorded_config
-from sfm.eval.result import AccuracyRow, EntryRecord, Evaluation, FullDataRow, NotWrittenError, Provenance, format_evaluation_json
+from sfm.eval.result import (
+    AccuracyRow,
+    EntryRecord,
+    Evaluation,
+    FullDataRow,
+    NotWrittenError,
+    Provenance,
+    format_evaluation_json,
+)
 from sfm.eval.row_training import KeyedViewFeatures, RowTrainer, WriteFailure, compute_image_set_features
 from sfm.eval.scores import load_held_out_samples, make_full_data_rows
 from sfm.eval.view_features import LabelledImages
@@ -31,7 +41,6 @@ from sfm.locking import lock_file, lock_folder
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import open_store
 from sfm.text import escape_non_utf8
-
 
 __all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
 
@@ -102,7 +111,9 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_pr
         return evaluate_locked_runs(config, run_configs, progress)
 
 
-def evaluate_locked_runs(config: EvaluateRunsConfig, run_configs: Sequence[EvaluateConfig], progress: ProgressCallback) -> list[Evaluation]:
+def evaluate_locked_runs(
+    config: EvaluateRunsConfig, run_configs: Sequence[EvaluateConfig], progress: ProgressCallback
+) -> list[Evaluation]:
     """Evaluate runs whose result files are locked, see :func:`evaluate_runs`."""
     runs = [read_distilled_run(run_config.run) for run_config in run_configs]
     store = open_store(config.store)
@@ -113,7 +124,10 @@ def evaluate_locked_runs(config: EvaluateRunsConfig, run_configs: Sequence[Evalu
         backbone = load_backbone(spec, image_size=image_size, device=config.device, progress=progress)
         return prepare_for_inference(backbone)
 
-    jobs = [prepare_evaluation_job(run_config, run, store, summaries, load_cached) for run_config, run in zip(run_configs, runs, strict=True)]
+    jobs = [
+        prepare_evaluation_job(run_config, run, store, summaries, load_cached)
+        for run_config, run in zip(run_configs, runs, strict=True)
+    ]
     require_same_held_out_data(jobs)
     work_folders = [WorkFolder(get_work_folder_path(run_config.result_path)) for run_config in run_configs]
     for run_config, run in zip(run_configs, runs, strict=True):
@@ -146,7 +160,10 @@ def require_replaceable_result(config: EvaluateConfig, run: DistilledRun) -> Non
     """
     previous = read_evaluation_if_exists(config.result_path)
     if config.out and previous and previous.provenance.images != compute_array_digest(run.pixels):
-        raise InputError(f"--out {config.out}: {config.result_path} holds the result of other images than those in " f"{config.run}: give another place")
+        raise InputError(
+            f"--out {config.out}: {config.result_path} holds the result of other images than those in "
+            f"{config.run}: give another place"
+        )
 
 
 def prefix_progress_stage(progress: ProgressCallback, run_name: str) -> ProgressCallback:
@@ -154,7 +171,9 @@ def prefix_progress_stage(progress: ProgressCallback, run_name: str) -> Progress
     return lambda event: progress(replace(event, stage=f"{run_name}: {event.stage}"))
 
 
-def run_evaluation_job(job: EvaluationJob, work_folder: WorkFolder, progress: ProgressCallback) -> tuple[Evaluation, list[WriteFailure]]:
+def run_evaluation_job(
+    job: EvaluationJob, work_folder: WorkFolder, progress: ProgressCallback
+) -> tuple[Evaluation, list[WriteFailure]]:
     """Train, score and write all rows of one run.
 
     Returns
@@ -169,12 +188,18 @@ def run_evaluation_job(job: EvaluationJob, work_folder: WorkFolder, progress: Pr
     distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
     exemplars = read_exemplars(job.source_statistics)
     real_image_sets, missing_notes = make_real_image_sets(exemplars, run.record.ipc, config)
-    edited_notes = ["The images are not as sfm distill wrote them: they were edited since."] if job.has_edited_images else []
+    edited_notes = (
+        ["The images are not as sfm distill wrote them: they were edited since."]
+        if job.has_edited_images
+        else []
+    )
     feature_cache: dict[str, KeyedViewFeatures] = {}
 
     def compute_distilled_features(backbone: Backbone) -> KeyedViewFeatures:
         if backbone.card.hash not in feature_cache:
-            feature_cache[backbone.card.hash] = compute_image_set_features(backbone, distilled, config.mode, config, work_folder, progress)
+            feature_cache[backbone.card.hash] = compute_image_set_features(
+                backbone, distilled, config.mode, config, work_folder, progress
+            )
         return feature_cache[backbone.card.hash]
 
     rows: list[AccuracyRow] = []
@@ -186,15 +211,27 @@ def run_evaluation_job(job: EvaluationJob, work_folder: WorkFolder, progress: Pr
         full_data += full_data_rows
         trainer = RowTrainer(job, eval_backbone, samples, full_data_rows[0].top1, work_folder, progress)
         for mode in dict.fromkeys(config.mode):
-            rows.append(trainer.read_or_train_row(distilled, mode, compute_distilled_features, write_failures))
-        neighbour_sets = make_neighbour_image_sets(run, exemplars, eval_backbone.backbone, config, work_folder)
+            rows.append(
+                trainer.read_or_train_row(distilled, mode, compute_distilled_features, write_failures)
+            )
+        neighbour_sets = make_neighbour_image_sets(
+            run, exemplars, eval_backbone.backbone, config, work_folder
+        )
         for image_set in (*real_image_sets, *neighbour_sets):
             rows.append(trainer.read_or_train_row(image_set, "linear", None, write_failures))
     provenance = make_provenance(job, time.perf_counter() - started)
     caveats = list_caveats(rows, full_data, provenance.entries)
-    evaluation = Evaluation(config=make_recorded_config(config, job.store.url), rows=rows, full_data=full_data, notes=[*edited_notes, *job.notes, *missing_notes, *caveats], provenance=provenance)
+    evaluation = Evaluation(
+        config=make_recorded_config(config, job.store.url),
+        rows=rows,
+        full_data=full_data,
+        notes=[*edited_notes, *job.notes, *missing_notes, *caveats],
+        provenance=provenance,
+    )
     try:
-        combined = combine_evaluations(evaluation, read_evaluation_if_exists(config.result_path), len(run.pixels))
+        combined = combine_evaluations(
+            evaluation, read_evaluation_if_exists(config.result_path), len(run.pixels)
+        )
         write_output(config.result_path, format_evaluation_json(combined).encode())
         evaluation = evaluation.model_copy(update={"changes": combined.changes})
     except InputError as error:
@@ -223,11 +260,13 @@ def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
                 image_size=s.backbone.card.preprocessing.input_size,
                 entry_digest=s.statistics.entry.summary.entry_digest,
                 held_out_samples=len(s.statistics.read_held_out_samples()[1]),
-                train_per_class=s.statistics.entry.dataset.train_samples / len(s.statistics.entry.dataset.class_ids),
+                train_per_class=s.statistics.entry.dataset.train_samples
+                / len(s.statistics.entry.dataset.class_ids),
             )
             for s in job.eval_backbones
         ],
-        versions={"python": platform.python_version()} | {name: version(name) for name in EVALUATION_PACKAGES},
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in EVALUATION_PACKAGES},
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         seconds=elapsed_seconds,
         distilled_on_hash=source_entry.backbone.hash,

@@ -1,10 +1,11 @@
 """Top-1 and top-5 accuracy of linear heads on held-out features."""
 
-import torch
 from dataclasses import dataclass
-from sfm.stats_store.classifier_accuracy import TOP_K
+
+import torch
 from torch import Tensor
 
+from sfm.stats_store.classifier_accuracy import TOP_K
 
 MAX_BATCH_SAMPLES = 4096
 
@@ -81,14 +82,26 @@ def compute_accuracy_by_seed(heads: LinearHeads, features: Tensor, labels: Tenso
     -------
     AccuracyBySeed
     """
-    blocks = zip(torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True)
-    ranks = torch.cat([rank_true_class(block @ heads.weight.transpose(1, 2) + heads.bias[:, None], y) for block, y in blocks], dim=1)
+    blocks = zip(
+        torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
+    )
+    ranks = torch.cat(
+        [
+            rank_true_class(block @ heads.weight.transpose(1, 2) + heads.bias[:, None], y)
+            for block, y in blocks
+        ],
+        dim=1,
+    )
 
     def fraction_within(first: int) -> list[float]:
         return (ranks < first).double().mean(1).tolist()
 
     classes = heads.weight.shape[1]
-    return AccuracyBySeed(fraction_within(1), fraction_within(TOP_K) if classes >= TOP_K else None, average_accuracy_by_class(ranks == 0, labels, classes))
+    return AccuracyBySeed(
+        fraction_within(1),
+        fraction_within(TOP_K) if classes >= TOP_K else None,
+        average_accuracy_by_class(ranks == 0, labels, classes),
+    )
 
 
 def average_accuracy_by_class(is_correct: Tensor, labels: Tensor, class_count: int) -> list[float | None]:
@@ -123,7 +136,9 @@ def compute_confusion_matrix(heads: LinearHeads, features: Tensor, labels: Tenso
     """
     classes = heads.weight.shape[1]
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=labels.device)
-    for block, y in zip(torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True):
+    for block, y in zip(
+        torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
+    ):
         logits = block @ heads.weight.transpose(1, 2) + heads.bias[:, None]
         true_class = y.expand(logits.shape[:-1])[..., None]
         true_logit = logits.gather(-1, true_class)[..., 0]

@@ -1,12 +1,21 @@
 """Image sets to train on: the distilled images, and baselines of real images."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
-from dataclasses import dataclass
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.crops import make_centre_crops
-from sfm.eval.baselines import ExemplarIndices, ExemplarRoles, choose_indices_nearest_to_distilled, choose_indices_nearest_to_mean, count_min_exemplars_per_class, draw_random_exemplar_indices
-from sfm.eval.class_subset import ClassSubsetStatistics, EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
+from sfm.eval.baselines import (
+    ExemplarIndices,
+    ExemplarRoles,
+    choose_indices_nearest_to_distilled,
+    choose_indices_nearest_to_mean,
+    count_min_exemplars_per_class,
+    draw_random_exemplar_indices,
+)
+from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE, ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.result import ImageSetName, NoteText
@@ -71,7 +80,9 @@ def read_exemplars(statistics: ClassSubsetStatistics) -> Exemplars | None:
     return Exemplars(statistics.read_array("exemplar/role"), statistics.read_array("exemplar/image"))
 
 
-def make_real_image_sets(exemplars: Exemplars | None, ipc: int, config: EvaluateConfig) -> tuple[list[ImageSet], list[NoteText]]:
+def make_real_image_sets(
+    exemplars: Exemplars | None, ipc: int, config: EvaluateConfig
+) -> tuple[list[ImageSet], list[NoteText]]:
     """Choose as many real images per class as were distilled, from the exemplars of the run's entry.
 
     Returns
@@ -90,7 +101,10 @@ def make_real_image_sets(exemplars: Exemplars | None, ipc: int, config: Evaluate
         drawn = exemplars.select_images(draw_random_exemplar_indices(roles, ipc, config.seeds, config.seed))
         image_sets.append(ImageSet("random", drawn, 1, available))
         if available < ipc * config.seeds:
-            notes.append(f"The {config.seeds} random draws share images: the store keeps {available} random " f"exemplars of some class.")
+            notes.append(
+                f"The {config.seeds} random draws share images: the store keeps {available} random "
+                f"exemplars of some class."
+            )
     else:
         notes.append(f"No random real images: some class has {available} such exemplars, {ipc} are needed.")
     available = count_min_exemplars_per_class(roles, NEAREST_ROLE)
@@ -102,7 +116,13 @@ def make_real_image_sets(exemplars: Exemplars | None, ipc: int, config: Evaluate
     return image_sets, notes
 
 
-def make_neighbour_image_sets(run: DistilledRun, exemplars: Exemplars | None, backbone: Backbone, config: EvaluateConfig, work_folder: WorkFolder | None = None) -> list[ImageSet]:
+def make_neighbour_image_sets(
+    run: DistilledRun,
+    exemplars: Exemplars | None,
+    backbone: Backbone,
+    config: EvaluateConfig,
+    work_folder: WorkFolder | None = None,
+) -> list[ImageSet]:
     """Choose the exemplars nearest to the distilled images, by a backbone's features of centre crops.
 
     Returns
@@ -115,8 +135,25 @@ def make_neighbour_image_sets(run: DistilledRun, exemplars: Exemplars | None, ba
         return []
     class_count, side = exemplars.roles.shape[0], exemplars.pixels.shape[2]
     crop_side = min(run.record.image_size, run.record.canvas)
-    exemplar_features = compute_view_features(backbone, LabelledImages(exemplars.pixels.reshape(-1, side, side, 3), np.repeat(np.arange(class_count), exemplars.roles.shape[1])), make_centre_crops(exemplars.roles.size, side, side), work_folder=work_folder)
-    distilled_features = compute_view_features(backbone, LabelledImages(run.pixels, run.labels), make_centre_crops(len(run.pixels), run.record.canvas, crop_side), work_folder=work_folder)
-    indices = choose_indices_nearest_to_distilled(exemplars.roles, exemplar_features.cpu().numpy().reshape(*exemplars.roles.shape, -1), distilled_features.cpu().numpy().reshape(class_count, ipc, -1))
+    exemplar_features = compute_view_features(
+        backbone,
+        LabelledImages(
+            exemplars.pixels.reshape(-1, side, side, 3),
+            np.repeat(np.arange(class_count), exemplars.roles.shape[1]),
+        ),
+        make_centre_crops(exemplars.roles.size, side, side),
+        work_folder=work_folder,
+    )
+    distilled_features = compute_view_features(
+        backbone,
+        LabelledImages(run.pixels, run.labels),
+        make_centre_crops(len(run.pixels), run.record.canvas, crop_side),
+        work_folder=work_folder,
+    )
+    indices = choose_indices_nearest_to_distilled(
+        exemplars.roles,
+        exemplar_features.cpu().numpy().reshape(*exemplars.roles.shape, -1),
+        distilled_features.cpu().numpy().reshape(class_count, ipc, -1),
+    )
     images = exemplars.select_images(indices)
     return [ImageSet("neighbour", images, config.seeds, exemplars.min_count_per_class, indices.tolist())]

@@ -4,6 +4,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
 from sfm.atomic import atomic_folder, atomic_write, delete_path, get_temporary_path
 from sfm.errors import InputError
 from sfm.paths import list_paths_without_clutter, resolve_links

@@ -1,12 +1,13 @@
 """Projectors in closed form: ridge regression, its penalty chosen by leave-one-group-out cross-validation."""
 
-import torch
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
 from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.projectors import LinearProjectors
 from sfm.stats_store.eigen import eigendecompose_symmetric
-from torch import Tensor
-
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))
 """Penalties tried, in multiples of the mean eigenvalue of the scatter that is inverted."""
@@ -28,7 +29,9 @@ class RidgeFit:
     penalty: float
 
 
-def fit_ridge_projector(grouped_features: Tensor, grouped_target_features: Tensor, inherited_classifier: LinearHeads) -> RidgeFit:
+def fit_ridge_projector(
+    grouped_features: Tensor, grouped_target_features: Tensor, inherited_classifier: LinearHeads
+) -> RidgeFit:
     """Fit ``y = W x + b`` by least squares with a penalty on W, none on b.
 
     The penalty is the one that predicts the logits of the inherited classifier best on groups that were left
@@ -58,12 +61,19 @@ def fit_ridge_projector(grouped_features: Tensor, grouped_target_features: Tenso
     left, spectrum, right = compute_svd_with_squared_values(x)
     scale = float(spectrum.sum()) / x.shape[1]
     logits = y @ inherited_classifier.weight[0].double().T
-    errors = [compute_left_out_group_error(left, spectrum / (spectrum + penalty * scale), logits.view(groups, samples, -1)) for penalty in PENALTIES]
+    errors = [
+        compute_left_out_group_error(
+            left, spectrum / (spectrum + penalty * scale), logits.view(groups, samples, -1)
+        )
+        for penalty in PENALTIES
+    ]
     penalty = PENALTIES[errors.index(min(errors))]
     gain = spectrum.sqrt() / (spectrum + penalty * scale)
     weight = (right * gain @ (left.T @ y)).T
     bias = mean_y - weight @ mean_x
-    return RidgeFit(LinearProjectors(weight[None].to(grouped_features), bias[None].to(grouped_features)), penalty)
+    return RidgeFit(
+        LinearProjectors(weight[None].to(grouped_features), bias[None].to(grouped_features)), penalty
+    )
 
 
 def compute_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +87,9 @@ def compute_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Tensor, Ten
     rows, columns = matrix.shape
     scatter = matrix @ matrix.T if rows < columns else matrix.T @ matrix
     # torch's only driver does not converge on some matrices of low rank.
-    spectrum, vectors = (torch.from_numpy(array).to(matrix) for array in eigendecompose_symmetric(scatter.cpu().numpy()))
+    spectrum, vectors = (
+        torch.from_numpy(array).to(matrix) for array in eigendecompose_symmetric(scatter.cpu().numpy())
+    )
     is_nonzero = spectrum > spectrum[-1] * max(rows, columns) * torch.finfo(matrix.dtype).eps
     spectrum, vectors = spectrum[is_nonzero], vectors[:, is_nonzero]
     if rows < columns:
@@ -85,7 +97,9 @@ def compute_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Tensor, Ten
     return matrix @ vectors / spectrum.sqrt(), spectrum, vectors
 
 
-def compute_left_out_group_error(left_singular_vectors: Tensor, shrinkage: Tensor, grouped_targets: Tensor) -> float:
+def compute_left_out_group_error(
+    left_singular_vectors: Tensor, shrinkage: Tensor, grouped_targets: Tensor
+) -> float:
     """Return the squared error on left-out groups of a ridge regression with an intercept.
 
     Parameters
@@ -99,7 +113,9 @@ def compute_left_out_group_error(left_singular_vectors: Tensor, shrinkage: Tenso
     """
     groups, samples, outputs = grouped_targets.shape
     flat = grouped_targets.reshape(groups * samples, outputs)
-    residual = (flat - left_singular_vectors * shrinkage @ (left_singular_vectors.T @ flat)).view_as(grouped_targets)
+    residual = (flat - left_singular_vectors * shrinkage @ (left_singular_vectors.T @ flat)).view_as(
+        grouped_targets
+    )
     group_left = left_singular_vectors.view(groups, samples, -1)
     # The intercept adds the same number to every element of H.
     hat = (group_left * shrinkage) @ group_left.transpose(1, 2) + 1 / (groups * samples)

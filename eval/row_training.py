@@ -3,22 +3,34 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+
+from torch import Tensor
+
 from sfm.backbones.build import Backbone
 from sfm.errors import InputError
 from sfm.eval.classifier_files import save_first_seed_classifier
-from sfm.eval.config import EvaluateConfig, Mode, count_views_per_image, get_classifier_folder, make_row_training_options
+from sfm.eval.config import (
+    EvaluateConfig,
+    Mode,
+    count_views_per_image,
+    get_classifier_folder,
+    make_row_training_options,
+)
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.evaluation_job import EvaluationJob
 from sfm.eval.image_sets import ImageSet
-from sfm.eval.mode_training import ModeTrainingContext, TARGET_FEATURE_MODES, fit_heads_by_mode, make_stage_progress_callback
+from sfm.eval.mode_training import (
+    TARGET_FEATURE_MODES,
+    ModeTrainingContext,
+    fit_heads_by_mode,
+    make_stage_progress_callback,
+)
 from sfm.eval.result import AccuracyRow
 from sfm.eval.scores import HeldOutSamples, make_accuracy_row
 from sfm.eval.view_features import compute_view_features, draw_view_crops
 from sfm.eval.work_folder import WorkFolder, compute_work_key
 from sfm.events import ProgressCallback
 from sfm.stats_store.digests import compute_array_digest
-from torch import Tensor
-
 
 PROTOCOL_OPTIONS = ("seeds", "epochs", "views", "projector_views", "seed")
 """Options that every accuracy depends on."""
@@ -65,7 +77,13 @@ class RowTrainer:
     work_folder: WorkFolder
     progress: ProgressCallback
 
-    def read_or_train_row(self, image_set: ImageSet, mode: Mode, compute_shared_features: Callable[[Backbone], KeyedViewFeatures] | None, appended_write_failures: list[WriteFailure]) -> AccuracyRow:
+    def read_or_train_row(
+        self,
+        image_set: ImageSet,
+        mode: Mode,
+        compute_shared_features: Callable[[Backbone], KeyedViewFeatures] | None,
+        appended_write_failures: list[WriteFailure],
+    ) -> AccuracyRow:
         """Return the accuracy row of a mode on an image set; finished rows in the work folder are read.
 
         Parameters
@@ -85,19 +103,37 @@ class RowTrainer:
             return finished_row
         target_features: KeyedViewFeatures | None = None
         if compute_shared_features is None:
-            view_features = compute_image_set_features(self.eval_backbone.backbone, image_set, [mode], config, self.work_folder, self.progress)
+            view_features = compute_image_set_features(
+                self.eval_backbone.backbone, image_set, [mode], config, self.work_folder, self.progress
+            )
         else:
             view_features = compute_shared_features(self.eval_backbone.backbone)
             if self.job.teacher and mode in TARGET_FEATURE_MODES:
                 target_features = compute_shared_features(self.job.teacher.backbone)
-        context = ModeTrainingContext(self.eval_backbone, self.job.source_statistics, image_set, view_features.features, target_features.features if target_features else None)
+        context = ModeTrainingContext(
+            self.eval_backbone,
+            self.job.source_statistics,
+            image_set,
+            view_features.features,
+            target_features.features if target_features else None,
+        )
         fitted_heads = fit_heads_by_mode(mode, context, config, self.progress)
         protocol = make_row_training_options(config, mode, len(image_set.images.pixels))
-        row = make_accuracy_row(self.eval_backbone, image_set, mode, fitted_heads, self.held_out_samples, self.full_data_top1, protocol)
+        row = make_accuracy_row(
+            self.eval_backbone,
+            image_set,
+            mode,
+            fitted_heads,
+            self.held_out_samples,
+            self.full_data_top1,
+            protocol,
+        )
         if config.save and image_set.name == "distilled":
             folder = get_classifier_folder(config.result_path)
             try:
-                save_first_seed_classifier(folder, fitted_heads, row, self.job.run, self.eval_backbone, self.job.source_statistics)
+                save_first_seed_classifier(
+                    folder, fitted_heads, row, self.job.run, self.eval_backbone, self.job.source_statistics
+                )
             except InputError as error:
                 appended_write_failures.append(str(error))
                 return row
@@ -112,7 +148,10 @@ class RowTrainer:
         return compute_work_key(
             row=[image_set.name, mode, backbone.card.hash, backbone.card.spec],
             images=compute_array_digest(image_set.images.pixels),
-            entries=[statistics.entry.summary.entry_digest for statistics in (self.eval_backbone.statistics, self.job.source_statistics)],
+            entries=[
+                statistics.entry.summary.entry_digest
+                for statistics in (self.eval_backbone.statistics, self.job.source_statistics)
+            ],
             classes=self.job.run.class_ids,
             options=options,
             saved_to=str(classifier_folder) if config.save else None,
@@ -121,10 +160,21 @@ class RowTrainer:
         )
 
 
-def compute_image_set_features(backbone: Backbone, image_set: ImageSet, needed_by_modes: Sequence[Mode], config: EvaluateConfig, work_folder: WorkFolder, progress: ProgressCallback) -> KeyedViewFeatures:
+def compute_image_set_features(
+    backbone: Backbone,
+    image_set: ImageSet,
+    needed_by_modes: Sequence[Mode],
+    config: EvaluateConfig,
+    work_folder: WorkFolder,
+    progress: ProgressCallback,
+) -> KeyedViewFeatures:
     """Compute the features of as many views of an image set as the modes need."""
     image_count = len(image_set.images.pixels)
-    views = max(count_views_per_image(config, mode, image_count) * (image_set.seeds_per_image if mode in ("linear", "kd") else 1) for mode in needed_by_modes)
+    views = max(
+        count_views_per_image(config, mode, image_count)
+        * (image_set.seeds_per_image if mode in ("linear", "kd") else 1)
+        for mode in needed_by_modes
+    )
     crops = draw_view_crops(image_set.images, views, config.seed)
     stage = f"features of {image_set.name} images on {backbone.card.spec}"
     on_views = make_stage_progress_callback(progress, stage, "views")

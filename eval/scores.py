@@ -1,18 +1,33 @@
 """Score heads on held-out features: the accuracy rows of an evaluation. Nothing else reads those features."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from dataclasses import dataclass
+from torch import Tensor
+
 from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import Mode, RowTrainingOptions
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
-from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed, compute_confusion_matrix, make_nearest_mean_head
+from sfm.eval.head_accuracy import (
+    LinearHeads,
+    compute_accuracy_by_seed,
+    compute_confusion_matrix,
+    make_nearest_mean_head,
+)
 from sfm.eval.image_sets import ImageSet
 from sfm.eval.mode_training import FittedHeads, read_full_data_classifier
-from sfm.eval.result import AccuracyRow, ConfusedPair, FullDataClassifier, FullDataRow, MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES, compute_mean_and_std
+from sfm.eval.result import (
+    MAX_CONFUSED_PAIRS,
+    MAX_CONFUSION_CLASSES,
+    AccuracyRow,
+    ConfusedPair,
+    FullDataClassifier,
+    FullDataRow,
+    compute_mean_and_std,
+)
 from sfm.stats_store.discriminant import fit_linear_discriminant
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,20 +54,30 @@ def load_held_out_samples(eval_backbone: EvaluatedBackbone) -> HeldOutSamples:
     """
     features, labels = eval_backbone.statistics.read_held_out_samples()
     if len(labels) == 0:
-        raise InputError(f"no held-out sample of the classes distilled in the store, through " f"{eval_backbone.backbone.card.spec}")
+        raise InputError(
+            f"no held-out sample of the classes distilled in the store, through "
+            f"{eval_backbone.backbone.card.spec}"
+        )
     device = eval_backbone.backbone.device
     return HeldOutSamples(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device))
 
 
-def make_full_data_rows(eval_backbone: EvaluatedBackbone, held_out_samples: HeldOutSamples) -> list[FullDataRow]:
+def make_full_data_rows(
+    eval_backbone: EvaluatedBackbone, held_out_samples: HeldOutSamples
+) -> list[FullDataRow]:
     """Score the classifiers of all real training images that the store has; the linear one comes first."""
     device = held_out_samples.features.device
     heads: dict[FullDataClassifier, LinearHeads] = {
         "linear": read_full_data_classifier(eval_backbone.statistics, device),
-        "nearest class mean": make_nearest_mean_head(torch.from_numpy(eval_backbone.statistics.read_array("train/mean").astype(np.float32)).to(device)),
+        "nearest class mean": make_nearest_mean_head(
+            torch.from_numpy(eval_backbone.statistics.read_array("train/mean").astype(np.float32)).to(device)
+        ),
         "discriminant": make_discriminant_head(eval_backbone.statistics, device),
     }
-    scores = {classifier: compute_accuracy_by_seed(head, held_out_samples.features, held_out_samples.labels) for classifier, head in heads.items()}
+    scores = {
+        classifier: compute_accuracy_by_seed(head, held_out_samples.features, held_out_samples.labels)
+        for classifier, head in heads.items()
+    }
     return [
         FullDataRow(
             backbone=eval_backbone.backbone.card.spec,
@@ -74,7 +99,15 @@ def make_discriminant_head(statistics: ClassSubsetStatistics, device: torch.devi
     return LinearHeads(weight[None].to(device), bias[None].to(device))
 
 
-def make_accuracy_row(eval_backbone: EvaluatedBackbone, image_set: ImageSet, mode: Mode, fitted_heads: FittedHeads, held_out_samples: HeldOutSamples, full_data_top1: float, training_options: RowTrainingOptions) -> AccuracyRow:
+def make_accuracy_row(
+    eval_backbone: EvaluatedBackbone,
+    image_set: ImageSet,
+    mode: Mode,
+    fitted_heads: FittedHeads,
+    held_out_samples: HeldOutSamples,
+    full_data_top1: float,
+    training_options: RowTrainingOptions,
+) -> AccuracyRow:
     """Score the heads that a mode trained on an image set, and average over seeds.
 
     Parameters
@@ -112,7 +145,13 @@ def make_accuracy_row(eval_backbone: EvaluatedBackbone, image_set: ImageSet, mod
         return row
     counts = compute_confusion_matrix(fitted_heads.heads, held_out_samples.features, held_out_samples.labels)
     matrix = counts.tolist() if len(counts) <= MAX_CONFUSION_CLASSES else None
-    return row.model_copy(update={"confusion": matrix, "confused": list_confused_pairs(counts), "per_class": score.mean_by_class})
+    return row.model_copy(
+        update={
+            "confusion": matrix,
+            "confused": list_confused_pairs(counts),
+            "per_class": score.mean_by_class,
+        }
+    )
 
 
 def compute_fraction_of_full_data(accuracy: float, full_data_accuracy: float) -> float | None:
@@ -131,4 +170,8 @@ def list_confused_pairs(confusion_counts: Tensor) -> list[ConfusedPair]:
     errors = confusion_counts.cpu() * ~torch.eye(len(confusion_counts), dtype=torch.bool)
     order = errors.flatten().sort(descending=True, stable=True).indices[:MAX_CONFUSED_PAIRS]
     pairs = [divmod(position, len(confusion_counts)) for position in order.tolist()]
-    return [ConfusedPair(right=right, predicted=predicted, count=int(errors[right, predicted])) for right, predicted in pairs if errors[right, predicted] > 0]
+    return [
+        ConfusedPair(right=right, predicted=predicted, count=int(errors[right, predicted]))
+        for right, predicted in pairs
+        if errors[right, predicted] > 0
+    ]

@@ -2,16 +2,17 @@
 
 import enum
 import math
-import numpy as np
-import numpy.typing as npt
-import torch
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from sfm.random_streams import make_rng
-from torch import Tensor
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfm.random_streams import make_rng
 
 MAX_BATCH_SIZE = 100
 REFERENCE_BATCH_SIZE = 256
@@ -64,7 +65,9 @@ class BatchSchedule:
         return self.image_indices.shape[1]
 
 
-def make_batch_schedule(run_seed: int, image_indices_by_seed: npt.NDArray[np.int64], *, epoch_count: int, views_per_image: int) -> BatchSchedule:
+def make_batch_schedule(
+    run_seed: int, image_indices_by_seed: npt.NDArray[np.int64], *, epoch_count: int, views_per_image: int
+) -> BatchSchedule:
     """Return a schedule in which every epoch shows every image of a seed once, through one of its views.
 
     All views of an image are used in random order before any is used again, so with at least as many views as
@@ -90,16 +93,29 @@ def make_batch_schedule(run_seed: int, image_indices_by_seed: npt.NDArray[np.int
     order = np.broadcast_to(np.arange(images), view_indices.shape)
     batch_size = min(MAX_BATCH_SIZE, images)
     if images > batch_size:
-        order = np.stack([make_rng(run_seed, RandomStreamPurpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)])
+        order = np.stack(
+            [
+                make_rng(run_seed, RandomStreamPurpose.BATCHES, s).permuted(order[s], axis=1)
+                for s in range(seeds)
+            ]
+        )
     for s in range(seeds):
-        unshuffled = np.broadcast_to(np.arange(views_per_image, dtype=np.int32), (rounds, images, views_per_image))
+        unshuffled = np.broadcast_to(
+            np.arange(views_per_image, dtype=np.int32), (rounds, images, views_per_image)
+        )
         shuffled = make_rng(run_seed, RandomStreamPurpose.ORDER, s).permuted(unshuffled, axis=2)
         view_indices[s] = shuffled.transpose(0, 2, 1).reshape(rounds * views_per_image, images)[:epoch_count]
     every_epoch = np.broadcast_to(image_indices_by_seed[:, None].astype(np.int32), view_indices.shape)
-    return BatchSchedule(torch.from_numpy(np.take_along_axis(every_epoch, order, axis=2)), torch.from_numpy(np.take_along_axis(view_indices, order, axis=2)), batch_size)
+    return BatchSchedule(
+        torch.from_numpy(np.take_along_axis(every_epoch, order, axis=2)),
+        torch.from_numpy(np.take_along_axis(view_indices, order, axis=2)),
+        batch_size,
+    )
 
 
-def draw_initial_weights(run_seed: int, purpose: RandomStreamPurpose, shape: tuple[int, ...], std: float) -> Tensor:
+def draw_initial_weights(
+    run_seed: int, purpose: RandomStreamPurpose, shape: tuple[int, ...], std: float
+) -> Tensor:
     """Draw initial weights, one stream per seed: the weights of one seed do not depend on the others.
 
     Parameters
@@ -116,7 +132,9 @@ def draw_initial_weights(run_seed: int, purpose: RandomStreamPurpose, shape: tup
     -------
     Tensor, float32
     """
-    drawn = [make_rng(run_seed, purpose, s).standard_normal(shape[1:], dtype=np.float32) for s in range(shape[0])]
+    drawn = [
+        make_rng(run_seed, purpose, s).standard_normal(shape[1:], dtype=np.float32) for s in range(shape[0])
+    ]
     return torch.from_numpy(np.stack(drawn) * np.float32(std))
 
 
@@ -152,7 +170,12 @@ class ParamGroup:
     learning_rate: float
 
 
-def train_with_adam(param_groups: Sequence[ParamGroup], compute_gradients: Callable[[Tensor, Tensor], Sequence[Tensor]], schedule: BatchSchedule, on_epoch: CountCallback) -> None:
+def train_with_adam(
+    param_groups: Sequence[ParamGroup],
+    compute_gradients: Callable[[Tensor, Tensor], Sequence[Tensor]],
+    schedule: BatchSchedule,
+    on_epoch: CountCallback,
+) -> None:
     """Train by Adam, learning rate ``rate * batch / 256`` falling to zero along a cosine, no weight decay.
 
     Parameters
@@ -166,14 +189,21 @@ def train_with_adam(param_groups: Sequence[ParamGroup], compute_gradients: Calla
         Called after each epoch with the epochs done and their total.
     """
     batch_size = schedule.batch_size
-    optimizer_groups: list[dict[str, Any]] = [{"params": list(group.parameters), "lr": group.learning_rate * batch_size / REFERENCE_BATCH_SIZE} for group in param_groups]
+    optimizer_groups: list[dict[str, Any]] = [
+        {"params": list(group.parameters), "lr": group.learning_rate * batch_size / REFERENCE_BATCH_SIZE}
+        for group in param_groups
+    ]
     optimizer = torch.optim.Adam(optimizer_groups, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=schedule.epoch_count)
     parameters = [parameter for group in param_groups for parameter in group.parameters]
     device = parameters[0].device
     image_indices, view_indices = schedule.image_indices.to(device), schedule.view_indices.to(device)
     for epoch in range(schedule.epoch_count):
-        batches = zip(torch.split(image_indices[:, epoch], batch_size, 1), torch.split(view_indices[:, epoch], batch_size, 1), strict=True)
+        batches = zip(
+            torch.split(image_indices[:, epoch], batch_size, 1),
+            torch.split(view_indices[:, epoch], batch_size, 1),
+            strict=True,
+        )
         for batch_images, batch_views in batches:
             gradients = compute_gradients(batch_images, batch_views)
             for parameter, gradient in zip(parameters, gradients, strict=True):

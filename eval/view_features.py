@@ -1,9 +1,13 @@
 """Features of augmented views, computed once and used by every mode, seed and epoch."""
 
+from dataclasses import dataclass
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from dataclasses import dataclass
+from torch import Tensor
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.crops import Crops, draw_crops
 from sfm.backbones.execution.determinism import tf32_disabled
@@ -13,9 +17,6 @@ from sfm.eval.training import CountCallback, RandomStreamPurpose, ignore_progres
 from sfm.eval.work_folder import ResumableFeatures, WorkFolder, compute_work_key
 from sfm.random_streams import make_rng
 from sfm.stats_store.digests import compute_array_digest
-from torch import Tensor
-from typing import TypeVar
-
 
 # Input pixels of the views computed together. On a CPU, few: activations that the allocator keeps for the
 # next batch cost no page faults, which are a third of the time of larger ones. On a GPU, enough to fill it.
@@ -61,15 +62,31 @@ def draw_view_crops(images: LabelledImages, views_per_image: int, run_seed: int)
         All views of the first image, then all of the second, and so on.
     """
     side = images.pixels.shape[1]
-    drawn = [draw_crops(make_rng(run_seed, RandomStreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side) for image in range(len(images.pixels)) for block in range(-(-views_per_image // VIEWS_PER_STREAM))]
+    drawn = [
+        draw_crops(make_rng(run_seed, RandomStreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
+        for image in range(len(images.pixels))
+        for block in range(-(-views_per_image // VIEWS_PER_STREAM))
+    ]
 
     def concatenate(parts: list[npt.NDArray[CropValue]]) -> npt.NDArray[CropValue]:
         return np.concatenate(parts).reshape(len(images.pixels), -1)[:, :views_per_image].reshape(-1)
 
-    return Crops(concatenate([c.top for c in drawn]), concatenate([c.left for c in drawn]), concatenate([c.height for c in drawn]), concatenate([c.width for c in drawn]), concatenate([c.flip for c in drawn]))
+    return Crops(
+        concatenate([c.top for c in drawn]),
+        concatenate([c.left for c in drawn]),
+        concatenate([c.height for c in drawn]),
+        concatenate([c.width for c in drawn]),
+        concatenate([c.flip for c in drawn]),
+    )
 
 
-def compute_view_features(backbone: Backbone, images: LabelledImages, crops: Crops, on_views: CountCallback = ignore_progress_count, work_folder: WorkFolder | None = None) -> Tensor:
+def compute_view_features(
+    backbone: Backbone,
+    images: LabelledImages,
+    crops: Crops,
+    on_views: CountCallback = ignore_progress_count,
+    work_folder: WorkFolder | None = None,
+) -> Tensor:
     """Compute the features of all views of all images; those in the work folder are read.
 
     Parameters
@@ -94,7 +111,11 @@ def compute_view_features(backbone: Backbone, images: LabelledImages, crops: Cro
     batch_pixels = CPU_BATCH_PIXELS if backbone.device.type == "cpu" else GPU_BATCH_PIXELS
     batch_size = max(1, batch_pixels // size**2)
     features = torch.empty((total, backbone.card.features), device=backbone.device)
-    resumable = ResumableFeatures(work_folder, make_view_features_key(backbone, images, crops, batch_size), features) if work_folder else None
+    resumable = (
+        ResumableFeatures(work_folder, make_view_features_key(backbone, images, crops, batch_size), features)
+        if work_folder
+        else None
+    )
     computed_views = resumable.load_stored_views() if resumable else 0
     if computed_views:
         on_views(computed_views, total)
@@ -102,8 +123,16 @@ def compute_view_features(backbone: Backbone, images: LabelledImages, crops: Cro
         with torch.inference_mode(), tf32_disabled():
             for start in range(computed_views, total, batch_size):
                 batch = slice(start, min(start + batch_size, total))
-                boxes = Crops(crops.top[batch], crops.left[batch], crops.height[batch], crops.width[batch], crops.flip[batch])
-                image_indices = torch.arange(batch.start, batch.stop, device=backbone.device) // (total // image_count)
+                boxes = Crops(
+                    crops.top[batch],
+                    crops.left[batch],
+                    crops.height[batch],
+                    crops.width[batch],
+                    crops.flip[batch],
+                )
+                image_indices = torch.arange(batch.start, batch.stop, device=backbone.device) // (
+                    total // image_count
+                )
                 features[batch] = backbone.features(apply_crops(pixels[image_indices], boxes, size))
                 computed_views = batch.stop
                 if resumable:
@@ -118,4 +147,10 @@ def compute_view_features(backbone: Backbone, images: LabelledImages, crops: Cro
 def make_view_features_key(backbone: Backbone, images: LabelledImages, crops: Crops, batch_size: int) -> str:
     """Return the digest of all inputs of the features of views."""
     boxes = (crops.top, crops.left, crops.height, crops.width, crops.flip)
-    return compute_work_key(features=backbone.card.hash, images=compute_array_digest(images.pixels), crops=[compute_array_digest(box) for box in boxes], batch_size=batch_size, device=backbone.device)
+    return compute_work_key(
+        features=backbone.card.hash,
+        images=compute_array_digest(images.pixels),
+        crops=[compute_array_digest(box) for box in boxes],
+        batch_size=batch_size,
+        device=backbone.device,
+    )

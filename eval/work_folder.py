@@ -7,13 +7,17 @@ continues, but cannot resume.
 
 import logging
 import time
-import torch
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
+from torch import Tensor
+
 from sfm.atomic import require_no_link
 from sfm.deletion import delete_below
 from sfm.errors import InputError
@@ -22,9 +26,6 @@ from sfm.eval.result import AccuracyRow
 from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
 from sfm.tensor_files import open_safetensors, read_tensor_specs
 from sfm.untrusted_files import OversizeError, read_bounded_file
-from torch import Tensor
-from typing import Any
-
 
 SECONDS_BETWEEN_WRITES = 15.0
 """Seconds between writes: bounds the work lost when a process is killed."""
@@ -132,7 +133,10 @@ class ResumableFeatures:
 
     def write_new_if_due(self, computed_view_count: int) -> None:
         """Write new features of the first views, if all are done or some seconds have passed."""
-        if computed_view_count == len(self.features) or time.monotonic() - self._last_write > SECONDS_BETWEEN_WRITES:
+        if (
+            computed_view_count == len(self.features)
+            or time.monotonic() - self._last_write > SECONDS_BETWEEN_WRITES
+        ):
             self.write_new(computed_view_count)
 
     def write_new(self, computed_view_count: int) -> None:
@@ -140,7 +144,9 @@ class ResumableFeatures:
         if computed_view_count > self.stored_count:
             block = self.features[self.stored_count : computed_view_count].cpu().contiguous()
             header = {"key": self.key, "digest": compute_array_digest(block.numpy())}
-            self.work_folder.write_file(self._make_file_name(self.stored_count), save({"features": block}, header))
+            self.work_folder.write_file(
+                self._make_file_name(self.stored_count), save({"features": block}, header)
+            )
             self.stored_count, self._last_write = computed_view_count, time.monotonic()
 
     def _make_file_name(self, first_view: int) -> str:
@@ -165,4 +171,6 @@ def compute_work_key(**values: Any) -> str:
     """Return the digest of values that work depends on, with the device and the version of torch."""
     device = values.pop("device")
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return compute_sha256(encode_canonical_json(values | {"device": device_name, "torch": torch.__version__}))[:KEY_CHARACTERS]
+    return compute_sha256(
+        encode_canonical_json(values | {"device": device_name, "torch": torch.__version__})
+    )[:KEY_CHARACTERS]

@@ -1,9 +1,12 @@
 """Features of one batch of samples: each decoded once, then computed with every backbone."""
 
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.rendering import Rendering
@@ -11,7 +14,6 @@ from sfm.errors import InputError
 from sfm.pipeline.decoding import DecodingOptions, SampleBatch
 from sfm.pipeline.runtime import ExtractionRuntime
 from sfm.pipeline.task_results import SkippedSample
-from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,13 @@ class BatchFeatures:
     marked: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-def compute_batch_features(batch: SampleBatch, split: str, runtime: ExtractionRuntime, backbones: Sequence[Backbone], options: PassOptions) -> BatchFeatures:
+def compute_batch_features(
+    batch: SampleBatch,
+    split: str,
+    runtime: ExtractionRuntime,
+    backbones: Sequence[Backbone],
+    options: PassOptions,
+) -> BatchFeatures:
     """Decode samples, each once, and compute their features with every backbone.
 
     Parameters
@@ -113,10 +121,20 @@ def compute_batch_features(batch: SampleBatch, split: str, runtime: ExtractionRu
                     seconds[spec] = seconds.get(spec, 0.0) + elapsed
                 require_finite_features(rows, spec, decoded.locations)
                 features[name] = rows
-    return BatchFeatures(decoded.kept_indices, decoded.digests, decoded.sizes, features, decoded.skipped, seconds, decoded.marked)
+    return BatchFeatures(
+        decoded.kept_indices,
+        decoded.digests,
+        decoded.sizes,
+        features,
+        decoded.skipped,
+        seconds,
+        decoded.marked,
+    )
 
 
-def require_finite_features(features: npt.NDArray[np.float32], backbone_spec: str, locations: Sequence[str]) -> None:
+def require_finite_features(
+    features: npt.NDArray[np.float32], backbone_spec: str, locations: Sequence[str]
+) -> None:
     """Raise an error that names the first image whose features, shape (n, D), are not finite.
 
     Raises
@@ -126,4 +144,7 @@ def require_finite_features(features: npt.NDArray[np.float32], backbone_spec: st
     """
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        raise InputError(f"{backbone_spec} gives features that are not finite for {locations[int(bad[0])]}: check the " f"weights of the backbone, or remove the image")
+        raise InputError(
+            f"{backbone_spec} gives features that are not finite for {locations[int(bad[0])]}: check the "
+            f"weights of the backbone, or remove the image"
+        )

@@ -1,18 +1,19 @@
 """Cost of an entry's statistics: estimated in arithmetic operations, and reported as progress."""
 
-import numpy as np
-import numpy.typing as npt
 import time
-import torch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import linear_classifier
 from sfm.pipeline.block_moments import compute_moments
 from sfm.pipeline.logistic import compute_loss_and_gradient, deterministic_thread_pool
 from sfm.pipeline.sub_class_centres import MAX_ROWS_PER_CLASS
 from sfm.stats_store.digests import BLOCK_ROWS
-
 
 SELECTION_PASSES = 65
 """Passes that choose a penalty: about ten for each of six or seven penalties."""
@@ -67,7 +68,13 @@ def count_centre_placing_operations(row_count: int, feature_count: int, centre_c
     return float(row_count) * feature_count * centre_count * PLACE_COST
 
 
-def estimate_statistics_operations(class_count: int, feature_count: int, training_sample_count: int, images_per_sample: int, sub_class_counts: Sequence[int]) -> StatisticsOperations:
+def estimate_statistics_operations(
+    class_count: int,
+    feature_count: int,
+    training_sample_count: int,
+    images_per_sample: int,
+    sub_class_counts: Sequence[int],
+) -> StatisticsOperations:
     """Estimate the cost of an entry's statistics.
 
     Parameters
@@ -87,14 +94,20 @@ def estimate_statistics_operations(class_count: int, feature_count: int, trainin
         max_folds = min(linear_classifier.VALIDATION_FOLDS, max(1, training_sample_count // class_count))
         folds = -(-linear_classifier.MIN_VALIDATION_ROWS * max_folds // training_sample_count)
         folds = max(1, min(folds, max_folds, linear_classifier.MAX_FOLDS))
-    max_rows = max(linear_classifier.MAX_SELECTION_ROWS, images_per_sample * class_count * linear_classifier.MIN_SELECTION_ROWS_PER_CLASS)
+    max_rows = max(
+        linear_classifier.MAX_SELECTION_ROWS,
+        images_per_sample * class_count * linear_classifier.MIN_SELECTION_ROWS_PER_CLASS,
+    )
     passes = SELECTION_PASSES * scalings * folds
     clustered = min(training_sample_count, class_count * MAX_ROWS_PER_CLASS)
     return StatisticsOperations(
-        moments=count_moments_operations(training_sample_count, feature_count) + scalings * EIGEN_COST * float(feature_count) ** 3,
-        penalty_selection=passes * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count),
+        moments=count_moments_operations(training_sample_count, feature_count)
+        + scalings * EIGEN_COST * float(feature_count) ** 3,
+        penalty_selection=passes
+        * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count),
         fitting=FITTING_PASSES * count_classifier_pass_operations(rows, feature_count, class_count),
-        centres=sum(count_centre_placing_operations(clustered, feature_count, k) for k in sub_class_counts) + training_sample_count * float(feature_count) * sum(8 * k + ASSIGN_COST for k in sub_class_counts),
+        centres=sum(count_centre_placing_operations(clustered, feature_count, k) for k in sub_class_counts)
+        + training_sample_count * float(feature_count) * sum(8 * k + ASSIGN_COST for k in sub_class_counts),
     )
 
 
@@ -161,7 +174,9 @@ class StatisticsProgress:
 FeatureBlock = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
 
-def iterate_with_moments_progress(blocks: Iterable[FeatureBlock], meter: StatisticsProgress, feature_count: int, phase_end_operations: float) -> Iterator[FeatureBlock]:
+def iterate_with_moments_progress(
+    blocks: Iterable[FeatureBlock], meter: StatisticsProgress, feature_count: int, phase_end_operations: float
+) -> Iterator[FeatureBlock]:
     """Yield blocks, and report the moments of each as done when the next one is requested."""
     for rows, labels in blocks:
         yield rows, labels

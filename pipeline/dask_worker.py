@@ -4,12 +4,15 @@ import functools
 import os
 import signal
 import threading
-import torch
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
-from distributed import get_worker
 from pathlib import Path
+from typing import Any
+
+import torch
+from distributed import get_worker
+
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.errors import InputError
@@ -19,7 +22,6 @@ from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import IncompleteExtractionError, Staging
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ def check_worker_and_get_device(config: WorkerConfig, probe_file_name: str) -> s
         If source, backbones or staging folder are not those of the client.
     """
     if not (Path(config.staging) / probe_file_name).is_file():
-        raise InputError(f"the staging folder {config.staging} is not shared with this worker: choose a folder on a disk " f"that all workers see, with --staging")
+        raise InputError(
+            f"the staging folder {config.staging} is not shared with this worker: choose a folder on a disk "
+            f"that all workers see, with --staging"
+        )
     with TASK_LOCK:
         _, backbones, _ = open_worker(config)
     return backbones[0].device.type
@@ -114,10 +119,18 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
         os.environ["CUDA_VISIBLE_DEVICES"] = config.shared_gpus[int(number) % len(config.shared_gpus)]
     source = open_source(config.source_spec, require_held_out=False)
     if tuple(split.listing for split in source.splits.values()) != config.split_listings:
-        raise InputError(f"{config.source_spec} is not the same here as where the extraction was started: other files, " f"sizes, times or folders")
+        raise InputError(
+            f"{config.source_spec} is not the same here as where the extraction was started: other files, "
+            f"sizes, times or folders"
+        )
     backbones = []
     for spec, expected_hash in config.backbone_specs_and_hashes:
-        backbone = load_backbone(spec, image_size=config.image_size, device=config.device, fold_norms=config.options.execution != "eager")
+        backbone = load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.options.execution != "eager",
+        )
         if backbone.card.hash != expected_hash:
             raise InputError(f"backbone {spec} has other weights on this worker than on the client")
         backbones.append(backbone)

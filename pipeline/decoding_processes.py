@@ -5,17 +5,13 @@ which may wait for the lock: with many decoding threads the device is idle. A de
 torch, so it starts quickly; its pixels lie in memory that it shares with this process.
 """
 
-import cloudpickle
 import math
 import mmap
-import numpy as np
-import numpy.typing as npt
 import os
 import pickle
 import subprocess
 import sys
 import traceback
-from PIL import Image
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -24,12 +20,27 @@ from itertools import pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from sfm.errors import InputError
-from sfm.pipeline.decoding import BatchDecoder, DecodedBatch, DecodingOptions, PixelArrays, SampleBatch, count_pixel_bytes, decode_batch, merge_marked_samples, split_into_pixel_arrays
-from sfm.pipeline.sources.sample import Sample, SampleFile
-from sfm.pipeline.staging import IncompleteExtractionError
 from typing import BinaryIO
 
+import cloudpickle
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sfm.errors import InputError
+from sfm.pipeline.decoding import (
+    BatchDecoder,
+    DecodedBatch,
+    DecodingOptions,
+    PixelArrays,
+    SampleBatch,
+    count_pixel_bytes,
+    decode_batch,
+    merge_marked_samples,
+    split_into_pixel_arrays,
+)
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.staging import IncompleteExtractionError
 
 CHUNK_IMAGES = 32
 """Maximum number of images that a process decodes at a time: small enough that processes finish a
@@ -64,7 +75,9 @@ class SharedBuffer:
 
 
 @contextmanager
-def decoding_process_pool(decode: Callable[[bytes], Image.Image], process_count: int, max_open_batches: int) -> Iterator[BatchDecoder]:
+def decoding_process_pool(
+    decode: Callable[[bytes], Image.Image], process_count: int, max_open_batches: int
+) -> Iterator[BatchDecoder]:
     """Start processes that decode chunks of batches.
 
     Parameters
@@ -114,7 +127,10 @@ def decoding_process_pool(decode: Callable[[bytes], Image.Image], process_count:
             futures: list[Future[DecodedBatch]] = []
             try:
                 samples, end = write_samples_to_buffer(batch, options, buffer)
-                chunks = [BatchChunk(number, end, options, len(samples), *piece) for piece in split_into_chunks(samples, min_chunks)]
+                chunks = [
+                    BatchChunk(number, end, options, len(samples), *piece)
+                    for piece in split_into_chunks(samples, min_chunks)
+                ]
                 for chunk in chunks:
                     futures.append(threads.submit(decode_chunk, chunk))
                 decoded = [future.result() for future in futures]
@@ -139,7 +155,10 @@ def pickle_decode(decode: Callable[[bytes], Image.Image]) -> bytes:
     try:
         pickled: bytes = cloudpickle.dumps(decode)
     except Exception as error:
-        raise InputError(f"the decode function of the source cannot be sent to the decoding processes " f"({error}): make it picklable, or use --device cpu") from error
+        raise InputError(
+            f"the decode function of the source cannot be sent to the decoding processes "
+            f"({error}): make it picklable, or use --device cpu"
+        ) from error
     return pickled
 
 
@@ -179,7 +198,9 @@ ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
 """Decodes a chunk in another process; writes the pixels to the shared buffer."""
 
 
-def write_samples_to_buffer(batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer) -> tuple[list[SampleLocation], int]:
+def write_samples_to_buffer(
+    batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer
+) -> tuple[list[SampleLocation], int]:
     """Write the samples of a batch that are in memory to a shared buffer, behind the pixels.
 
     Returns
@@ -202,7 +223,9 @@ def write_samples_to_buffer(batch: SampleBatch, options: DecodingOptions, buffer
     return locations, end
 
 
-def split_into_chunks(sample_locations: list[SampleLocation], min_chunk_count: int) -> list[tuple[int, list[SampleLocation]]]:
+def split_into_chunks(
+    sample_locations: list[SampleLocation], min_chunk_count: int
+) -> list[tuple[int, list[SampleLocation]]]:
     """Split samples into chunks of about equal size, each with the index of its first sample.
 
     Parameters
@@ -215,7 +238,9 @@ def split_into_chunks(sample_locations: list[SampleLocation], min_chunk_count: i
     return [(first, sample_locations[first:last]) for first, last in pairwise(bounds)]
 
 
-def merge_decoded_chunks(chunks: Sequence[DecodedBatch], first_indices: Sequence[int], pixels: PixelArrays) -> DecodedBatch:
+def merge_decoded_chunks(
+    chunks: Sequence[DecodedBatch], first_indices: Sequence[int], pixels: PixelArrays
+) -> DecodedBatch:
     """Merge decoded chunks into one batch.
 
     Parameters
@@ -227,7 +252,16 @@ def merge_decoded_chunks(chunks: Sequence[DecodedBatch], first_indices: Sequence
     """
     skipped = [skipped for chunk in chunks for skipped in chunk.skipped]
     if skipped:
-        pixels = {preprocessing: np.concatenate([rows[:, first : first + len(chunk.kept_indices)] for chunk, first in zip(chunks, first_indices, strict=True)], axis=1) for preprocessing, rows in pixels.items()}
+        pixels = {
+            preprocessing: np.concatenate(
+                [
+                    rows[:, first : first + len(chunk.kept_indices)]
+                    for chunk, first in zip(chunks, first_indices, strict=True)
+                ],
+                axis=1,
+            )
+            for preprocessing, rows in pixels.items()
+        }
     return DecodedBatch(
         kept_indices=[index for chunk in chunks for index in chunk.kept_indices],
         locations=[location for chunk in chunks for location in chunk.locations],
@@ -255,9 +289,16 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
         own_end, other_end = (stack.enter_context(end) for end in Pipe())
         path = [str(folder) for folder in sys.path]
         arguments = f"{other_end.fileno()}, {list(descriptors)}"
-        program = f"import sys; sys.path[:] = {path!r}; " f"from {__name__} import serve_decoding_requests; serve_decoding_requests({arguments})"
+        program = (
+            f"import sys; sys.path[:] = {path!r}; "
+            f"from {__name__} import serve_decoding_requests; serve_decoding_requests({arguments})"
+        )
         # In a new session: only the parent process gets Ctrl-C, and it ends this one.
-        process = subprocess.Popen([sys.executable, "-c", program], pass_fds=[other_end.fileno(), *descriptors], start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            pass_fds=[other_end.fileno(), *descriptors],
+            start_new_session=True,
+        )
         stack.callback(process.wait)
         stack.callback(process.kill)
         other_end.close()
@@ -272,7 +313,10 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
                 own_end.send(chunk)
                 answer: DecodedBatch | Exception = own_end.recv()
             except (EOFError, OSError) as error:
-                raise IncompleteExtractionError("a process that decodes images died, perhaps out of memory: run the same command again " "to resume after the last complete partition") from error
+                raise IncompleteExtractionError(
+                    "a process that decodes images died, perhaps out of memory: run the same command again "
+                    "to resume after the last complete partition"
+                ) from error
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -297,8 +341,21 @@ def serve_decoding_requests(connection_descriptor: int, buffer_descriptors: Sequ
         while True:
             chunk: BatchChunk = connection.recv()
             memory = buffers[chunk.buffer_index].map_bytes(chunk.buffer_bytes)
-            batch: SampleBatch = [(index, Sample(memory[slice(*span)].tobytes(), label, location) if span else SampleFile(location, label)) for index, label, location, span in chunk.sample_locations]
-            pixels = {preprocessing: rows[:, chunk.first_index_in_batch : chunk.first_index_in_batch + len(batch)] for preprocessing, rows in split_into_pixel_arrays(memory, chunk.options, chunk.batch_image_count).items()}
+            batch: SampleBatch = [
+                (
+                    index,
+                    Sample(memory[slice(*span)].tobytes(), label, location)
+                    if span
+                    else SampleFile(location, label),
+                )
+                for index, label, location, span in chunk.sample_locations
+            ]
+            pixels = {
+                preprocessing: rows[:, chunk.first_index_in_batch : chunk.first_index_in_batch + len(batch)]
+                for preprocessing, rows in split_into_pixel_arrays(
+                    memory, chunk.options, chunk.batch_image_count
+                ).items()
+            }
             answer: DecodedBatch | Exception
             try:
                 # Only the parent process can have sent it.

@@ -1,18 +1,27 @@
 """Compute the statistics of one backbone's staged features and publish them as an entry of the store."""
 
 import json
-import numpy as np
 import platform
 import time
-import torch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
 from sfm.backbones.build import Backbone
 from sfm.events import ProgressCallback
 from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.block_moments import accumulate_moments
-from sfm.pipeline.cost_model import StatisticsProgress, count_centre_placing_operations, count_classifier_pass_operations, estimate_statistics_operations, iterate_with_moments_progress
+from sfm.pipeline.cost_model import (
+    StatisticsProgress,
+    count_centre_placing_operations,
+    count_classifier_pass_operations,
+    estimate_statistics_operations,
+    iterate_with_moments_progress,
+)
 from sfm.pipeline.entry_rows import EntryRows, make_entry_options, read_row_digests
 from sfm.pipeline.exemplars import choose_exemplars, read_exemplar_images
 from sfm.pipeline.extract_config import ExtractConfig
@@ -29,8 +38,6 @@ from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.store import Store
 from sfm.text import escape_non_utf8
-from typing import Any
-
 
 MAX_SKIPPED_BYTES = 2**22
 """Maximum size of the list of skipped samples in an entry."""
@@ -89,7 +96,9 @@ class EntryStatistics:
     seconds: float
 
 
-def publish_entry(context: EntryContext, backbone: Backbone, entry_rows: EntryRows, progress: ProgressCallback) -> PublishResult:
+def publish_entry(
+    context: EntryContext, backbone: Backbone, entry_rows: EntryRows, progress: ProgressCallback
+) -> PublishResult:
     """Compute the statistics of one entry, write them as a run, and commit it; discard it on errors."""
     train = entry_rows.open_train(context.staging, backbone.card.hash)
     test = entry_rows.open_test(context.staging, backbone.card.hash)
@@ -103,19 +112,37 @@ def publish_entry(context: EntryContext, backbone: Backbone, entry_rows: EntryRo
             write_features(draft, "train", train, statistics.classifier)
         if context.config.exemplars:
             write_exemplars(draft, context, backbone, entry_rows, train, statistics.moments)
-        return publish_draft(draft, backbone.card, make_dataset_card(context, entry_rows, len(train.concatenate_labels()), len(test.concatenate_labels())), make_extraction_card(context, entry_rows, backbone, statistics), make_classifier_card(statistics), replace=context.config.replace)
+        return publish_draft(
+            draft,
+            backbone.card,
+            make_dataset_card(
+                context, entry_rows, len(train.concatenate_labels()), len(test.concatenate_labels())
+            ),
+            make_extraction_card(context, entry_rows, backbone, statistics),
+            make_classifier_card(statistics),
+            replace=context.config.replace,
+        )
     except BaseException:
         draft.discard()
         raise
 
 
-def compute_entry_statistics(context: EntryContext, backbone: Backbone, entry_rows: EntryRows, train: StagedFeatures, test: StagedFeatures, progress: ProgressCallback) -> EntryStatistics:
+def compute_entry_statistics(
+    context: EntryContext,
+    backbone: Backbone,
+    entry_rows: EntryRows,
+    train: StagedFeatures,
+    test: StagedFeatures,
+    progress: ProgressCallback,
+) -> EntryStatistics:
     """Stream staged features through moments, classifier, held-out accuracy and sub-class centres."""
     began = time.perf_counter()
     config = context.config
     classes, features = len(context.pass_result.selection.class_ids), backbone.card.features
     labels, sub_class_counts = train.concatenate_labels(), config.sub_classes
-    array_names = PassOptions(views=config.views, seed=config.seed).list_feature_arrays(backbone.card.hash, "train")
+    array_names = PassOptions(views=config.views, seed=config.seed).list_feature_arrays(
+        backbone.card.hash, "train"
+    )
     views = [entry_rows.open_train(context.staging, name) for name in array_names[1:]]
     stage = f"{'tuning ' if entry_rows.role == 'tuning' else ''}statistics of {backbone.card.spec}"
     cost = estimate_statistics_operations(classes, features, len(labels), len(array_names), sub_class_counts)
@@ -128,12 +155,16 @@ def compute_entry_statistics(context: EntryContext, backbone: Backbone, entry_ro
     def report_placed_centres(rows: int, k: int) -> None:
         meter.advance(count_centre_placing_operations(rows, features, k), cost.total)
 
-    moments = accumulate_moments(iterate_with_moments_progress(train, meter, features, cost.moments), classes, features)
+    moments = accumulate_moments(
+        iterate_with_moments_progress(train, meter, features, cost.moments), classes, features
+    )
     meter.advance_to(cost.moments)
     classifier = train_classifier(train, moments, backbone.device, views, report_pass_rows=report_pass_rows)
     top1, top5 = measure_top1_and_top5(test, classifier)
     meter.advance_to(cost.classifier)
-    centres = compute_sub_class_centres(train, labels, classes, features, sub_class_counts, config.seed, report_placed_centres)
+    centres = compute_sub_class_centres(
+        train, labels, classes, features, sub_class_counts, config.seed, report_placed_centres
+    )
     meter.finish(**({} if top1 is None else {"top-1 %": 100 * top1}))
     return EntryStatistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
 
@@ -173,7 +204,14 @@ def choose_feature_dtype(rows: StagedFeatures, classifier: LinearClassifier) -> 
     return np.dtype(np.float16 if shift <= MAX_FLOAT16_SHIFT else np.float32)
 
 
-def write_exemplars(draft: Draft, context: EntryContext, backbone: Backbone, entry_rows: EntryRows, train: StagedFeatures, moments: ClassMoments) -> None:
+def write_exemplars(
+    draft: Draft,
+    context: EntryContext,
+    backbone: Backbone,
+    entry_rows: EntryRows,
+    train: StagedFeatures,
+    moments: ClassMoments,
+) -> None:
     """Choose, read and write the arrays under ``exemplar/``."""
     config = context.config
     choice = choose_exemplars(train, train.concatenate_labels(), moments.mean, config.exemplars, config.seed)
@@ -188,7 +226,9 @@ def write_exemplars(draft: Draft, context: EntryContext, backbone: Backbone, ent
     draft.write_array("exemplar/sample", sample)
 
 
-def make_dataset_card(context: EntryContext, entry_rows: EntryRows, train_sample_count: int, test_sample_count: int) -> DatasetCard:
+def make_dataset_card(
+    context: EntryContext, entry_rows: EntryRows, train_sample_count: int, test_sample_count: int
+) -> DatasetCard:
     """Return the card of the entry's dataset."""
     return DatasetCard(
         name=context.config.name or context.source.name,
@@ -203,11 +243,19 @@ def make_dataset_card(context: EntryContext, entry_rows: EntryRows, train_sample
     )
 
 
-def make_extraction_card(context: EntryContext, entry_rows: EntryRows, backbone: Backbone, statistics: EntryStatistics) -> ExtractionCard:
+def make_extraction_card(
+    context: EntryContext, entry_rows: EntryRows, backbone: Backbone, statistics: EntryStatistics
+) -> ExtractionCard:
     """Return the card of how the entry was computed."""
     packages = ("sfm-distill", "torch", "timm", "pillow", "numpy", "zarr")
     return ExtractionCard(
-        options=make_entry_options(context.config, entry_rows.role, make_rendering_options(context.source.rendering, has_composited=entry_rows.mark_counts["composited"].count > 0)),
+        options=make_entry_options(
+            context.config,
+            entry_rows.role,
+            make_rendering_options(
+                context.source.rendering, has_composited=entry_rows.mark_counts["composited"].count > 0
+            ),
+        ),
         role=entry_rows.role,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
         device=context.device_type,
@@ -231,9 +279,19 @@ def truncate_skipped(skipped_lines: Sequence[str]) -> list[str]:
     """Return the skipped samples, truncated to what a card can hold."""
     sizes = np.cumsum([len(json.dumps(line)) for line in skipped_lines])
     count = int(np.searchsorted(sizes, MAX_SKIPPED_BYTES, side="right"))
-    return [*skipped_lines[:count], *([f"{len(skipped_lines) - count:,} others"] if count < len(skipped_lines) else [])]
+    return [
+        *skipped_lines[:count],
+        *([f"{len(skipped_lines) - count:,} others"] if count < len(skipped_lines) else []),
+    ]
 
 
 def make_classifier_card(statistics: EntryStatistics) -> ClassifierCard:
     """Return the card of the classifier's training and accuracy."""
-    return ClassifierCard(solver=statistics.classifier.solver, l2=statistics.classifier.l2, iterations=statistics.classifier.iterations, converged=statistics.classifier.converged, held_out_top1=statistics.held_out_top1, held_out_top5=statistics.held_out_top5)
+    return ClassifierCard(
+        solver=statistics.classifier.solver,
+        l2=statistics.classifier.l2,
+        iterations=statistics.classifier.iterations,
+        converged=statistics.classifier.converged,
+        held_out_top1=statistics.held_out_top1,
+        held_out_top5=statistics.held_out_top5,
+    )

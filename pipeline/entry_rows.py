@@ -1,9 +1,12 @@
 """Which staged rows make up an entry: the whole dataset, or a training split divided for tuning."""
 
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.fingerprint import FingerprintBuilder
@@ -14,8 +17,6 @@ from sfm.pipeline.selection import UNUSED_LABEL
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
 from sfm.pipeline.staging import Staging
 from sfm.random_streams import make_rng
-from typing import Any, Literal
-
 
 EntryRole = Literal["full", "tuning"]
 
@@ -62,7 +63,9 @@ def list_roles(config: ExtractConfig) -> list[EntryRole]:
     return ["full", "tuning"] if config.tune_fraction else ["full"]
 
 
-def make_entry_options(config: ExtractConfig, role: EntryRole, rendering_options: dict[str, Any]) -> dict[str, Any]:
+def make_entry_options(
+    config: ExtractConfig, role: EntryRole, rendering_options: dict[str, Any]
+) -> dict[str, Any]:
     """Return all options that determine an entry's arrays; their digest is in the key.
 
     Parameters
@@ -87,13 +90,17 @@ def make_entry_options(config: ExtractConfig, role: EntryRole, rendering_options
     return options if config.hold_out is None else options | {"hold_out": config.hold_out}
 
 
-def iterate_digests(staging: Staging, partitions: Sequence[StagedPartition]) -> Iterator[npt.NDArray[np.uint8]]:
+def iterate_digests(
+    staging: Staging, partitions: Sequence[StagedPartition]
+) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the sample digests of partitions, one array of shape (n, 32) each."""
     for partition in partitions:
         yield staging.read_digests(partition)
 
 
-def read_row_digests(staging: Staging, partitions: Sequence[StagedPartition], row_indices: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+def read_row_digests(
+    staging: Staging, partitions: Sequence[StagedPartition], row_indices: npt.NDArray[np.intp]
+) -> npt.NDArray[np.uint8]:
     """Return the sample digests of some rows of partitions, of any shape (…): shape (…, 32)."""
     found = np.zeros((*row_indices.shape, 32), dtype=np.uint8)
     start = 0
@@ -115,25 +122,43 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
     if config.hold_out is None:
         test_in_use = np.concatenate([p.labels for p in test]) != UNUSED_LABEL
         builder = FingerprintBuilder()
-        for partition, digests in zip((*train, *test), iterate_digests(staging, (*train, *test)), strict=True):
+        for partition, digests in zip(
+            (*train, *test), iterate_digests(staging, (*train, *test)), strict=True
+        ):
             rows = partition.labels != UNUSED_LABEL
             builder.add_samples(partition.split, class_ids, partition.labels[rows], digests[rows])
         train_bytes = int(sizes[in_use].sum())
         marked = count_marked_samples([(train, in_use), (test, test_in_use)])
-        entries = [EntryRows("full", train, test, in_use, test_in_use, train_bytes, builder.compute_fingerprint(), marked)]
+        entries = [
+            EntryRows(
+                "full", train, test, in_use, test_in_use, train_bytes, builder.compute_fingerprint(), marked
+            )
+        ]
     else:
-        keys = np.concatenate([make_hold_out_keys(digests, config.seed) for digests in iterate_digests(staging, train)])
+        keys = np.concatenate(
+            [make_hold_out_keys(digests, config.seed) for digests in iterate_digests(staging, train)]
+        )
         held_out = mark_held_out_rows(labels, keys, class_ids, config.hold_out)
         in_use = in_use & ~held_out
         entries = [make_held_out_entry_rows("full", train, in_use, held_out, class_ids, sizes, staging)]
         labels = np.where(held_out, UNUSED_LABEL, labels).astype(np.int32)
     if config.tune_fraction is not None:
         held_out = draw_held_out_mask(labels, class_ids, config.tune_fraction, config.seed)
-        entries.append(make_held_out_entry_rows("tuning", train, in_use & ~held_out, held_out, class_ids, sizes, staging))
+        entries.append(
+            make_held_out_entry_rows("tuning", train, in_use & ~held_out, held_out, class_ids, sizes, staging)
+        )
     return entries
 
 
-def make_held_out_entry_rows(role: EntryRole, train_partitions: list[StagedPartition], train_mask: npt.NDArray[np.bool_], held_out_mask: npt.NDArray[np.bool_], class_ids: Sequence[str], encoded_sizes: npt.NDArray[np.int64], staging: Staging) -> EntryRows:
+def make_held_out_entry_rows(
+    role: EntryRole,
+    train_partitions: list[StagedPartition],
+    train_mask: npt.NDArray[np.bool_],
+    held_out_mask: npt.NDArray[np.bool_],
+    class_ids: Sequence[str],
+    encoded_sizes: npt.NDArray[np.int64],
+    staging: Staging,
+) -> EntryRows:
     """Return the rows of an entry whose training and held-out rows both come from the training split.
 
     Parameters
@@ -151,10 +176,21 @@ def make_held_out_entry_rows(role: EntryRole, train_partitions: list[StagedParti
             builder.add_samples(split, class_ids, partition.labels[rows], digests[rows])
     marked = count_marked_samples([(train_partitions, train_mask | held_out_mask)])
     train_bytes = int(encoded_sizes[train_mask].sum())
-    return EntryRows(role, train_partitions, train_partitions, train_mask, held_out_mask, train_bytes, builder.compute_fingerprint(), marked)
+    return EntryRows(
+        role,
+        train_partitions,
+        train_partitions,
+        train_mask,
+        held_out_mask,
+        train_bytes,
+        builder.compute_fingerprint(),
+        marked,
+    )
 
 
-def draw_held_out_mask(labels: npt.NDArray[np.int32], class_ids: Sequence[str], held_out_fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def draw_held_out_mask(
+    labels: npt.NDArray[np.int32], class_ids: Sequence[str], held_out_fraction: float, seed: int
+) -> npt.NDArray[np.bool_]:
     """Mark a random fraction of every class, at least one sample and not all.
 
     Raises

@@ -1,9 +1,11 @@
 """Exemplars: a few real images per class for baselines, stored only on request."""
 
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.backbones.rendering import render_image
@@ -12,7 +14,6 @@ from sfm.pipeline.fingerprint import digest_sample
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.random_streams import make_rng
-
 
 RANDOM, NEAREST, NONE = 0, 1, 255
 
@@ -33,7 +34,13 @@ class ExemplarChoice:
     selection_roles: npt.NDArray[np.uint8]
 
 
-def choose_exemplars(train: StagedFeatures, labels: npt.NDArray[np.int32], class_means: npt.NDArray[np.float64], exemplars_per_class: int, seed: int) -> ExemplarChoice:
+def choose_exemplars(
+    train: StagedFeatures,
+    labels: npt.NDArray[np.int32],
+    class_means: npt.NDArray[np.float64],
+    exemplars_per_class: int,
+    seed: int,
+) -> ExemplarChoice:
     """Choose the samples nearest to each class mean (Euclidean), and as many at random.
 
     The random ones depend only on seed and data, so they are the same for every backbone.
@@ -58,7 +65,13 @@ def choose_exemplars(train: StagedFeatures, labels: npt.NDArray[np.int32], class
     return ExemplarChoice(sample, role)
 
 
-def read_exemplar_images(source: Source, sample_positions: npt.NDArray[np.int64], expected_digests: npt.NDArray[np.uint8], shard_sizes: Sequence[int], preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def read_exemplar_images(
+    source: Source,
+    sample_positions: npt.NDArray[np.int64],
+    expected_digests: npt.NDArray[np.uint8],
+    shard_sizes: Sequence[int],
+    preprocessing: Preprocessing,
+) -> npt.NDArray[np.uint8]:
     """Read chosen training images again, and crop them for a backbone.
 
     Parameters
@@ -86,7 +99,10 @@ def read_exemplar_images(source: Source, sample_positions: npt.NDArray[np.int64]
     rows, first = np.unique(sample_positions, return_index=True)
     rows, first = rows[rows >= 0], first[rows >= 0]
     for row, index, sample in zip(rows, first, source.train.read(rows, shard_sizes), strict=True):
-        if digest_sample(sample.data) != expected_digests[np.unravel_index(index, sample_positions.shape)].tobytes():
+        if (
+            digest_sample(sample.data)
+            != expected_digests[np.unravel_index(index, sample_positions.shape)].tobytes()
+        ):
             raise InputError(f"{sample.location} changed while it was extracted; run again")
         rendered = render_image(source.decode(sample.data), source.rendering)
         images[sample_positions == row] = resize_and_crop_image(rendered.image, preprocessing)

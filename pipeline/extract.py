@@ -1,12 +1,14 @@
 """Extract a dataset: source -> features -> moments -> entry in the store."""
 
 import time
-import torch
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
+
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.errors import InputError
@@ -16,9 +18,22 @@ from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.earlier_versions import add_mark_counts, describe_earlier_entries
 from sfm.pipeline.entry import EntryContext, publish_entry
 from sfm.pipeline.entry_rows import EntryRows, select_entry_rows
-from sfm.pipeline.existing_entries import describe_display_name_changes, digest_skipped_listing, digest_source_listing, find_existing_entries, require_same_dataset_name, require_same_licence
+from sfm.pipeline.existing_entries import (
+    describe_display_name_changes,
+    digest_skipped_listing,
+    digest_source_listing,
+    find_existing_entries,
+    require_same_dataset_name,
+    require_same_licence,
+)
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.feature_pass import PassIncrement, PassSummary, find_missing_backbones, stage_tasks, track_pass
+from sfm.pipeline.feature_pass import (
+    PassIncrement,
+    PassSummary,
+    find_missing_backbones,
+    stage_tasks,
+    track_pass,
+)
 from sfm.pipeline.flow_agreement import compare_flows_with_float32
 from sfm.pipeline.hold_out import open_extraction_source
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
@@ -97,10 +112,23 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
     with limit_cpu_threads(config.threads):
         source = open_extraction_source(config)
         tasks = make_tasks(source, select_listed_samples(config, source))
-        backbones = {spec: load_backbone(spec, image_size=config.image_size, device=config.device, fold_norms=config.execution != "eager", progress=progress) for spec in dict.fromkeys(config.backbone)}
+        backbones = {
+            spec: load_backbone(
+                spec,
+                image_size=config.image_size,
+                device=config.device,
+                fold_norms=config.execution != "eager",
+                progress=progress,
+            )
+            for spec in dict.fromkeys(config.backbone)
+        }
         store = create_store(config.store)
         listing = digest_source_listing(config, source)
-        existing = {} if config.replace or config.rehash else find_existing_entries(store, config, source, backbones.values(), listing)
+        existing = (
+            {}
+            if config.replace or config.rehash
+            else find_existing_entries(store, config, source, backbones.values(), listing)
+        )
         existing_entries = [published for entries in existing.values() for published in entries]
         require_same_dataset_name(config, existing_entries)
         require_same_licence(config, store, existing_entries)
@@ -108,10 +136,25 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
             return extract_missing_entries(config, source, tasks, backbones, store, existing, progress)
         published = [entry for b in backbones.values() for entry in existing[b.card.hash]]
         cards = [store.open_entry(entry.summary).extraction for entry in published]
-        return ExtractionResult(published, PassSummary(0, 0, 0.0), cards[0].skipped, cards=cards, notes=collect_notes(source, store, published, cards), files=cards[0].files)
+        return ExtractionResult(
+            published,
+            PassSummary(0, 0, 0.0),
+            cards[0].skipped,
+            cards=cards,
+            notes=collect_notes(source, store, published, cards),
+            files=cards[0].files,
+        )
 
 
-def extract_missing_entries(config: ExtractConfig, source: Source, tasks: Sequence[PartitionTask], backbones: Mapping[str, Backbone], store: Store, existing_entries: Mapping[str, list[PublishResult]], progress: ProgressCallback) -> ExtractionResult:
+def extract_missing_entries(
+    config: ExtractConfig,
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Mapping[str, Backbone],
+    store: Store,
+    existing_entries: Mapping[str, list[PublishResult]],
+    progress: ProgressCallback,
+) -> ExtractionResult:
     """Run the pass and publish the entries of the backbones that have none.
 
     Parameters
@@ -123,26 +166,58 @@ def extract_missing_entries(config: ExtractConfig, source: Source, tasks: Sequen
     """
     missing = {spec: b for spec, b in backbones.items() if b.card.hash not in existing_entries}
     listing = digest_source_listing(config, source)
-    options = PassOptions(config.limit_per_class, config.on_error, config.precision, config.views, config.seed, source.rendering, config.execution)
+    options = PassOptions(
+        config.limit_per_class,
+        config.on_error,
+        config.precision,
+        config.views,
+        config.seed,
+        source.rendering,
+        config.execution,
+    )
     like = None if config.staging else parse_local_url(config.store)
     key = make_staging_key(config, source, listing)
     with open_staging(choose_staging_folder(config), key, like) as staging:
-        device, summary, result, cosines = run_pass(config, source, tasks, missing, staging, options, progress)
+        device, summary, result, cosines = run_pass(
+            config, source, tasks, missing, staging, options, progress
+        )
         final_listing = digest_skipped_listing(listing) if result.skipped else listing
-        context = EntryContext(config, source, store, staging, final_listing, device, summary, result, cosines)
+        context = EntryContext(
+            config, source, store, staging, final_listing, device, summary, result, cosines
+        )
         entry_rows = select_entry_rows(config, result, staging)
         began = time.perf_counter()
-        new = {backbone.card.hash: [publish_entry(context, backbone, rows, progress) for rows in entry_rows] for backbone in missing.values()}
+        new = {
+            backbone.card.hash: [publish_entry(context, backbone, rows, progress) for rows in entry_rows]
+            for backbone in missing.values()
+        }
         statistics_seconds = time.perf_counter() - began
     published = [entry for b in backbones.values() for entry in ({**existing_entries, **new})[b.card.hash]]
     require_same_dataset_name(config, published)
     require_same_licence(config, store, published)
     cards = read_cards_with_mark_counts(store, published, new, entry_rows)
     # An existing entry of the same images may be of another folder, with other files beside them.
-    return ExtractionResult(published, summary, result.skipped, cosines, cards, collect_notes(source, store, published, cards), statistics_seconds, result.files)
+    return ExtractionResult(
+        published,
+        summary,
+        result.skipped,
+        cosines,
+        cards,
+        collect_notes(source, store, published, cards),
+        statistics_seconds,
+        result.files,
+    )
 
 
-def run_pass(config: ExtractConfig, source: Source, tasks: Sequence[PartitionTask], backbones: Mapping[str, Backbone], staging: Staging, options: PassOptions, progress: ProgressCallback) -> tuple[str, PassSummary, PassResult, dict[str, float | None]]:
+def run_pass(
+    config: ExtractConfig,
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Mapping[str, Backbone],
+    staging: Staging,
+    options: PassOptions,
+    progress: ProgressCallback,
+) -> tuple[str, PassSummary, PassResult, dict[str, float | None]]:
     """Stage the features of all tasks, and collect their results.
 
     Returns
@@ -154,19 +229,33 @@ def run_pass(config: ExtractConfig, source: Source, tasks: Sequence[PartitionTas
     dict of str to (float or None)
         Agreement of the flows with those in float32, by backbone hash; empty for float32.
     """
-    pending = [task for task in tasks if find_missing_backbones(task, backbones.values(), staging, options) is not None]
+    pending = [
+        task
+        for task in tasks
+        if find_missing_backbones(task, backbones.values(), staging, options) is not None
+    ]
     with run_staging(config, source, pending, backbones, staging, options, progress) as (device, steps):
         summary = track_pass(steps, tasks, pending, staging, progress)
     result = collect_pass_result(config, source, tasks, staging)
     cosines = {}
     # Another kind of device than the workers' would round differently.
     if config.precision != "float32" and all(b.device.type == device for b in backbones.values()):
-        cosines = compare_flows_with_float32(source, tasks, list(backbones.values()), options, progress, config.threads)
+        cosines = compare_flows_with_float32(
+            source, tasks, list(backbones.values()), options, progress, config.threads
+        )
     return device, summary, result, cosines
 
 
 @contextmanager
-def run_staging(config: ExtractConfig, source: Source, tasks: Sequence[PartitionTask], backbones: Mapping[str, Backbone], staging: Staging, options: PassOptions, progress: ProgressCallback) -> Iterator[tuple[str, Iterator[PassIncrement]]]:
+def run_staging(
+    config: ExtractConfig,
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Mapping[str, Backbone],
+    staging: Staging,
+    options: PassOptions,
+    progress: ProgressCallback,
+) -> Iterator[tuple[str, Iterator[PassIncrement]]]:
     """Stage tasks in this process, or on workers if the config asks for them.
 
     Yields
@@ -177,7 +266,10 @@ def run_staging(config: ExtractConfig, source: Source, tasks: Sequence[Partition
     if tasks and (config.workers or config.scheduler):
         from sfm.pipeline.worker_pool import worker_pool
 
-        with worker_pool(config, source, backbones, staging, options, progress) as workers, closing(workers.stage_tasks(tasks)) as steps:
+        with (
+            worker_pool(config, source, backbones, staging, options, progress) as workers,
+            closing(workers.stage_tasks(tasks)) as steps,
+        ):
             yield workers.device, steps
         return
     device = next(iter(backbones.values())).device.type
@@ -185,24 +277,55 @@ def run_staging(config: ExtractConfig, source: Source, tasks: Sequence[Partition
         yield device, iter(())
         return
     fast_backbones = optimize_for_inference(backbones.values(), options.precision, options.execution)
-    with extraction_runtime(source, device, config.threads or count_cores()) as runtime, closing(stage_tasks(source, tasks, fast_backbones, staging, options, runtime)) as steps:
+    with (
+        extraction_runtime(source, device, config.threads or count_cores()) as runtime,
+        closing(stage_tasks(source, tasks, fast_backbones, staging, options, runtime)) as steps,
+    ):
         yield device, steps
 
 
 def make_staging_key(config: ExtractConfig, source: Source, listing_digest: str) -> str:
     """Return the name of the staging folder: equal for extractions that would compute the same features."""
-    return compute_digest(listing_digest, source.spec, str(config.limit_per_class), config.precision, str(source.rendering), version("sfm-distill"), torch.__version__, *(() if config.execution == "auto" else (config.execution,)))[:32]
+    return compute_digest(
+        listing_digest,
+        source.spec,
+        str(config.limit_per_class),
+        config.precision,
+        str(source.rendering),
+        version("sfm-distill"),
+        torch.__version__,
+        *(() if config.execution == "auto" else (config.execution,)),
+    )[:32]
 
 
-def read_cards_with_mark_counts(store: Store, published: Sequence[PublishResult], new_backbone_hashes: Collection[str], entry_rows: Sequence[EntryRows]) -> list[ExtractionCard]:
+def read_cards_with_mark_counts(
+    store: Store,
+    published: Sequence[PublishResult],
+    new_backbone_hashes: Collection[str],
+    entry_rows: Sequence[EntryRows],
+) -> list[ExtractionCard]:
     """Return the extraction cards of entries; those of new backbones get the mark counts of this pass."""
-    marked = {(backbone, rows.role): rows.mark_counts for backbone in new_backbone_hashes for rows in entry_rows}
-    return [add_mark_counts(store.open_entry(entry.summary).extraction, marked.get((entry.summary.backbone_hash, entry.summary.role))) for entry in published]
+    marked = {
+        (backbone, rows.role): rows.mark_counts for backbone in new_backbone_hashes for rows in entry_rows
+    }
+    return [
+        add_mark_counts(
+            store.open_entry(entry.summary).extraction,
+            marked.get((entry.summary.backbone_hash, entry.summary.role)),
+        )
+        for entry in published
+    ]
 
 
-def collect_notes(source: Source, store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]) -> tuple[str, ...]:
+def collect_notes(
+    source: Source, store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
+) -> tuple[str, ...]:
     """Return the choices of the source, and how existing entries differ from the config."""
-    return (*source.inventory.notes, *describe_display_name_changes(source, store, published), *describe_earlier_entries(store, published, cards))
+    return (
+        *source.inventory.notes,
+        *describe_display_name_changes(source, store, published),
+        *describe_earlier_entries(store, published, cards),
+    )
 
 
 def choose_staging_folder(config: ExtractConfig) -> Path:
@@ -219,5 +342,8 @@ def choose_staging_folder(config: ExtractConfig) -> Path:
         return local / "staging"
     cache = get_cache_folder()
     if cache is None:
-        raise InputError("there is no folder for unfinished work: no home folder is known (HOME is not set); name a " "folder with --staging")
+        raise InputError(
+            "there is no folder for unfinished work: no home folder is known (HOME is not set); name a "
+            "folder with --staging"
+        )
     return cache / "sfm" / "staging"

@@ -1,12 +1,14 @@
 """The pass over the raw images: decode each once, compute features with every backbone, and stage them."""
 
-import numpy as np
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+
+import numpy as np
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.errors import InputError
@@ -22,7 +24,6 @@ from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.task_results import TaskResult
 from sfm.text import escape_non_utf8
-
 
 MAX_PENDING_BATCHES = 8
 """Maximum number of pending batches: enough to keep threads busy while files are written."""
@@ -71,7 +72,14 @@ class PassSummary:
         return self.images_read / self.seconds if self.images_read else 0.0
 
 
-def iterate_batches(source: Source, task: PartitionTask, runtime: ExtractionRuntime, batch_size: int, limit_per_class: int | None, listed_labels: list[tuple[str, str]]) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
+def iterate_batches(
+    source: Source,
+    task: PartitionTask,
+    runtime: ExtractionRuntime,
+    batch_size: int,
+    limit_per_class: int | None,
+    listed_labels: list[tuple[str, str]],
+) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
     """Yield the samples of a task in batches, each with its index; batches never span tasks.
 
     Parameters
@@ -100,7 +108,10 @@ def iterate_batches(source: Source, task: PartitionTask, runtime: ExtractionRunt
             yield batch
             batch = []
     if task.rows is not None and len(listed_labels) != len(task.rows):
-        raise InputError(f"{source.spec} shrank while it was read: {len(listed_labels)} of {len(task.rows)} samples of " f"partition {task.name} are there; run again")
+        raise InputError(
+            f"{source.spec} shrank while it was read: {len(listed_labels)} of {len(task.rows)} samples of "
+            f"partition {task.name} are there; run again"
+        )
     if batch:
         yield batch
 
@@ -110,13 +121,22 @@ def count_encoded_bytes(batch: SampleBatch) -> int:
     return sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
 
 
-def find_missing_backbones(task: PartitionTask, backbones: Collection[Backbone], staging: Staging, options: PassOptions) -> list[Backbone] | None:
+def find_missing_backbones(
+    task: PartitionTask, backbones: Collection[Backbone], staging: Staging, options: PassOptions
+) -> list[Backbone] | None:
     """Return the backbones whose features of a task are not staged; None if the task is complete."""
     result = staging.read_result(task)
     if result is None:
         return list(backbones)
     rows = len(result.kept)
-    missing = [backbone for backbone in backbones if not all(staging.has_array(name, task, np.float32, rows, (backbone.card.features,)) for name in options.list_feature_arrays(backbone.card.hash, task.split))]
+    missing = [
+        backbone
+        for backbone in backbones
+        if not all(
+            staging.has_array(name, task, np.float32, rows, (backbone.card.features,))
+            for name in options.list_feature_arrays(backbone.card.hash, task.split)
+        )
+    ]
     has_sizes = staging.has_array("sizes", task, np.int64, rows, ())
     has_digests = staging.has_array("digests", task, np.uint8, rows, (32,))
     return None if has_sizes and has_digests and not missing else missing
@@ -159,7 +179,9 @@ class FeatureBatchQueue:
         if isinstance(work, Future):
             self._encoded_bytes.popleft()
             self._finished.append(batch := work.result())
-            return PassIncrement(len(batch.kept_indices) + len(batch.skipped), len(batch.skipped), 0, batch.seconds)
+            return PassIncrement(
+                len(batch.kept_indices) + len(batch.skipped), len(batch.skipped), 0, batch.seconds
+            )
         work(self._finished)
         self._finished.clear()
         return PassIncrement(completed_partitions=1)
@@ -171,7 +193,14 @@ class FeatureBatchQueue:
                 work.cancel()
 
 
-def stage_tasks(source: Source, tasks: Sequence[PartitionTask], backbones: Sequence[Backbone], staging: Staging, options: PassOptions, runtime: ExtractionRuntime) -> Generator[PassIncrement, None, None]:
+def stage_tasks(
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Sequence[Backbone],
+    staging: Staging,
+    options: PassOptions,
+    runtime: ExtractionRuntime,
+) -> Generator[PassIncrement, None, None]:
     """Read tasks and stage what is missing of each, in this process.
 
     The result of a task is written last and makes it complete; an interrupted task is read again.
@@ -205,7 +234,9 @@ def stage_tasks(source: Source, tasks: Sequence[PartitionTask], backbones: Seque
                     while queue.is_full():
                         yield queue.finish_next()
                 unused = {} if task.rows is not None else dict(task.get_shard(source).unused)
-                queue.add_task(partial(write_task_files, staging, task, source, missing, options, labels, unused))
+                queue.add_task(
+                    partial(write_task_files, staging, task, source, missing, options, labels, unused)
+                )
                 while queue.is_full():
                     yield queue.finish_next()
             while queue:
@@ -214,7 +245,16 @@ def stage_tasks(source: Source, tasks: Sequence[PartitionTask], backbones: Seque
             queue.cancel()
 
 
-def write_task_files(staging: Staging, task: PartitionTask, source: Source, backbones: Sequence[Backbone], options: PassOptions, labels_and_spellings: Sequence[tuple[str, str]], unused_file_counts: dict[str, int], feature_batches: Sequence[BatchFeatures]) -> None:
+def write_task_files(
+    staging: Staging,
+    task: PartitionTask,
+    source: Source,
+    backbones: Sequence[Backbone],
+    options: PassOptions,
+    labels_and_spellings: Sequence[tuple[str, str]],
+    unused_file_counts: dict[str, int],
+    feature_batches: Sequence[BatchFeatures],
+) -> None:
     """Stage the arrays and the result of a task.
 
     Parameters
@@ -228,10 +268,15 @@ def write_task_files(staging: Staging, task: PartitionTask, source: Source, back
         If its samples differ from an earlier pass, or a class is spelled in two ways.
     """
     require_one_spelling_per_class(source.spec, labels_and_spellings)
-    digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in feature_batches)])
+    digests = np.concatenate(
+        [np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in feature_batches)]
+    )
     if staging.has_other_digests(task, digests):
         staging.delete_task(task)
-        raise InputError(f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: " f"run again")
+        raise InputError(
+            f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: "
+            f"run again"
+        )
     for card in (backbone.card for backbone in backbones):
         empty = np.zeros((0, card.features), dtype=np.float32)
         for name in options.list_feature_arrays(card.hash, task.split):
@@ -240,10 +285,17 @@ def write_task_files(staging: Staging, task: PartitionTask, source: Source, back
     sizes = np.array([size for batch in feature_batches for size in batch.sizes], dtype=np.int64)
     staging.write_array("sizes", task, sizes)
     staging.write_array("digests", task, digests)
-    staging.write_result(task, make_task_result(task, labels_and_spellings, unused_file_counts, feature_batches))
+    staging.write_result(
+        task, make_task_result(task, labels_and_spellings, unused_file_counts, feature_batches)
+    )
 
 
-def make_task_result(task: PartitionTask, labels_and_spellings: Sequence[tuple[str, str]], unused_file_counts: dict[str, int], feature_batches: Sequence[BatchFeatures]) -> TaskResult:
+def make_task_result(
+    task: PartitionTask,
+    labels_and_spellings: Sequence[tuple[str, str]],
+    unused_file_counts: dict[str, int],
+    feature_batches: Sequence[BatchFeatures],
+) -> TaskResult:
     """Return the result of a task, from its labels and batches; see :func:`write_task_files`."""
     known = task.rows is not None
     marked = merge_marked_samples(batch.marked for batch in feature_batches)
@@ -265,7 +317,13 @@ def make_task_result(task: PartitionTask, labels_and_spellings: Sequence[tuple[s
     )
 
 
-def track_pass(pass_increments: Iterator[PassIncrement], tasks: Sequence[PartitionTask], pending_tasks: Sequence[PartitionTask], staging: Staging, progress: ProgressCallback) -> PassSummary:
+def track_pass(
+    pass_increments: Iterator[PassIncrement],
+    tasks: Sequence[PartitionTask],
+    pending_tasks: Sequence[PartitionTask],
+    staging: Staging,
+    progress: ProgressCallback,
+) -> PassSummary:
     """Run a pass to its end, report its progress, and return its cost.
 
     Progress is in partitions if the number of images is not known.

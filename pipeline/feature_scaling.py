@@ -1,18 +1,19 @@
 """Standardised features: the scaling computed from moments, and rows in that scale."""
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
 from sfm.pipeline.runtime import find_blas_libraries
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.stats_store.eigen import eigendecompose_symmetric
-from torch import Tensor
-
 
 MAX_CACHED_BYTES = 3 * 2**29
 """Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""
@@ -44,7 +45,9 @@ class FeatureScaling:
     common_scale: bool = False
 
 
-def compute_feature_scaling(moments: ClassMoments, *, use_common_scale: bool = False, keep_constant_axes: bool = True) -> FeatureScaling:
+def compute_feature_scaling(
+    moments: ClassMoments, *, use_common_scale: bool = False, keep_constant_axes: bool = True
+) -> FeatureScaling:
     """Return the scaling of features with given moments.
 
     Parameters
@@ -60,7 +63,9 @@ def compute_feature_scaling(moments: ClassMoments, *, use_common_scale: bool = F
         return _compute_feature_scaling(moments, use_common_scale, keep_constant_axes)
 
 
-def _compute_feature_scaling(moments: ClassMoments, use_common_scale: bool, keep_constant_axes: bool) -> FeatureScaling:
+def _compute_feature_scaling(
+    moments: ClassMoments, use_common_scale: bool, keep_constant_axes: bool
+) -> FeatureScaling:
     n = moments.count.sum()
     mean = moments.count @ moments.mean / n
     deviation = moments.mean - mean
@@ -75,10 +80,18 @@ def _compute_feature_scaling(moments: ClassMoments, use_common_scale: bool, keep
     if not keep_constant_axes:
         nonzero = variance > 1e-10 * variance.max(initial=0.0)
         variance, axes = variance[nonzero], axes[:, nonzero]
-    return FeatureScaling(mean=torch.from_numpy(mean), std=torch.from_numpy(std), variance=torch.from_numpy(variance), axes=torch.from_numpy(np.ascontiguousarray(axes)), common_scale=use_common_scale)
+    return FeatureScaling(
+        mean=torch.from_numpy(mean),
+        std=torch.from_numpy(std),
+        variance=torch.from_numpy(variance),
+        axes=torch.from_numpy(np.ascontiguousarray(axes)),
+        common_scale=use_common_scale,
+    )
 
 
-def compute_principal_axes(scatter: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def compute_principal_axes(
+    scatter: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return variances and axes of a scatter matrix; the coordinate axes if it cannot be decomposed.
 
     The axes only speed up the search: any orthonormal axes lead to the same classifier.
@@ -117,7 +130,9 @@ class StandardisedRows:
                 yield (rows - mean).mul_(scale), torch.from_numpy(labels[block]).long().to(self.device)
 
 
-def standardise_rows(feature_sets: Sequence[StagedFeatures], sample_count: int, scaling: FeatureScaling, device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
+def standardise_rows(
+    feature_sets: Sequence[StagedFeatures], sample_count: int, scaling: FeatureScaling, device: torch.device
+) -> Iterable[tuple[Tensor, Tensor]]:
     """Return standardised rows as a re-iterable, in memory if they fit."""
     dtype = torch.float64 if sample_count <= MAX_DOUBLE_PRECISION_ROWS else torch.float32
     rows = StandardisedRows(feature_sets, scaling, device, dtype)

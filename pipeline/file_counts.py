@@ -1,14 +1,15 @@
 """Count the files of a dataset that were found, used, and not used, by kind."""
 
-import numpy as np
-import numpy.typing as npt
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from sfm.pipeline.selection import SampleSelection, UNUSED_LABEL
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.pipeline.selection import UNUSED_LABEL, SampleSelection
 from sfm.pipeline.sources.inventory import format_counts_by_kind
 from sfm.stats_store.cards import FileCounts
 from sfm.text import sanitize_line
-
 
 LIMITED_IMAGES = "images beyond --limit-per-class"
 SMALL_CLASS_IMAGES = "images of classes below --min-count"
@@ -18,7 +19,13 @@ MAX_KINDS = 30
 MAX_KIND_CHARACTERS = 60
 
 
-def count_files(class_ids: Sequence[str], labels: Mapping[str, npt.NDArray[np.int32]], selection: SampleSelection, undecodable_positions: Mapping[str, npt.NDArray[np.int64]], unused_file_counts: Mapping[str, int]) -> FileCounts:
+def count_files(
+    class_ids: Sequence[str],
+    labels: Mapping[str, npt.NDArray[np.int32]],
+    selection: SampleSelection,
+    undecodable_positions: Mapping[str, npt.NDArray[np.int64]],
+    unused_file_counts: Mapping[str, int],
+) -> FileCounts:
     """Count the used samples of a source and its unused files, by kind.
 
     Parameters
@@ -63,5 +70,7 @@ def describe_file_counts(file_counts: FileCounts) -> str:
     """Return one line with the files found, used, and not used, by kind."""
     line = f"{file_counts.found:,} files found, {file_counts.used:,} used"
     if file_counts.unused:
-        line += f", {sum(file_counts.unused.values()):,} not used: {format_counts_by_kind(file_counts.unused)}"
+        line += (
+            f", {sum(file_counts.unused.values()):,} not used: {format_counts_by_kind(file_counts.unused)}"
+        )
     return line

@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 
-
 Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
@@ -35,7 +34,9 @@ def mark_fold_samples(labels: Labels, fold_index: int, fold_count: int) -> Mask:
     return marked
 
 
-def make_validation_masks(labels: Labels, fold_count: int, min_validation_samples: int, max_returned_folds: int) -> list[Mask]:
+def make_validation_masks(
+    labels: Labels, fold_count: int, min_validation_samples: int, max_returned_folds: int
+) -> list[Mask]:
     """Cut a training split into folds, and return as many as hold a minimum number of samples.
 
     Parameters
@@ -55,7 +56,10 @@ def make_validation_masks(labels: Labels, fold_count: int, min_validation_sample
     """
     fold_count = min(fold_count, int(np.bincount(labels).max(initial=0)))
     masks: list[Mask] = []
-    while len(masks) < min(fold_count, max_returned_folds) and sum(int(held_out.sum()) for held_out in masks) < min_validation_samples:
+    while (
+        len(masks) < min(fold_count, max_returned_folds)
+        and sum(int(held_out.sum()) for held_out in masks) < min_validation_samples
+    ):
         held_out = mark_fold_samples(labels, len(masks), fold_count)
         if not held_out.any():
             break

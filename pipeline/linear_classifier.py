@@ -1,21 +1,39 @@
 """Train the linear classifier: choose the penalty on a part of the samples, then fit all of them."""
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
 from sfm.pipeline.block_moments import accumulate_moments
-from sfm.pipeline.class_means import choose_logit_factor, compute_sample_losses, fit_nearest_mean_classifier, scale_logits
-from sfm.pipeline.feature_scaling import FeatureScaling, compute_feature_scaling, convert_to_raw_features, standardise_rows
+from sfm.pipeline.class_means import (
+    choose_logit_factor,
+    compute_sample_losses,
+    fit_nearest_mean_classifier,
+    scale_logits,
+)
+from sfm.pipeline.feature_scaling import (
+    FeatureScaling,
+    compute_feature_scaling,
+    convert_to_raw_features,
+    standardise_rows,
+)
 from sfm.pipeline.folds import Mask, make_validation_masks, mark_evenly_per_class
-from sfm.pipeline.logistic import GRADIENT_TOLERANCE, LogisticFit, PassRowsCallback, fit_logistic, ignore_pass_rows, make_zero_fit
+from sfm.pipeline.logistic import (
+    GRADIENT_TOLERANCE,
+    LogisticFit,
+    PassRowsCallback,
+    fit_logistic,
+    ignore_pass_rows,
+    make_zero_fit,
+)
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.classifier_accuracy import compute_top1_top5_accuracies
-from torch import Tensor
-
 
 SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the training split"
 
@@ -147,7 +165,13 @@ class ChosenPenalty:
     class_means_logit_factor: float = 0.0
 
 
-def make_validation_fold(feature_sets: Sequence[StagedFeatures], labels: npt.NDArray[np.int32], held_out_mask: Mask, scaling: FeatureScaling, device: torch.device) -> ValidationFold:
+def make_validation_fold(
+    feature_sets: Sequence[StagedFeatures],
+    labels: npt.NDArray[np.int32],
+    held_out_mask: Mask,
+    scaling: FeatureScaling,
+    device: torch.device,
+) -> ValidationFold:
     """Return a fold that validates on held-out samples; of many samples, with equally many of each class.
 
     Views of the validation images are neither fitted nor used for validation.
@@ -159,7 +183,9 @@ def make_validation_fold(feature_sets: Sequence[StagedFeatures], labels: npt.NDA
         fitted[fitted] = mark_evenly_per_class(labels[fitted], max_per_class)
         validating[validating] = mark_evenly_per_class(labels[validating], max_per_class)
     samples = len(feature_sets) * int(fitted.sum())
-    rows = standardise_rows([features.select_rows(fitted) for features in feature_sets], samples, scaling, device)
+    rows = standardise_rows(
+        [features.select_rows(fitted) for features in feature_sets], samples, scaling, device
+    )
     return ValidationFold(rows, samples, feature_sets[0].select_rows(validating))
 
 
@@ -188,7 +214,13 @@ def count_standard_errors(worse: PenaltyScore, better: PenaltyScore) -> float:
     return float(difference.mean()) / error if error > 0 else 0.0
 
 
-def search_penalty_path(folds: Sequence[ValidationFold], prior_fits: Sequence[LogisticFit], candidate: PenaltyCandidate, device: torch.device, report_pass_rows: PassRowsCallback) -> PenaltyScore:
+def search_penalty_path(
+    folds: Sequence[ValidationFold],
+    prior_fits: Sequence[LogisticFit],
+    candidate: PenaltyCandidate,
+    device: torch.device,
+    report_pass_rows: PassRowsCallback,
+) -> PenaltyScore:
     """Try penalties from strong to weak, until the cross-entropy on all folds together rises.
 
     The first fits start at their priors, each other at the one before. The result is the penalty with
@@ -198,8 +230,17 @@ def search_penalty_path(folds: Sequence[ValidationFold], prior_fits: Sequence[Lo
     scaling, fits = candidate.scaling, list(prior_fits)
     scores: list[PenaltyScore] = []
     for l2 in candidate.l2_path:
-        fits = [fit_logistic(*(fold.training_rows, fold.training_row_count, scaling, l2, start, device), *(PATH_TOLERANCE, report_pass_rows, prior, MAX_PATH_ITERATIONS)) for fold, start, prior in zip(folds, fits, prior_fits, strict=True)]
-        losses = [compute_sample_losses(fit, scaling, fold.validation_features) for fit, fold in zip(fits, folds, strict=True)]
+        fits = [
+            fit_logistic(
+                *(fold.training_rows, fold.training_row_count, scaling, l2, start, device),
+                *(PATH_TOLERANCE, report_pass_rows, prior, MAX_PATH_ITERATIONS),
+            )
+            for fold, start, prior in zip(folds, fits, prior_fits, strict=True)
+        ]
+        losses = [
+            compute_sample_losses(fit, scaling, fold.validation_features)
+            for fit, fold in zip(fits, folds, strict=True)
+        ]
         score = PenaltyScore(l2, np.concatenate(losses), fits[0])
         if scores and not score.validation_losses.mean() < scores[-1].validation_losses.mean():
             break
@@ -209,7 +250,12 @@ def search_penalty_path(folds: Sequence[ValidationFold], prior_fits: Sequence[Lo
     return next(score for score in scores if count_standard_errors(score, scores[-1]) <= TIE_STANDARD_ERRORS)
 
 
-def choose_penalty(feature_sets: Sequence[StagedFeatures], candidates: Sequence[PenaltyCandidate], device: torch.device, report_pass_rows: PassRowsCallback = ignore_pass_rows) -> ChosenPenalty:
+def choose_penalty(
+    feature_sets: Sequence[StagedFeatures],
+    candidates: Sequence[PenaltyCandidate],
+    device: torch.device,
+    report_pass_rows: PassRowsCallback = ignore_pass_rows,
+) -> ChosenPenalty:
     """Choose a candidate and its penalty by the cross-entropy on validation samples.
 
     Another than the first candidate must be better by ``MARGIN_STANDARD_ERRORS`` standard errors. One tenth
@@ -235,7 +281,10 @@ def choose_penalty(feature_sets: Sequence[StagedFeatures], candidates: Sequence[
     best = ChosenPenalty(0.0, candidates[0].scaling, zero)
     for candidate in candidates:
         scaling, factor = candidate.scaling, 0.0
-        folds = [make_validation_fold(feature_sets, labels, held_out, scaling, device) for held_out in held_out_masks]
+        folds = [
+            make_validation_fold(feature_sets, labels, held_out, scaling, device)
+            for held_out in held_out_masks
+        ]
         priors = [zero] * len(folds)
         if candidate.shrinks_to_class_means:
             means = [fit_nearest_mean_classifier(fold.training_rows, *zero.weight.shape) for fold in folds]
@@ -248,11 +297,17 @@ def choose_penalty(feature_sets: Sequence[StagedFeatures], candidates: Sequence[
     return best
 
 
-def list_penalty_candidates(feature_sets: Sequence[StagedFeatures], moments: ClassMoments, l2_path: Sequence[float]) -> list[PenaltyCandidate]:
+def list_penalty_candidates(
+    feature_sets: Sequence[StagedFeatures], moments: ClassMoments, l2_path: Sequence[float]
+) -> list[PenaltyCandidate]:
     """Return the candidates that validation chooses from; for many samples, there is one."""
     if moments.count.sum() > MAX_SMALL_DATASET_ROWS:
         # Views may vary along axes along which the images themselves do not.
-        return [PenaltyCandidate(compute_feature_scaling(moments, keep_constant_axes=len(feature_sets) > 1), False, l2_path)]
+        return [
+            PenaltyCandidate(
+                compute_feature_scaling(moments, keep_constant_axes=len(feature_sets) > 1), False, l2_path
+            )
+        ]
     if len(feature_sets) > 1:
         moments = accumulate_moments(chain.from_iterable(feature_sets), *moments.mean.shape)
     common = compute_feature_scaling(moments, use_common_scale=True, keep_constant_axes=False)
@@ -260,7 +315,15 @@ def list_penalty_candidates(feature_sets: Sequence[StagedFeatures], moments: Cla
     return [PenaltyCandidate(common, True, [*STRONG_L2, *l2_path]), PenaltyCandidate(plain, False, l2_path)]
 
 
-def train_classifier(train: StagedFeatures, moments: ClassMoments, device: torch.device, view_feature_sets: Sequence[StagedFeatures] = (), l2_path: Sequence[float] = L2_PATH, report_pass_rows: PassRowsCallback = ignore_pass_rows, gradient_tolerance: float = GRADIENT_TOLERANCE) -> LinearClassifier:
+def train_classifier(
+    train: StagedFeatures,
+    moments: ClassMoments,
+    device: torch.device,
+    view_feature_sets: Sequence[StagedFeatures] = (),
+    l2_path: Sequence[float] = L2_PATH,
+    report_pass_rows: PassRowsCallback = ignore_pass_rows,
+    gradient_tolerance: float = GRADIENT_TOLERANCE,
+) -> LinearClassifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
     With at most ``MAX_SMALL_DATASET_ROWS`` samples, weights shrink to those of the nearest-class-mean
@@ -288,16 +351,26 @@ def train_classifier(train: StagedFeatures, moments: ClassMoments, device: torch
     """
     feature_sets = [train, *view_feature_sets]
     samples = len(feature_sets) * len(train.concatenate_labels())
-    choice = choose_penalty(feature_sets, list_penalty_candidates(feature_sets, moments, l2_path), device, report_pass_rows)
+    choice = choose_penalty(
+        feature_sets, list_penalty_candidates(feature_sets, moments, l2_path), device, report_pass_rows
+    )
     scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
     prior, start = None, choice.start_fit
     if choice.class_means_logit_factor:
-        start = prior = scale_logits(fit_nearest_mean_classifier(rows, *moments.mean.shape), choice.class_means_logit_factor)
-    final = fit_logistic(rows, samples, scaling, choice.l2, start, device, gradient_tolerance, report_pass_rows, prior)
+        start = prior = scale_logits(
+            fit_nearest_mean_classifier(rows, *moments.mean.shape), choice.class_means_logit_factor
+        )
+    final = fit_logistic(
+        rows, samples, scaling, choice.l2, start, device, gradient_tolerance, report_pass_rows, prior
+    )
     weight, bias = (x.float().numpy() for x in convert_to_raw_features(final.weight, final.bias, scaling))
-    return LinearClassifier(weight, bias, choice.l2, final.iterations, final.converged, scaling.common_scale, prior is not None)
+    return LinearClassifier(
+        weight, bias, choice.l2, final.iterations, final.converged, scaling.common_scale, prior is not None
+    )
 
 
-def measure_top1_and_top5(blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier) -> tuple[float | None, float | None]:
+def measure_top1_and_top5(
+    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier
+) -> tuple[float | None, float | None]:
     """Return top-1 and top-5 accuracy as fractions; see `compute_top1_top5_accuracies`."""
     return compute_top1_top5_accuracies(blocks, classifier.weight, classifier.bias)

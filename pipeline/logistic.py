@@ -1,20 +1,21 @@
 """Multinomial logistic regression with a given L2 penalty, on rows that are streamed from disk."""
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from scipy.optimize import minimize
-from sfm.pipeline.feature_scaling import FeatureScaling
-from sfm.pipeline.runtime import count_cores, find_blas_libraries, one_torch_thread
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sfm.pipeline.feature_scaling import FeatureScaling
+from sfm.pipeline.runtime import count_cores, find_blas_libraries, one_torch_thread
 
 GRADIENT_TOLERANCE = 1e-3
 """Largest entry of the gradient, times the number of classes; it is of order 1 at zero weights."""
@@ -72,7 +73,9 @@ def deterministic_thread_pool(device: torch.device) -> Iterator[ThreadPoolExecut
             yield threads
 
 
-def map_in_order(thread_pool: ThreadPoolExecutor | None, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+def map_in_order(
+    thread_pool: ThreadPoolExecutor | None, function: Callable[[T], U], items: Iterable[T]
+) -> Iterator[U]:
     """Map a function over items in threads, in order, with a bounded number of pending results."""
     if thread_pool is None:
         yield from map(function, items)
@@ -92,7 +95,14 @@ def split_rows_into_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tu
         yield from zip(torch.split(x, PIECE_ROWS), torch.split(y, PIECE_ROWS), strict=True)
 
 
-def compute_loss_and_gradient(rows: Iterable[tuple[Tensor, Tensor]], sample_count: int, weight: Tensor, bias: Tensor, device: torch.device, thread_pool: ThreadPoolExecutor | None = None) -> tuple[float, Tensor, Tensor]:
+def compute_loss_and_gradient(
+    rows: Iterable[tuple[Tensor, Tensor]],
+    sample_count: int,
+    weight: Tensor,
+    bias: Tensor,
+    device: torch.device,
+    thread_pool: ThreadPoolExecutor | None = None,
+) -> tuple[float, Tensor, Tensor]:
     """Return the mean cross-entropy and its gradients by weight and bias, float64, in one pass over the rows.
 
     Products and softmax have the rows' precision, sums over pieces float64.
@@ -116,11 +126,17 @@ def compute_loss_and_gradient(rows: Iterable[tuple[Tensor, Tensor]], sample_coun
         return likelihood, residual.T @ x, residual.sum(dim=0, dtype=torch.float64)
 
     pieces = split_rows_into_pieces(rows) if device.type == "cpu" else rows
-    for likelihood, piece_weight_gradient, piece_bias_gradient in map_in_order(thread_pool, compute_sums, pieces):
+    for likelihood, piece_weight_gradient, piece_bias_gradient in map_in_order(
+        thread_pool, compute_sums, pieces
+    ):
         loss -= likelihood
         bias_gradient += piece_bias_gradient
         weight_gradient += piece_weight_gradient
-    return (loss.item() / sample_count, weight_gradient.cpu() / sample_count, bias_gradient.cpu() / sample_count)
+    return (
+        loss.item() / sample_count,
+        weight_gradient.cpu() / sample_count,
+        bias_gradient.cpu() / sample_count,
+    )
 
 
 class PenalisedLoss:
@@ -135,8 +151,23 @@ class PenalisedLoss:
         Largest entry of the gradient at the last point, times C.
     """
 
-    def __init__(self, rows: Iterable[tuple[Tensor, Tensor]], sample_count: int, scaling: FeatureScaling, l2: float, prior_fit: LogisticFit | None, class_count: int, device: torch.device, report_pass_rows: PassRowsCallback) -> None:
-        self.rows, self.samples, self.device, self.report_pass_rows = (rows, sample_count, device, report_pass_rows)
+    def __init__(
+        self,
+        rows: Iterable[tuple[Tensor, Tensor]],
+        sample_count: int,
+        scaling: FeatureScaling,
+        l2: float,
+        prior_fit: LogisticFit | None,
+        class_count: int,
+        device: torch.device,
+        report_pass_rows: PassRowsCallback,
+    ) -> None:
+        self.rows, self.samples, self.device, self.report_pass_rows = (
+            rows,
+            sample_count,
+            device,
+            report_pass_rows,
+        )
         self.axes, self.l2, self.bias_l2 = scaling.axes, l2, l2 if prior_fit else 0.0
         self.prior = prior_fit or make_zero_fit(class_count, len(scaling.mean))
         self.weight_scale = (scaling.variance / class_count + l2).rsqrt()
@@ -159,21 +190,36 @@ class PenalisedLoss:
     def __call__(self, point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         """Return the loss and its gradient at a point, in one pass over the rows."""
         weight, bias = self.decode_point(point)
-        loss, weight_gradient, bias_gradient = compute_loss_and_gradient(self.rows, self.samples, weight, bias, self.device, self.threads)
+        loss, weight_gradient, bias_gradient = compute_loss_and_gradient(
+            self.rows, self.samples, weight, bias, self.device, self.threads
+        )
         self.report_pass_rows(self.samples)
         weight_change, bias_change = weight - self.prior.weight, bias - self.prior.bias
         weight_gradient += self.l2 * weight_change
         bias_gradient += self.bias_l2 * bias_change
-        self.largest_gradient = len(bias) * max(weight_gradient.abs().max().item(), bias_gradient.abs().max().item())
+        self.largest_gradient = len(bias) * max(
+            weight_gradient.abs().max().item(), bias_gradient.abs().max().item()
+        )
         inner = (weight_gradient @ self.axes) * self.weight_scale
-        gradient: npt.NDArray[np.float64] = torch.cat([inner.flatten(), bias_gradient * self.bias_scale]).numpy()
+        gradient: npt.NDArray[np.float64] = torch.cat(
+            [inner.flatten(), bias_gradient * self.bias_scale]
+        ).numpy()
         penalty = self.l2 * weight_change.square().sum().item()
         penalty += self.bias_l2 * bias_change.square().sum().item()
         return loss + penalty / 2, gradient
 
 
 def fit_logistic(
-    rows: Iterable[tuple[Tensor, Tensor]], sample_count: int, scaling: FeatureScaling, l2: float, start_fit: LogisticFit, device: torch.device, gradient_tolerance: float = GRADIENT_TOLERANCE, report_pass_rows: PassRowsCallback = ignore_pass_rows, prior_fit: LogisticFit | None = None, max_iterations: int | None = None
+    rows: Iterable[tuple[Tensor, Tensor]],
+    sample_count: int,
+    scaling: FeatureScaling,
+    l2: float,
+    start_fit: LogisticFit,
+    device: torch.device,
+    gradient_tolerance: float = GRADIENT_TOLERANCE,
+    report_pass_rows: PassRowsCallback = ignore_pass_rows,
+    prior_fit: LogisticFit | None = None,
+    max_iterations: int | None = None,
 ) -> LogisticFit:
     """Minimise mean cross-entropy + l2/2 |W - P|^2 on standardised features, with L-BFGS and full gradients.
 
@@ -200,21 +246,42 @@ def fit_logistic(
         Default: ``MAX_LBFGS_ITERATIONS``.
     """
     max_iterations = max_iterations or MAX_LBFGS_ITERATIONS
-    loss = PenalisedLoss(rows, sample_count, scaling, l2, prior_fit, len(start_fit.bias), device, report_pass_rows)
+    loss = PenalisedLoss(
+        rows, sample_count, scaling, l2, prior_fit, len(start_fit.bias), device, report_pass_rows
+    )
 
     def stop_at_tolerance(_: npt.NDArray[np.float64]) -> None:
         if loss.largest_gradient <= gradient_tolerance:
             raise StopIteration
 
     with deterministic_thread_pool(device) as loss.threads:
-        found = minimize(loss, loss.encode_fit(start_fit), jac=True, method="L-BFGS-B", callback=stop_at_tolerance, options={"maxcor": LBFGS_HISTORY, "maxiter": max_iterations, "maxfun": 2 * max_iterations, "ftol": 0, "gtol": 0})
+        found = minimize(
+            loss,
+            loss.encode_fit(start_fit),
+            jac=True,
+            method="L-BFGS-B",
+            callback=stop_at_tolerance,
+            options={
+                "maxcor": LBFGS_HISTORY,
+                "maxiter": max_iterations,
+                "maxfun": 2 * max_iterations,
+                "ftol": 0,
+                "gtol": 0,
+            },
+        )
         if loss.largest_gradient > gradient_tolerance:
             # The result may not be the last point that was evaluated.
             loss(found.x)
-        return LogisticFit(*loss.decode_point(found.x), int(found.nit), loss.largest_gradient <= gradient_tolerance)
+        return LogisticFit(
+            *loss.decode_point(found.x), int(found.nit), loss.largest_gradient <= gradient_tolerance
+        )
 
 
-def compute_cross_entropies(blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def compute_cross_entropies(
+    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]],
+    weight: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float64]:
     """Return the cross-entropy of a classifier of raw features on every sample."""
     losses = [np.zeros(0)]
     with find_blas_libraries().limit(limits=1), one_torch_thread():

@@ -1,13 +1,15 @@
 """Count the images of an entry that were composited over a background or are dark."""
 
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.backbones.rendering import Rendering
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.task_results import IMAGE_MARKS, TaskResult
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ def make_mark_masks(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
     return {mark: np.isin(result.kept, places) for mark, places in result.marked.items()}
 
 
-def count_marked_samples(partitions_and_masks: Iterable[tuple[Sequence[StagedPartition], npt.NDArray[np.bool_]]]) -> dict[str, MarkCount]:
+def count_marked_samples(
+    partitions_and_masks: Iterable[tuple[Sequence[StagedPartition], npt.NDArray[np.bool_]]],
+) -> dict[str, MarkCount]:
     """Count the samples in use by mark.
 
     Parameters

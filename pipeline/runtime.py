@@ -6,17 +6,21 @@ GPU, processes decode, and one thread feeds the device.
 """
 
 import math
-import numpy as np
-import numpy.typing as npt
 import os
 import threading
 import time
-import torch
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.allocator import LARGE_INPUT
 from sfm.backbones.execution.modes import ExecutionOption
@@ -27,9 +31,6 @@ from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample, SampleFile
-from threadpoolctl import ThreadpoolController
-from torch import Tensor
-
 
 BATCH_IMAGES = {"cpu": 16, "cuda": 128}
 """Images that are decoded together: on a core, as many as its cache holds; on a GPU, enough to fill it."""
@@ -67,19 +68,28 @@ def find_blas_libraries() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-def optimize_for_inference(backbones: Iterable[Backbone], precision: str, execution: ExecutionOption = "auto") -> list[Backbone]:
+def optimize_for_inference(
+    backbones: Iterable[Backbone], precision: str, execution: ExecutionOption = "auto"
+) -> list[Backbone]:
     """Return backbones that compute the same features faster, up to rounding, where that is possible.
 
     The layout of weights must not depend on the number of cores.
     """
     with one_torch_thread():
-        return [prepare_for_inference(backbone, execution) if precision == "float32" else backbone for backbone in backbones]
+        return [
+            prepare_for_inference(backbone, execution) if precision == "float32" else backbone
+            for backbone in backbones
+        ]
 
 
 def choose_forward_batch_size(backbone: Backbone) -> int:
     """Return the batch size of a backbone."""
     large = backbone.card.preprocessing.input_size > LARGE_INPUT
-    return LARGE_INPUT_BATCH_IMAGES if large and backbone.device.type == "cpu" else BATCH_IMAGES[backbone.device.type]
+    return (
+        LARGE_INPUT_BATCH_IMAGES
+        if large and backbone.device.type == "cpu"
+        else BATCH_IMAGES[backbone.device.type]
+    )
 
 
 def pad_batch_to_power_of_two(image_batch: Tensor) -> Tensor:
@@ -101,7 +111,12 @@ def forward_batch(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
         return backbone.features(images)
 
 
-def compute_pixel_features(backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32", forward: ForwardFunction = forward_batch) -> npt.NDArray[np.float32]:
+def compute_pixel_features(
+    backbone: Backbone,
+    pixels: npt.NDArray[np.uint8],
+    precision: str = "float32",
+    forward: ForwardFunction = forward_batch,
+) -> npt.NDArray[np.float32]:
     """Return the features of images that are cropped for a backbone, float32, shape (n, D).
 
     Parameters
@@ -115,12 +130,19 @@ def compute_pixel_features(backbone: Backbone, pixels: npt.NDArray[np.uint8], pr
     device, batch_size, parts = backbone.device, choose_forward_batch_size(backbone), []
     for start in range(0, len(pixels), batch_size):
         images = pixels_to_device(pixels[start : start + batch_size], device)
-        rows = forward(backbone, images if device.type == "cpu" else pad_batch_to_power_of_two(images), precision)
+        rows = forward(
+            backbone, images if device.type == "cpu" else pad_batch_to_power_of_two(images), precision
+        )
         parts.append(rows[: len(images)].float().cpu().numpy())
     return np.concatenate(parts)
 
 
-def time_pixel_features(backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str, forward: ForwardFunction = forward_batch) -> tuple[npt.NDArray[np.float32], float]:
+def time_pixel_features(
+    backbone: Backbone,
+    pixels: npt.NDArray[np.uint8],
+    precision: str,
+    forward: ForwardFunction = forward_batch,
+) -> tuple[npt.NDArray[np.float32], float]:
     """Return the result and the duration, in seconds, of :func:`compute_pixel_features`."""
     began = time.perf_counter()
     return compute_pixel_features(backbone, pixels, precision, forward), time.perf_counter() - began
@@ -169,17 +191,24 @@ def extraction_runtime(source: Source, device_type: str, core_count: int) -> Ite
         If the source's decoder cannot be sent to other processes.
     """
     if device_type == "cpu":
-        yield ExtractionRuntime(core_count, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features)
+        yield ExtractionRuntime(
+            core_count, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features
+        )
         return
     # Enough to keep all processes busy, those at the device, and the next one.
     batches = math.ceil(core_count * CHUNK_IMAGES / BATCH_IMAGES[device_type]) + MAX_DEVICE_BATCHES + 1
     device_slots = threading.Semaphore(MAX_DEVICE_BATCHES)
-    with decoding_process_pool(source.decode, core_count, batches) as decode_batch, ThreadPoolExecutor(1, thread_name_prefix="compute") as compute_thread:
+    with (
+        decoding_process_pool(source.decode, core_count, batches) as decode_batch,
+        ThreadPoolExecutor(1, thread_name_prefix="compute") as compute_thread,
+    ):
 
         def forward_in_thread(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
             return compute_thread.submit(forward_batch, backbone, images, precision).result()
 
-        def compute_features(backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str) -> tuple[npt.NDArray[np.float32], float]:
+        def compute_features(
+            backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
+        ) -> tuple[npt.NDArray[np.float32], float]:
             with device_slots:
                 return time_pixel_features(backbone, pixels, precision, forward_in_thread)
 

@@ -1,9 +1,11 @@
 """Select the samples of a source that an extraction uses, once the labels are known."""
 
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.hold_out import count_held_out, require_two_samples_per_class
@@ -11,7 +13,6 @@ from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.class_labels import get_wordnet_display_names
 from sfm.pipeline.sources.validation import require_distillable_classes
 from sfm.text import format_names
-
 
 UNUSED_LABEL = -1
 
@@ -37,7 +38,13 @@ class SampleSelection:
         return np.flatnonzero(self.labels[split] != UNUSED_LABEL)
 
 
-def select_samples(config: ExtractConfig, class_ids: Sequence[str], class_names: Sequence[str] | None, labels: Mapping[str, npt.NDArray[np.int32]], undecodable_positions: Mapping[str, npt.NDArray[np.int64]]) -> SampleSelection:
+def select_samples(
+    config: ExtractConfig,
+    class_ids: Sequence[str],
+    class_names: Sequence[str] | None,
+    labels: Mapping[str, npt.NDArray[np.int32]],
+    undecodable_positions: Mapping[str, npt.NDArray[np.int64]],
+) -> SampleSelection:
     """Select samples and classes according to the config.
 
     Parameters
@@ -75,15 +82,24 @@ def select_samples(config: ExtractConfig, class_ids: Sequence[str], class_names:
     small = np.flatnonzero(counts["train"] < min_count)
     if len(small) and config.small_classes == "refuse":
         small_names = [f"{class_ids[c]} ({counts['train'][c]})" for c in small.tolist()]
-        raise InputError(f"{config.source} has classes with fewer than {min_count} training images: " f"{format_names(small_names)}{when}; leave them out with --small-classes drop")
+        raise InputError(
+            f"{config.source} has classes with fewer than {min_count} training images: "
+            f"{format_names(small_names)}{when}; leave them out with --small-classes drop"
+        )
     keep[small] = False
     kept_classes = np.flatnonzero(keep).tolist()
     kept_ids = [class_ids[c] for c in kept_classes]
     if config.hold_out is not None:
         require_two_samples_per_class(kept_ids, counts["train"][keep] + counts["test"][keep])
-    require_distillable_classes(config.source, kept_ids, {split: count[keep] for split, count in counts.items()}, when)
+    require_distillable_classes(
+        config.source, kept_ids, {split: count[keep] for split, count in counts.items()}, when
+    )
     index = np.append(np.where(keep, np.cumsum(keep) - 1, UNUSED_LABEL), UNUSED_LABEL).astype(np.int32)
-    return SampleSelection(kept_ids, [names[c] for c in kept_classes], {split: index[split_labels] for split, split_labels in labels_in_use.items()})
+    return SampleSelection(
+        kept_ids,
+        [names[c] for c in kept_classes],
+        {split: index[split_labels] for split, split_labels in labels_in_use.items()},
+    )
 
 
 def select_listed_samples(config: ExtractConfig, source: Source) -> SampleSelection | None:
@@ -100,9 +116,14 @@ def select_listed_samples(config: ExtractConfig, source: Source) -> SampleSelect
     return select_samples(config, source.class_ids or [], source.class_names, source.labels, none)
 
 
-def count_used_per_class(labels: Mapping[str, npt.NDArray[np.int32]], class_count: int) -> dict[str, npt.NDArray[np.int64]]:
+def count_used_per_class(
+    labels: Mapping[str, npt.NDArray[np.int32]], class_count: int
+) -> dict[str, npt.NDArray[np.int64]]:
     """Return the samples in use per class, by split."""
-    return {split: np.bincount(split_labels[split_labels != UNUSED_LABEL], minlength=class_count) for split, split_labels in labels.items()}
+    return {
+        split: np.bincount(split_labels[split_labels != UNUSED_LABEL], minlength=class_count)
+        for split, split_labels in labels.items()
+    }
 
 
 def list_first_per_class(labels: npt.NDArray[np.int32], max_per_class: int | None) -> npt.NDArray[np.int64]:

@@ -6,14 +6,17 @@ Files are written atomically; temporary files of killed processes are overwritte
 import dataclasses
 import errno
 import json
-import numpy as np
-import numpy.typing as npt
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.atomic import atomic_open
 from sfm.deletion import delete_below
 from sfm.errors import InputError
@@ -21,11 +24,15 @@ from sfm.locking import acquire_file_lock
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.row_files import has_finite_rows, read_rows, write_rows
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
-from sfm.pipeline.task_results import MAX_TASK_RESULT_BYTES, TASK_RESULT_ADAPTER, TaskResult, is_plausible_result
+from sfm.pipeline.task_results import (
+    MAX_TASK_RESULT_BYTES,
+    TASK_RESULT_ADAPTER,
+    TaskResult,
+    is_plausible_result,
+)
 from sfm.stats_store.local_files import copy_permissions
 from sfm.text import escape_non_utf8_values
 from sfm.untrusted_files import read_bounded_file
-from typing import Any, IO
 
 
 class IncompleteExtractionError(Exception):
@@ -42,11 +49,20 @@ class Staging:
         """Return the file of an array (``digests``, ``sizes``, or a feature array) of a partition."""
         return self.root / array_name / f"{partition.name}.npy"
 
-    def has_array(self, array_name: str, partition: PartitionTask | StagedPartition, dtype: npt.DTypeLike, row_count: int, row_shape: tuple[int, ...]) -> bool:
+    def has_array(
+        self,
+        array_name: str,
+        partition: PartitionTask | StagedPartition,
+        dtype: npt.DTypeLike,
+        row_count: int,
+        row_shape: tuple[int, ...],
+    ) -> bool:
         """Return whether an array is complete and valid: the folder may be shared with others."""
         return has_finite_rows(self.array_path(array_name, partition), dtype, row_count, row_shape)
 
-    def write_array(self, array_name: str, partition: PartitionTask | StagedPartition, rows: npt.NDArray[Any]) -> None:
+    def write_array(
+        self, array_name: str, partition: PartitionTask | StagedPartition, rows: npt.NDArray[Any]
+    ) -> None:
         """Write an array atomically."""
         with atomic_staged_file(self.array_path(array_name, partition)) as file:
             write_rows(file, rows)
@@ -92,7 +108,10 @@ class Staging:
 
     def open_features(self, array_name: str, partitions: Sequence[StagedPartition]) -> StagedFeatures:
         """Return a feature array of several partitions as one sequence of rows."""
-        return StagedFeatures(tuple(self.array_path(array_name, partition) for partition in partitions), tuple(partition.labels for partition in partitions))
+        return StagedFeatures(
+            tuple(self.array_path(array_name, partition) for partition in partitions),
+            tuple(partition.labels for partition in partitions),
+        )
 
 
 @contextmanager
@@ -111,7 +130,9 @@ def atomic_staged_file(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_staging(parent_folder: Path, staging_key: str, permissions_folder: Path | None = None) -> Iterator[Staging]:
+def open_staging(
+    parent_folder: Path, staging_key: str, permissions_folder: Path | None = None
+) -> Iterator[Staging]:
     """Lock the staging folder of an extraction; it is deleted on success and kept on failure.
 
     A second process with the same key gets another folder: both extract, and the store decides which one
@@ -137,7 +158,11 @@ def open_staging(parent_folder: Path, staging_key: str, permissions_folder: Path
     if permissions_folder:
         copy_permissions(parent_folder, permissions_folder)
     with lock_staging(parent_folder / f"{staging_key}.lock") as locked:
-        root = parent_folder / (staging_key if locked and is_safe_folder(parent_folder / staging_key) else f"{staging_key}-{uuid.uuid4().hex[:8]}")
+        root = parent_folder / (
+            staging_key
+            if locked and is_safe_folder(parent_folder / staging_key)
+            else f"{staging_key}-{uuid.uuid4().hex[:8]}"
+        )
         with explained_staging_errors(parent_folder):
             root.mkdir(exist_ok=True)
         if permissions_folder:
@@ -167,7 +192,10 @@ def explained_staging_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise InputError(f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written " f"with --staging") from error
+        raise InputError(
+            f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written "
+            f"with --staging"
+        ) from error
 
 
 @contextmanager

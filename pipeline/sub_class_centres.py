@@ -1,19 +1,20 @@
 """Sub-class centres: k-means within each class."""
 
-import numpy as np
-import numpy.typing as npt
-import torch
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from sfm.pipeline.runtime import count_cores
-from sfm.pipeline.staged_features import StagedFeatures
-from sfm.random_streams import make_rng
+
+import numpy as np
+import numpy.typing as npt
+import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
+from sfm.pipeline.runtime import count_cores
+from sfm.pipeline.staged_features import StagedFeatures
+from sfm.random_streams import make_rng
 
 MAX_ROWS_PER_CLASS = 2048
 """Samples per class that place the centres; then all samples of the class define them."""
@@ -29,7 +30,15 @@ def ignore_placed_centres(_samples: int, _k: int) -> None:
     """Do nothing."""
 
 
-def compute_sub_class_centres(train: StagedFeatures, labels: npt.NDArray[np.int32], class_count: int, feature_count: int, sub_class_counts: Sequence[int], seed: int, report_progress: PlacedCentresCallback = ignore_placed_centres) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+def compute_sub_class_centres(
+    train: StagedFeatures,
+    labels: npt.NDArray[np.int32],
+    class_count: int,
+    feature_count: int,
+    sub_class_counts: Sequence[int],
+    seed: int,
+    report_progress: PlacedCentresCallback = ignore_placed_centres,
+) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Compute the sub-class centres of every class, for each K.
 
     k-means++ and Lloyd's iterations on at most ``MAX_ROWS_PER_CLASS`` random samples of a class place the
@@ -55,7 +64,9 @@ def compute_sub_class_centres(train: StagedFeatures, labels: npt.NDArray[np.int3
     """
     if not sub_class_counts:
         return {}
-    centres_by_k = place_centres(train, labels, class_count, feature_count, sub_class_counts, seed, report_progress)
+    centres_by_k = place_centres(
+        train, labels, class_count, feature_count, sub_class_counts, seed, report_progress
+    )
     sums = {k: np.zeros((class_count, k, feature_count)) for k in sub_class_counts}
     counts = {k: np.zeros((class_count, k), dtype=np.int64) for k in sub_class_counts}
     # A single thread, because sums depend on the number of threads.
@@ -78,14 +89,24 @@ def compute_sub_class_centres(train: StagedFeatures, labels: npt.NDArray[np.int3
     return result
 
 
-def find_nearest_centres(rows: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+def find_nearest_centres(
+    rows: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]
+) -> npt.NDArray[np.intp]:
     """Return the index of the centre nearest to each row; centres that are NaN are never nearest."""
     distance = np.square(centres).sum(axis=1) - 2 * rows @ centres.T
     nearest: npt.NDArray[np.intp] = np.argmin(np.where(np.isnan(distance), np.inf, distance), axis=1)
     return nearest
 
 
-def place_centres(train: StagedFeatures, labels: npt.NDArray[np.int32], class_count: int, feature_count: int, sub_class_counts: Sequence[int], seed: int, report_progress: PlacedCentresCallback = ignore_placed_centres) -> dict[int, npt.NDArray[np.float64]]:
+def place_centres(
+    train: StagedFeatures,
+    labels: npt.NDArray[np.int32],
+    class_count: int,
+    feature_count: int,
+    sub_class_counts: Sequence[int],
+    seed: int,
+    report_progress: PlacedCentresCallback = ignore_placed_centres,
+) -> dict[int, npt.NDArray[np.float64]]:
     """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples.
 
     Classes and values of K are distributed over cores.
@@ -137,9 +158,13 @@ def group_classes(class_sizes: npt.NDArray[np.int64], max_group_samples: int) ->
     return [*groups, range(start, len(class_sizes))]
 
 
-def run_k_means(rows: npt.NDArray[np.float32], centre_count: int, seed: int, class_index: int) -> npt.NDArray[np.float64]:
+def run_k_means(
+    rows: npt.NDArray[np.float32], centre_count: int, seed: int, class_index: int
+) -> npt.NDArray[np.float64]:
     """Return the k centres of rows, or as many as there are rows."""
     state = int(make_rng(seed, 2, class_index).integers(2**31))
-    model = KMeans(min(centre_count, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(rows.astype(np.float64))
+    model = KMeans(min(centre_count, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(
+        rows.astype(np.float64)
+    )
     centres: npt.NDArray[np.float64] = model.cluster_centers_
     return centres

@@ -5,18 +5,29 @@ depend on which worker wrote them. One process computes the statistics from thos
 That is why an entry's digest does not depend on the number of workers.
 """
 
-import dask
 import functools
 import os
 import platform
-import torch
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from distributed import CancelledError, Client, KilledWorker, LocalCluster, as_completed, fire_and_forget, wait
-from distributed.client import Future
 from importlib.metadata import version
+from typing import Any
+
+import dask
+import torch
+from distributed import (
+    CancelledError,
+    Client,
+    KilledWorker,
+    LocalCluster,
+    as_completed,
+    fire_and_forget,
+    wait,
+)
+from distributed.client import Future
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.allocator import LARGE_INPUT, SINGLE_HEAP_ENVIRONMENT
 from sfm.errors import InputError
@@ -32,8 +43,6 @@ from sfm.pipeline.scheduler_errors import explain_scheduler_error
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import IncompleteExtractionError, Staging
 from sfm.text import first_error_line
-from typing import Any
-
 
 FEATURE_PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
 """Packages that features depend on: workers must have the same versions."""
@@ -76,18 +85,31 @@ class WorkerPool:
                 try:
                     yield future.result()
                 except KilledWorker as error:
-                    raise IncompleteExtractionError(f"several workers died on partition {task_names[future.key]}, perhaps out of memory; " f"{done} of {len(tasks)} partitions are complete: the same command resumes from there") from error
+                    raise IncompleteExtractionError(
+                        f"several workers died on partition {task_names[future.key]}, perhaps out of memory; "
+                        f"{done} of {len(tasks)} partitions are complete: the same command resumes from there"
+                    ) from error
                 except (CancelledError, OSError) as error:
                     if isinstance(error, OSError) and self.client.status == "running":
                         raise
-                    raise IncompleteExtractionError(f"the Dask scheduler was lost after {done} of {len(tasks)} partitions: the same " f"command, with a new scheduler or without one, resumes from there") from error
+                    raise IncompleteExtractionError(
+                        f"the Dask scheduler was lost after {done} of {len(tasks)} partitions: the same "
+                        f"command, with a new scheduler or without one, resumes from there"
+                    ) from error
                 done += 1
         finally:
             self.client.cancel(futures)
 
 
 @contextmanager
-def worker_pool(config: ExtractConfig, source: Source, backbones: Mapping[str, Backbone], staging: Staging, options: PassOptions, progress: ProgressCallback) -> Iterator[WorkerPool]:
+def worker_pool(
+    config: ExtractConfig,
+    source: Source,
+    backbones: Mapping[str, Backbone],
+    staging: Staging,
+    options: PassOptions,
+    progress: ProgressCallback,
+) -> Iterator[WorkerPool]:
     """Start workers on this machine, or connect to those of a scheduler, and check them.
 
     Parameters
@@ -116,7 +138,9 @@ def worker_pool(config: ExtractConfig, source: Source, backbones: Mapping[str, B
         shared_gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
     large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT
-    connection = local_cluster_client(count, large) if config.scheduler is None else scheduler_client(config.scheduler)
+    connection = (
+        local_cluster_client(count, large) if config.scheduler is None else scheduler_client(config.scheduler)
+    )
     with connection as client:
         thread_counts = client.nthreads()
         link = f", dashboard {client.dashboard_link}" if client.dashboard_link else ""
@@ -150,7 +174,19 @@ def local_cluster_client(worker_count: int, share_heap: bool) -> Iterator[Client
         Whether images are so large that each worker's threads should share a heap.
     """
     environment = {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if share_heap else {}
-    with dask.config.set(environment), LocalCluster(n_workers=worker_count, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", preload=[dask_worker.__name__]) as cluster, Client(cluster) as client:
+    with (
+        dask.config.set(environment),
+        LocalCluster(
+            n_workers=worker_count,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            silence_logs="CRITICAL",
+            preload=[dask_worker.__name__],
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         client.wait_for_workers(worker_count)
         yield client
 
@@ -173,7 +209,9 @@ def scheduler_client(address: str) -> Iterator[Client]:
         try:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         except TimeoutError as error:
-            raise InputError(f"the Dask scheduler at {address} has no workers: start some with `dask worker {address}`") from error
+            raise InputError(
+                f"the Dask scheduler at {address} has no workers: start some with `dask worker {address}`"
+            ) from error
         yield client
 
 
@@ -185,7 +223,10 @@ def run_on_each_worker(client: Client, function: Callable[[], Any]) -> dict[str,
     InputError
         If a worker cannot be called, or the function raises; names the worker.
     """
-    futures: dict[str, Future[Any]] = {address: client.submit(function, workers=[address], allow_other_workers=False, pure=False) for address in client.nthreads()}
+    futures: dict[str, Future[Any]] = {
+        address: client.submit(function, workers=[address], allow_other_workers=False, pure=False)
+        for address in client.nthreads()
+    }
     wait(list(futures.values()))
     results = {}
     for address, future in futures.items():
@@ -222,9 +263,16 @@ def require_same_versions(worker_address: str, worker_versions: Mapping[str, str
     InputError
         With the worker and the packages.
     """
-    different = [f"{name} {worker_versions[name]} (here {version(name)})" for name in FEATURE_PACKAGES if worker_versions[name] != version(name)]
+    different = [
+        f"{name} {worker_versions[name]} (here {version(name)})"
+        for name in FEATURE_PACKAGES
+        if worker_versions[name] != version(name)
+    ]
     if different:
-        raise InputError(f"worker {worker_address} has {', '.join(different)}: install the same versions there, or the " f"features would not be comparable")
+        raise InputError(
+            f"worker {worker_address} has {', '.join(different)}: install the same versions there, or the "
+            f"features would not be comparable"
+        )
 
 
 def write_probe_file(staging: Staging) -> str:

@@ -2,20 +2,28 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
+
 from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM, OWN_BACKBONE_BIASED_MODES
 from sfm.eval.result import AccuracyRow, Provenance, is_row_on_distillation_backbone
 from sfm.tables import print_accuracy_table, print_matrix_table, shorten_path
 from sfm.terminal import print_line
-from typing import Any
 
-
-FOOTNOTE = "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the " "distilled ones: read `linear` there, and inheritance on other backbones."
+FOOTNOTE = (
+    "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "
+    "distilled ones: read `linear` there, and inheritance on other backbones."
+)
 
 
 def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
     """Print the rows of an evaluation, with footnote, notes and changes."""
     provenance = Provenance.model_validate(evaluation_record["provenance"])
-    rows = [mark_mode_with_footnote(row) if is_biased_row(row, is_row_on_distillation_backbone(AccuracyRow.model_validate(row), provenance)) else row for row in evaluation_record["rows"]]
+    rows = [
+        mark_mode_with_footnote(row)
+        if is_biased_row(row, is_row_on_distillation_backbone(AccuracyRow.model_validate(row), provenance))
+        else row
+        for row in evaluation_record["rows"]
+    ]
     warnings = list_evaluation_warnings(evaluation_record)
     notes = [note for note in evaluation_record["notes"] if note not in warnings]
     print_accuracy_table(evaluation_record | {"rows": rows, "notes": notes})
@@ -27,7 +35,9 @@ def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
 
 def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> None:
     """Print the cross-backbone matrix; biased cells are marked with a footnote sign."""
-    print_matrix_table([c | {"mark": " *"} if is_biased_row(c, c["own_backbone"]) else c for c in evaluation_rows])
+    print_matrix_table(
+        [c | {"mark": " *"} if is_biased_row(c, c["own_backbone"]) else c for c in evaluation_rows]
+    )
 
 
 def mark_mode_with_footnote(row: dict[str, Any]) -> dict[str, Any]:

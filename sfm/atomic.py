@@ -5,10 +5,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
 from sfm.deletion import DeletionThroughLinkError, delete_below
 from sfm.errors import InputError
 from sfm.paths import list_paths_without_clutter
-from typing import IO
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -130,7 +131,10 @@ def require_no_link(folder: Path) -> None:
         If it is one.
     """
     if folder.is_symlink():
-        raise InputError(f"{folder} is a symbolic link, behind which nothing is written or deleted: put a folder in its " f"place, or give another directory")
+        raise InputError(
+            f"{folder} is a symbolic link, behind which nothing is written or deleted: put a folder in its "
+            f"place, or give another directory"
+        )
 
 
 def delete_path(path: Path) -> None:

@@ -1,16 +1,25 @@
 """The command line: ``sfm``. A stage is imported when its command runs, so that help is instant."""
 
 import shlex
-import typer
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
 from sfm import accuracies
 from sfm.backbones.execution.allocator import LARGE_INPUT, configure_malloc_single_heap
 from sfm.backbones.execution.process_settings import configure_process
 from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption, add_command
 from sfm.distill.config import DistillConfig
-from sfm.error_reporting import EXIT_INTERRUPTED, EXIT_UNFINISHED, exit_on_error, exit_with_message_on_interrupt, print_error_and_make_exit
+from sfm.error_reporting import (
+    EXIT_INTERRUPTED,
+    EXIT_UNFINISHED,
+    exit_on_error,
+    exit_with_message_on_interrupt,
+    print_error_and_make_exit,
+)
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
@@ -21,10 +30,15 @@ from sfm.progress_display import show_progress
 from sfm.store_commands import store_app
 from sfm.tables import print_extraction_plan
 from sfm.terminal import configure_output, print_json, print_line, print_next_command
-from typing import Annotated, Any
 
-
-app = StrictTyper(name="sfm", help="Distil a vision dataset into a few synthetic images per class, from class statistics alone.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = StrictTyper(
+    name="sfm",
+    help="Distil a vision dataset into a few synthetic images per class, from class statistics alone.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.add_typer(store_app, name="store")
 
 
@@ -35,7 +49,9 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def print_version_if_requested(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def print_version_if_requested(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     """Distil a vision dataset into a few synthetic images per class, from class statistics alone."""
     if show_version:
         print_line(f"sfm-distill {version('sfm-distill')}")
@@ -53,7 +69,12 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
-        with exit_with_message_on_interrupt("; run the same command again to resume from the complete partitions"), show_progress(quiet) as progress:
+        with (
+            exit_with_message_on_interrupt(
+                "; run the same command again to resume from the complete partitions"
+            ),
+            show_progress(quiet) as progress,
+        ):
             from sfm.pipeline.extract import extract
 
             extraction = extract(config, progress)
@@ -96,7 +117,10 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     from sfm.distill.run import DistillInterrupt, describe_resume_hint, distill
 
     try:
-        with exit_with_message_on_interrupt(lambda: describe_resume_hint(config.out)), show_progress(quiet) as progress:
+        with (
+            exit_with_message_on_interrupt(lambda: describe_resume_hint(config.out)),
+            show_progress(quiet) as progress,
+        ):
             result = distill(config, progress)
     except DistillInterrupt as stop:
         raise print_error_and_make_exit(str(stop), EXIT_INTERRUPTED) from None
@@ -104,7 +128,11 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json({"out": str(result.out), **record})
         return
-    print_line(f"{result.out}: {record['ipc']} image(s) per class of {record['dataset']}, " f"loss {record['loss']:.4f}, {record['wall_seconds']:.0f} s, " f"peak memory {record['peak_memory_bytes'] / 2**20:.0f} MiB")
+    print_line(
+        f"{result.out}: {record['ipc']} image(s) per class of {record['dataset']}, "
+        f"loss {record['loss']:.4f}, {record['wall_seconds']:.0f} s, "
+        f"peak memory {record['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
     print_line(f"Look at {result.out / 'preview.png'}")
     print_next_command("evaluate", result.out, "--store", config.store)
 
@@ -148,7 +176,9 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     for file in result_files:
         print_line(f"Written to {file}")
     evaluation_option = ["--evaluation", config.out] if config.out else []
-    print_next_command("report", *config.run, "--store", config.store, *evaluation_option, "--out", "report.html")
+    print_next_command(
+        "report", *config.run, "--store", config.store, *evaluation_option, "--out", "report.html"
+    )
 
 
 def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
@@ -160,7 +190,9 @@ def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json({"out": str(out), "bytes": out.stat().st_size})
     else:
-        print_line(f"{out}: {len(config.runs)} run(s), {out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+        print_line(
+            f"{out}: {len(config.runs)} run(s), {out.stat().st_size / 1e6:.1f} MB; open it in a browser"
+        )
 
 
 def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
@@ -170,12 +202,21 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
     with exit_with_message_on_interrupt("; nothing was exported"):
         exported = export(config)
     if as_json:
-        print_json({"out": str(exported.out), "files": exported.file_count, "bytes": exported.total_bytes, "licence": exported.licence})
+        print_json(
+            {
+                "out": str(exported.out),
+                "files": exported.file_count,
+                "bytes": exported.total_bytes,
+                "licence": exported.licence,
+            }
+        )
         return
     size = f"{exported.file_count} files, {exported.total_bytes / 1e6:.2f} MB"
     print_line(f"{exported.out}: {config.format}, {size}; licence: {exported.licence}")
     if exported.licence == "unknown":
-        print_line("note: the licence of the real data is not known: ask before you publish, then give --licence")
+        print_line(
+            "note: the licence of the real data is not known: ask before you publish, then give --licence"
+        )
 
 
 add_command(
@@ -184,7 +225,10 @@ add_command(
     ExtractConfig,
     run_extract,
     summary="Stream a dataset once through backbones and publish its statistics to a store.",
-    examples=["sfm extract builtin:fashion-mnist-6k --store ./store --backbone lite0 --image-size 96", "sfm extract folder:/data/birds --store s3://team/stats --backbone dinov2-vitb14 --exemplars 8"],
+    examples=[
+        "sfm extract builtin:fashion-mnist-6k --store ./store --backbone lite0 --image-size 96",
+        "sfm extract folder:/data/birds --store s3://team/stats --backbone dinov2-vitb14 --exemplars 8",
+    ],
 )
 add_command(
     app,
@@ -192,7 +236,10 @@ add_command(
     DistillConfig,
     run_distill,
     summary="Distil a few synthetic images per class from the statistics in a store.",
-    examples=["sfm distill --store ./store --backbone lite0 --dataset fashion-mnist-6k --out ./distilled", "sfm distill --config ./distilled/run.json --store ./store --seed 1 --out ./distilled-1"],
+    examples=[
+        "sfm distill --store ./store --backbone lite0 --dataset fashion-mnist-6k --out ./distilled",
+        "sfm distill --config ./distilled/run.json --store ./store --seed 1 --out ./distilled-1",
+    ],
 )
 add_command(
     app,
@@ -200,14 +247,48 @@ add_command(
     EvaluateRunsConfig,
     run_evaluate,
     summary="Train on distilled images and measure accuracy on the held-out features of the store.",
-    examples=["sfm evaluate ./distilled --store ./store", "sfm evaluate ./distilled --store ./store --backbone lite0 --backbone lite1 --mode inherit", "sfm evaluate ./on-lite0 ./on-lite1 --store ./store --backbone all --json", "sfm evaluate ./distilled --config ./distilled/evaluation.json --store ./store"],
+    examples=[
+        "sfm evaluate ./distilled --store ./store",
+        "sfm evaluate ./distilled --store ./store --backbone lite0 --backbone lite1 --mode inherit",
+        "sfm evaluate ./on-lite0 ./on-lite1 --store ./store --backbone all --json",
+        "sfm evaluate ./distilled --config ./distilled/evaluation.json --store ./store",
+    ],
 )
-add_command(app, "report", ReportConfig, run_report, summary="Show runs and their accuracies on one self-contained HTML page.", examples=["sfm report ./distilled --out report.html --store ./store", "sfm report ./distilled-1 ./distilled-5 --out compared.html"])
-add_command(app, "export", ExportConfig, run_export, summary="Write distilled images, or a classifier, in a format that other tools read.", examples=["sfm export ./distilled --format parquet --out ./for-the-hub", "sfm export ./distilled --format classifier --store ./store --backbone lite1 --out ./classifier"])
+add_command(
+    app,
+    "report",
+    ReportConfig,
+    run_report,
+    summary="Show runs and their accuracies on one self-contained HTML page.",
+    examples=[
+        "sfm report ./distilled --out report.html --store ./store",
+        "sfm report ./distilled-1 ./distilled-5 --out compared.html",
+    ],
+)
+add_command(
+    app,
+    "export",
+    ExportConfig,
+    run_export,
+    summary="Write distilled images, or a classifier, in a format that other tools read.",
+    examples=[
+        "sfm export ./distilled --format parquet --out ./for-the-hub",
+        "sfm export ./distilled --format classifier --store ./store --backbone lite1 --out ./classifier",
+    ],
+)
 
 
-@app.command("quickstart", epilog="Examples:\n\n  $ sfm quickstart\n\n  $ sfm quickstart --out /tmp/first-look")
-def run_quickstart_command(out: Annotated[Path, typer.Option(help="Folder to write to; must be new or empty.")] = Path("sfm-quickstart"), threads: ThreadsOption = None, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+@app.command(
+    "quickstart", epilog="Examples:\n\n  $ sfm quickstart\n\n  $ sfm quickstart --out /tmp/first-look"
+)
+def run_quickstart_command(
+    out: Annotated[Path, typer.Option(help="Folder to write to; must be new or empty.")] = Path(
+        "sfm-quickstart"
+    ),
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
     with exit_on_error():
         configure_process(threads)
@@ -217,10 +298,15 @@ def run_quickstart_command(out: Annotated[Path, typer.Option(help="Folder to wri
         command = shlex.join(["sfm", "quickstart", "--out", str(out)])
 
         try:
-            with exit_with_message_on_interrupt(f": run `{command}` again to resume"), show_progress(quiet) as progress:
+            with (
+                exit_with_message_on_interrupt(f": run `{command}` again to resume"),
+                show_progress(quiet) as progress,
+            ):
                 record: dict[str, Any] = run_quickstart(out, progress, threads)
         except DistillInterrupt as stop:
-            raise print_error_and_make_exit(f"{stop.args[0].partition(':')[0]}: run `{command}` again to resume", EXIT_INTERRUPTED) from None
+            raise print_error_and_make_exit(
+                f"{stop.args[0].partition(':')[0]}: run `{command}` again to resume", EXIT_INTERRUPTED
+            ) from None
     if as_json:
         print_json(record)
         return

@@ -2,20 +2,21 @@
 
 import difflib
 import inspect
-import typer
-import typer.core
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+import typer.core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
 from sfm.config_fields import select_values_refused_from_file
 from sfm.error_reporting import exit_on_error, print_error_and_make_exit
 from sfm.errors import InputError
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, parse_json, read_bounded_file
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
-
 
 SHARED_PANEL = "Shared options"
 
@@ -39,11 +40,30 @@ def make_shared_option(flag: str, help_text: str) -> Any:
     return typer.Option(flag, help=help_text, rich_help_panel=SHARED_PANEL, show_default=False)
 
 
-JsonOption = Annotated[bool, make_shared_option("--json", "Print one JSON document on stdout; progress goes to stderr.")]
+JsonOption = Annotated[
+    bool, make_shared_option("--json", "Print one JSON document on stdout; progress goes to stderr.")
+]
 QuietOption = Annotated[bool, make_shared_option("--quiet", "Show no progress.")]
-ConfigOption = Annotated[Path | None, make_shared_option("--config", "Take the recipe of a run.json; options override it. Give paths and addresses as options.")]
-TrustConfigOption = Annotated[bool, make_shared_option("--trust-config", "Also take paths and addresses from --config: where to read and write, schedulers, weight files. " "Only for files that you trust.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core.")]
+ConfigOption = Annotated[
+    Path | None,
+    make_shared_option(
+        "--config", "Take the recipe of a run.json; options override it. Give paths and addresses as options."
+    ),
+]
+TrustConfigOption = Annotated[
+    bool,
+    make_shared_option(
+        "--trust-config",
+        "Also take paths and addresses from --config: where to read and write, schedulers, weight files. "
+        "Only for files that you trust.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core."
+    ),
+]
 
 
 class SingleValueCommand(typer.core.TyperCommand):
@@ -58,7 +78,9 @@ class SingleValueCommand(typer.core.TyperCommand):
             for option in dict.fromkeys(order):
                 count = order.count(option)
                 if count > 1 and not (option.multiple or getattr(option, "is_flag", False)):
-                    raise print_error_and_make_exit(f"{option.opts[0]} takes one value and is given {count} times: give it once", 2)
+                    raise print_error_and_make_exit(
+                        f"{option.opts[0]} takes one value and is given {count} times: give it once", 2
+                    )
         return remaining_args
 
 
@@ -70,7 +92,15 @@ class StrictTyper(typer.Typer):
         return super().command(*arguments, **{"cls": SingleValueCommand} | settings)
 
 
-def add_command(app: typer.Typer, name: str, model: type[BaseModel], run_command: Callable[[Any, bool, bool], None], *, summary: str, examples: list[str]) -> None:
+def add_command(
+    app: typer.Typer,
+    name: str,
+    model: type[BaseModel],
+    run_command: Callable[[Any, bool, bool], None],
+    *,
+    summary: str,
+    examples: list[str],
+) -> None:
     """Add a command whose options are the fields of a model.
 
     Parameters
@@ -91,7 +121,11 @@ def add_command(app: typer.Typer, name: str, model: type[BaseModel], run_command
         as_json, quiet = options.pop("json"), options.pop("quiet")
         file, is_trusted = options.pop("config"), options.pop("trust_config")
         with exit_on_error():
-            run_command(make_config_from_file_and_options(model, name, file, options, is_file_trusted=trusted), as_json, quiet)
+            run_command(
+                make_config_from_file_and_options(model, name, file, options, is_file_trusted=is_trusted),
+                as_json,
+                quiet,
+            )
 
     parameters = [
         *(make_field_parameter(field_name, field) for field_name, field in model.model_fields.items()),
@@ -108,13 +142,24 @@ def add_command(app: typer.Typer, name: str, model: type[BaseModel], run_command
 
 def make_keyword_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
     """Return a keyword-only parameter for the signature of a command."""
-    return inspect.Parameter(parameter_name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return inspect.Parameter(
+        parameter_name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
 def make_field_parameter(field_name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the command-line parameter of a field: None if left out, so that the model's default applies."""
     metavar = get_argument_metavar(field_name, field)
-    info: Any = typer.Argument(help=field.description, metavar=metavar, show_default=False) if metavar else typer.Option("--" + field_name.replace("_", "-"), help=field.description, metavar=format_choices_for_help(field.annotation), show_default=format_default_for_help(field))
+    info: Any = (
+        typer.Argument(help=field.description, metavar=metavar, show_default=False)
+        if metavar
+        else typer.Option(
+            "--" + field_name.replace("_", "-"),
+            help=field.description,
+            metavar=format_choices_for_help(field.annotation),
+            show_default=format_default_for_help(field),
+        )
+    )
     return make_keyword_parameter(field_name, Annotated[get_typer_option_type(field.annotation), info], None)
 
 
@@ -161,7 +206,14 @@ def get_typer_option_type(annotation: Any) -> Any:
     return annotation | None
 
 
-def make_config_from_file_and_options(model: type[BaseModel], command_name: str, config_file: Path | None, options: dict[str, Any], *, is_file_trusted: bool = False) -> BaseModel:
+def make_config_from_file_and_options(
+    model: type[BaseModel],
+    command_name: str,
+    config_file: Path | None,
+    options: dict[str, Any],
+    *,
+    is_file_trusted: bool = False,
+) -> BaseModel:
     """Return the config: the values of a file, overridden by the options given on the command line.
 
     Parameters
@@ -184,11 +236,16 @@ def make_config_from_file_and_options(model: type[BaseModel], command_name: str,
     file_values = read_config_file(config_file, command_name) if config_file else {}
     options = {name: value for name, value in options.items() if value not in (None, [])}
     if config_file and not is_file_trusted:
-        refuse_restricted_file_values(model, config_file, {n: v for n, v in file_values.items() if n not in options})
+        refuse_restricted_file_values(
+            model, config_file, {n: v for n, v in file_values.items() if n not in options}
+        )
     try:
         return model(**file_values | options)
     except ValidationError as error:
-        problems = [format_validation_error(model, detail) for detail in error.errors(include_url=False)[:MAX_PROBLEMS]]
+        problems = [
+            format_validation_error(model, detail)
+            for detail in error.errors(include_url=False)[:MAX_PROBLEMS]
+        ]
         raise InputError("; ".join(dict.fromkeys(problems))) from error
 
 
@@ -214,7 +271,9 @@ def read_config_file(file: Path, command_name: str) -> dict[str, Any]:
     return values
 
 
-def refuse_restricted_file_values(model: type[BaseModel], config_file: Path, file_values: dict[str, Any]) -> None:
+def refuse_restricted_file_values(
+    model: type[BaseModel], config_file: Path, file_values: dict[str, Any]
+) -> None:
     """Refuse values of a config file that name places, let data leave, or take much memory.
 
     Raises
@@ -222,10 +281,15 @@ def refuse_restricted_file_values(model: type[BaseModel], config_file: Path, fil
     InputError
         If there are such values; says which options to give instead.
     """
-    refused = {get_option_name(model, n): v for n, v in select_values_refused_from_file(model, file_values).items()}
+    refused = {
+        get_option_name(model, n): v for n, v in select_values_refused_from_file(model, file_values).items()
+    }
     if refused:
         settings = ", ".join(f"{n} {sanitize_line(str(v), MAX_VALUE_LENGTH)}" for n, v in refused.items())
-        raise InputError(f"--config {config_file} sets {settings}: a file gives the recipe only, of usual size; give " f"{' '.join(refused)} on the command line, or --trust-config if the file is your own")
+        raise InputError(
+            f"--config {config_file} sets {settings}: a file gives the recipe only, of usual size; give "
+            f"{' '.join(refused)} on the command line, or --trust-config if the file is your own"
+        )
 
 
 def format_validation_error(model: type[BaseModel], detail: Any) -> str:

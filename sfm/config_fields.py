@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from typing import Annotated, Any, TypeVar
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
 
@@ -42,12 +42,18 @@ class ConfigFileRule:
 
 def names_backbone_weights_file(specs: Any) -> bool:
     """Return whether a backbone spec, or one of a list, names a file of weights."""
-    return any("@" in spec for spec in (specs if isinstance(specs, list) else [specs]) if isinstance(spec, str))
+    return any(
+        "@" in spec for spec in (specs if isinstance(specs, list) else [specs]) if isinstance(spec, str)
+    )
 
 
 def select_values_refused_from_file(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a config that a file may not give, by field name."""
-    return {name: values[name] for name, field in model.model_fields.items() if name in values and get_config_file_rule(field).is_refused(values[name])}
+    return {
+        name: values[name]
+        for name, field in model.model_fields.items()
+        if name in values and get_config_file_rule(field).is_refused(values[name])
+    }
 
 
 def get_config_file_rule(field: FieldInfo) -> ConfigFileRule:

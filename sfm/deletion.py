@@ -7,7 +7,6 @@ import shutil
 import stat
 from pathlib import Path, PurePath
 
-
 _OPEN_FOLDER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -79,5 +78,7 @@ def _get_mode_unless_link(folder_descriptor: int, name: str, full_path: Path) ->
     mode = os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False).st_mode
     if stat.S_ISLNK(mode):
         # open() with O_NOFOLLOW fails with ELOOP on a link.
-        raise DeletionThroughLinkError(errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(full_path))
+        raise DeletionThroughLinkError(
+            errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(full_path)
+        )
     return mode

@@ -2,14 +2,15 @@
 
 import errno
 import sys
-import typer
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import typer
+
 from sfm.errors import DamageError, InputError
 from sfm.interrupts import raise_interrupt_on_signal
 from sfm.terminal import print_line
 from sfm.text import sanitize_line
-
 
 EXIT_UNFINISHED = 1
 EXIT_INTERRUPTED = 130

@@ -4,7 +4,6 @@ import os
 import signal
 from types import FrameType
 
-
 _interrupts_are_reported = False
 
 

@@ -1,9 +1,12 @@
 """Tables and JSON documents of the `sfm store` commands: entries, history, verdicts, copies, garbage."""
 
 import datetime
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-from collections.abc import Sequence
+
 from sfm.stats_store.entry_copy import CopyResult
 from sfm.stats_store.entry_history import CommitStatus
 from sfm.stats_store.garbage import GarbageItem
@@ -14,13 +17,14 @@ from sfm.stats_store.verification import EntryVerdict
 from sfm.tables import print_table
 from sfm.terminal import fit_to_line, open_console, print_line
 from sfm.text import format_percent
-from typing import Any
 
 
 def make_entry_document(entry: Entry) -> dict[str, Any]:
     """Return the document of an entry for ``sfm store show``."""
     bytes_by_array = sum_bytes_by_array(entry)
-    arrays = {name: make_array_document(entry, name, bytes_by_array[name]) for name in entry.list_array_names()}
+    arrays = {
+        name: make_array_document(entry, name, bytes_by_array[name]) for name in entry.list_array_names()
+    }
     known_arrays = [a for a in arrays.values() if a["bytes"] is not None]
     array_bytes = sum(a["bytes"] for a in known_arrays)
     stored_bytes = sum(a["stored_bytes"] for a in known_arrays)
@@ -45,19 +49,30 @@ def make_class_documents(entry: Entry) -> list[dict[str, Any]]:
     test_counts: list[int] | list[None] = [None] * len(ids)
     if "test/label" in entry:
         test_counts = np.bincount(entry.read_array("test/label"), minlength=len(ids)).tolist()
-    return [{"class_id": class_id, "name": name, "train_samples": count, "test_samples": test} for class_id, name, count, test in zip(ids, entry.dataset.class_names, train, test_counts, strict=True)]
+    return [
+        {"class_id": class_id, "name": name, "train_samples": count, "test_samples": test}
+        for class_id, name, count, test in zip(
+            ids, entry.dataset.class_names, train, test_counts, strict=True
+        )
+    ]
 
 
-def add_class_accuracies(entry_document: dict[str, Any], class_accuracies: npt.NDArray[np.float64] | None) -> None:
+def add_class_accuracies(
+    entry_document: dict[str, Any], class_accuracies: npt.NDArray[np.float64] | None
+) -> None:
     """Add the held-out accuracy of every class to the document of an entry; None where it is undefined."""
     for index, class_document in enumerate(entry_document["classes"]):
         is_defined = class_accuracies is not None and np.isfinite(class_accuracies[index])
-        class_document["held_out_top1"] = float(class_accuracies[index]) if class_accuracies is not None and is_defined else None
+        class_document["held_out_top1"] = (
+            float(class_accuracies[index]) if class_accuracies is not None and is_defined else None
+        )
 
 
 def sort_by_accuracy(class_documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort class documents by held-out accuracy, worst first; those without one come last."""
-    return sorted(class_documents, key=lambda c: (c.get("held_out_top1") is None, c.get("held_out_top1") or 0.0))
+    return sorted(
+        class_documents, key=lambda c: (c.get("held_out_top1") is None, c.get("held_out_top1") or 0.0)
+    )
 
 
 def sum_bytes_by_array(entry: Entry) -> dict[str, int]:
@@ -73,9 +88,21 @@ def sum_bytes_by_array(entry: Entry) -> dict[str, int]:
 def make_array_document(entry: Entry, array_name: str, stored_bytes: int) -> dict[str, Any]:
     """Return shape, type and sizes of an array; None for an array of a newer schema, which is not opened."""
     if not is_array_in_schema(array_name):
-        return {"shape": None, "dtype": None, "bytes": None, "stored_bytes": stored_bytes, "compression_ratio": None}
+        return {
+            "shape": None,
+            "dtype": None,
+            "bytes": None,
+            "stored_bytes": stored_bytes,
+            "compression_ratio": None,
+        }
     array = entry.open_array(array_name)
-    return {"shape": list(array.shape), "dtype": str(array.dtype), "bytes": int(array.nbytes), "stored_bytes": stored_bytes, "compression_ratio": array.nbytes / stored_bytes}
+    return {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "bytes": int(array.nbytes),
+        "stored_bytes": stored_bytes,
+        "compression_ratio": array.nbytes / stored_bytes,
+    }
 
 
 def print_entry(entry_document: dict[str, Any], max_class_rows: int = 30) -> None:
@@ -91,28 +118,56 @@ def print_entry(entry_document: dict[str, Any], max_class_rows: int = 30) -> Non
     classes = sort_by_accuracy(entry_document["classes"])
     has_accuracies = any("held_out_top1" in c for c in classes)
     print_table(
-        f"{len(classes)} classes" + (f" (the first {max_class_rows})" if len(classes) > max_class_rows else ""),
+        f"{len(classes)} classes"
+        + (f" (the first {max_class_rows})" if len(classes) > max_class_rows else ""),
         ["id", "name", "train", "held out", *(["top-1 %"] if has_accuracies else [])],
-        [[c["class_id"], c["name"], str(c["train_samples"]), "–" if c["test_samples"] is None else str(c["test_samples"]), *([format_percent(c["held_out_top1"])] if has_accuracies else [])] for c in classes[:max_class_rows]],
+        [
+            [
+                c["class_id"],
+                c["name"],
+                str(c["train_samples"]),
+                "–" if c["test_samples"] is None else str(c["test_samples"]),
+                *([format_percent(c["held_out_top1"])] if has_accuracies else []),
+            ]
+            for c in classes[:max_class_rows]
+        ],
         right_aligned_heads={"train", "held out", "top-1 %"},
     )
     print_table(
         "arrays",
         ["array", "shape", "dtype", "KiB", "stored KiB", "ratio"],
         [
-            [name, "of a later schema" if a["shape"] is None else "x".join(map(str, a["shape"])), a["dtype"] or "–", "–" if a["bytes"] is None else f"{a['bytes'] / 1024:.1f}", f"{a['stored_bytes'] / 1024:.1f}", "–" if a["compression_ratio"] is None else f"{a['compression_ratio']:.2f}"]
+            [
+                name,
+                "of a later schema" if a["shape"] is None else "x".join(map(str, a["shape"])),
+                a["dtype"] or "–",
+                "–" if a["bytes"] is None else f"{a['bytes'] / 1024:.1f}",
+                f"{a['stored_bytes'] / 1024:.1f}",
+                "–" if a["compression_ratio"] is None else f"{a['compression_ratio']:.2f}",
+            ]
             for name, a in entry_document["arrays"].items()
         ],
         right_aligned_heads={"KiB", "stored KiB", "ratio"},
     )
     ratio = entry_document["compression_ratio"]
-    print_line(f"{format_size(entry_document['stored_bytes'])} stored" + (f", compression ratio {ratio:.2f}" if ratio else ""))
+    print_line(
+        f"{format_size(entry_document['stored_bytes'])} stored"
+        + (f", compression ratio {ratio:.2f}" if ratio else "")
+    )
 
 
 def make_commit_document(status: CommitStatus) -> dict[str, Any]:
     """Return the document of a commit for ``sfm store show --history --json``."""
     commit, summary = status.commit, status.summary
-    return {"key": status.key, "generation": status.generation, "state": status.state, "run": commit.run if commit and commit.kind == "entry" else None, "stored_bytes": status.stored_bytes, "problem": status.problem, "summary": summary.model_dump(mode="json") if summary else None}
+    return {
+        "key": status.key,
+        "generation": status.generation,
+        "state": status.state,
+        "run": commit.run if commit and commit.kind == "entry" else None,
+        "stored_bytes": status.stored_bytes,
+        "problem": status.problem,
+        "summary": summary.model_dump(mode="json") if summary else None,
+    }
 
 
 def print_commit_history(title: str, statuses: Sequence[CommitStatus]) -> None:
@@ -120,25 +175,64 @@ def print_commit_history(title: str, statuses: Sequence[CommitStatus]) -> None:
     rows = []
     for g in statuses:
         s = g.summary
-        rows.append([s.dataset if s else "–", s.backbone if s else "–", str(s.image_size) if s else "–", s.role if s else "–", g.key.rpartition("/")[2][:12], str(g.generation), g.state, s.created if s else "–", s.entry_digest[:12] if s else "–", format_size(g.stored_bytes)])
-    columns = [*("dataset", "backbone", "px", "role", "options", "generation"), *("state", "committed", "digest", "stored")]
+        rows.append(
+            [
+                s.dataset if s else "–",
+                s.backbone if s else "–",
+                str(s.image_size) if s else "–",
+                s.role if s else "–",
+                g.key.rpartition("/")[2][:12],
+                str(g.generation),
+                g.state,
+                s.created if s else "–",
+                s.entry_digest[:12] if s else "–",
+                format_size(g.stored_bytes),
+            ]
+        )
+    columns = [
+        *("dataset", "backbone", "px", "role", "options", "generation"),
+        *("state", "committed", "digest", "stored"),
+    ]
     print_table(title, columns, rows, right_aligned_heads={"px", "generation", "stored"})
 
 
 def make_garbage_document(garbage: GarbageItem) -> dict[str, Any]:
     """Return the document of a piece of garbage for ``sfm store gc --json``."""
-    return {"path": garbage.path, "reason": garbage.reason, "since": garbage.garbage_since.isoformat(timespec="seconds"), "objects": garbage.object_count, "bytes": garbage.size_bytes}
+    return {
+        "path": garbage.path,
+        "reason": garbage.reason,
+        "since": garbage.garbage_since.isoformat(timespec="seconds"),
+        "objects": garbage.object_count,
+        "bytes": garbage.size_bytes,
+    }
 
 
 def print_garbage_collection(collection: GarbageCollectionResult, deleted_title: str) -> None:
     """Print tables of deleted and retained garbage; `deleted_title` is the title of the first."""
     now = datetime.datetime.now(datetime.UTC)
-    for title, garbage_items in ((deleted_title, collection.deleted), ("Left (too young, or in use)", collection.retained)):
+    for title, garbage_items in (
+        (deleted_title, collection.deleted),
+        ("Left (too young, or in use)", collection.retained),
+    ):
         if garbage_items:
-            rows = [[g.path, g.reason, format_hours_or_days(now - g.garbage_since), str(g.object_count), format_size(g.size_bytes)] for g in garbage_items]
+            rows = [
+                [
+                    g.path,
+                    g.reason,
+                    format_hours_or_days(now - g.garbage_since),
+                    str(g.object_count),
+                    format_size(g.size_bytes),
+                ]
+                for g in garbage_items
+            ]
             columns = ["path", "why", "age", "objects", "size"]
             total = format_size(sum(g.size_bytes for g in garbage_items))
-            print_table(f"{title}: {len(garbage_items)}, {total}", columns, rows, right_aligned_heads={"age", "objects", "size"})
+            print_table(
+                f"{title}: {len(garbage_items)}, {total}",
+                columns,
+                rows,
+                right_aligned_heads={"age", "objects", "size"},
+            )
     if not collection.deleted:
         print_line("nothing to delete")
 
@@ -161,7 +255,15 @@ def format_hours_or_days(duration: datetime.timedelta) -> str:
 
 def make_verdict_document(verdict: EntryVerdict) -> dict[str, Any]:
     """Return the document of a verdict for ``sfm store verify --json``."""
-    return {"sound": verdict.is_sound, "readable": verdict.is_readable, "problems": verdict.problems, "commit": verdict.commit_path, "objects": verdict.object_count, "bytes": verdict.size_bytes, "summary": verdict.summary.model_dump(mode="json") if verdict.summary else None}
+    return {
+        "sound": verdict.is_sound,
+        "readable": verdict.is_readable,
+        "problems": verdict.problems,
+        "commit": verdict.commit_path,
+        "objects": verdict.object_count,
+        "bytes": verdict.size_bytes,
+        "summary": verdict.summary.model_dump(mode="json") if verdict.summary else None,
+    }
 
 
 def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
@@ -180,7 +282,9 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
         for v in verdicts
     ]
     columns = ["dataset", "digest", "backbone", "px", "role", "objects", "size", "verdict"]
-    print_table(f"{title}: {len(rows)} entries checked", columns, rows, right_aligned_heads={"px", "objects", "size"})
+    print_table(
+        f"{title}: {len(rows)} entries checked", columns, rows, right_aligned_heads={"px", "objects", "size"}
+    )
     for verdict in verdicts:
         for problem in verdict.problems:
             print_line(problem if verdict.is_readable else f"note: left out: {problem}")
@@ -188,4 +292,10 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
 
 def make_copy_document(result: CopyResult) -> dict[str, Any]:
     """Return the document of a copied entry for ``sfm store copy --json``."""
-    return {"outcome": result.outcome, "detail": result.detail, "objects_written": result.written_object_count, "objects_found": result.found_object_count, **result.summary.model_dump(mode="json")}
+    return {
+        "outcome": result.outcome,
+        "detail": result.detail,
+        "objects_written": result.written_object_count,
+        "objects_found": result.found_object_count,
+        **result.summary.model_dump(mode="json"),
+    }

@@ -5,11 +5,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from safetensors import SafetensorError, safe_open
-from sfm.text import sanitize_line
-from sfm.untrusted_files import open_regular_file
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
+from sfm.text import sanitize_line
+from sfm.untrusted_files import open_regular_file
 
 MAX_SAFETENSORS_HEADER_BYTES = 16 * 2**20
 """Longest header that is read: names, shapes and types of tensors, and texts such as class ids."""
@@ -73,7 +74,10 @@ def require_tensor_specs(safetensors_file: Any, expected: TensorSpecs, path: Pat
     actual = read_tensor_specs(safetensors_file)
     for name in sorted(actual.keys() | expected.keys()):
         if actual.get(name) != expected.get(name):
-            raise TensorFileError(f"{path} holds {describe_tensor_spec(actual.get(name))} as {json.dumps(name)[:100]}, not " f"{describe_tensor_spec(expected.get(name))}")
+            raise TensorFileError(
+                f"{path} holds {describe_tensor_spec(actual.get(name))} as {json.dumps(name)[:100]}, not "
+                f"{describe_tensor_spec(expected.get(name))}"
+            )
 
 
 def describe_tensor_spec(spec: tuple[str, tuple[int, ...]] | None) -> str:

@@ -9,21 +9,26 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
+
 from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import is_hidden_or_system_file
 from sfm.stats_store.cards import Commit
 from sfm.stats_store.commits import is_commit_path, parse_entry_cards
 from sfm.stats_store.entry_history import CommitStatus, read_commit_statuses
-from sfm.stats_store.folder_walk import ListedPath, explain_unlisted_folder, get_modified_time, walk_store_files
+from sfm.stats_store.folder_walk import (
+    ListedPath,
+    explain_unlisted_folder,
+    get_modified_time,
+    walk_store_files,
+)
 from sfm.stats_store.local_files import UNFINISHED_FILE_NAME, get_local_root
 from sfm.stats_store.location import translate_errors
 from sfm.stats_store.objects import RUN_ID_REGEX, list_objects, read_object
 from sfm.stats_store.store import Store
 from sfm.stats_store.system_errors import is_permission_error
 from sfm.stats_store.verified_objects import require_published_bytes
-from typing import Literal
-
 
 GarbageReason = Literal["replaced", "removed", "never committed", "unfinished write", "abandoned staging"]
 
@@ -74,7 +79,9 @@ class StoreListing:
     unlisted_folder_notes: list[str]
 
 
-def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tuple[list[GarbageItem], list[str]]:
+def find_garbage(
+    store: Store, progress: ProgressCallback = no_progress
+) -> tuple[list[GarbageItem], list[str]]:
     """Return the garbage of a store, and one note about each object that was left out.
 
     Every commit is read. If one is unreadable, no run that other commits of its key refer to is garbage. If
@@ -96,17 +103,38 @@ def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tupl
     unreadable = [status for status in statuses if status.commit is None]
     # Commits that were listed first and are missing now: hidden, or deleted by another collection.
     known_paths = {status.path for status in statuses}
-    missing_paths = {f.path for f in listing.index_files if f.is_file and is_commit_path(f.path)} - known_paths
+    missing_paths = {
+        f.path for f in listing.index_files if f.is_file and is_commit_path(f.path)
+    } - known_paths
     # A link in the index may hide commits today: its disk may not be mounted.
     index_links = [path for path in listing.link_paths if path.startswith("index")]
-    has_unknown_commits = any(status.is_newest for status in unreadable) or missing_paths or index_links or listing.unlisted_folder_notes
+    has_unknown_commits = (
+        any(status.is_newest for status in unreadable)
+        or missing_paths
+        or index_links
+        or listing.unlisted_folder_notes
+    )
     protected = list_run_paths_of_keys(statuses, {status.key for status in unreadable})
     commits = {status.path: status.commit for status in statuses}
-    runs = [run if not run.object_count or is_published_run(store, run.path, [commits[path] for path in run.commit_paths]) else mark_never_committed(run) for run in find_unreferenced_runs(listing, statuses) if run.path not in protected]
+    runs = [
+        run
+        if not run.object_count
+        or is_published_run(store, run.path, [commits[path] for path in run.commit_paths])
+        else mark_never_committed(run)
+        for run in find_unreferenced_runs(listing, statuses)
+        if run.path not in protected
+    ]
     if has_unknown_commits:
         runs = [run for run in runs if run.commit_paths]
     unfinished = find_unfinished_writes(listing) if get_local_root(store.objects) else ()
-    notes = [*listing.unlisted_folder_notes, *(f"{path} is a symbolic link: nothing behind it is deleted" for path in (*listing.link_paths, *staging_links)), *(status.problem for status in unreadable)]
+    notes = [
+        *listing.unlisted_folder_notes,
+        *(
+            f"{path} is a symbolic link: nothing behind it is deleted"
+            for path in (*listing.link_paths, *staging_links)
+        ),
+        *(status.problem for status in unreadable),
+    ]
     return [*runs, *unfinished, *staging], notes
 
 
@@ -122,13 +150,31 @@ def list_stored_files(store: Store) -> StoreListing:
     """
     root = get_local_root(store.objects)
     if root is None:
-        runs, index = ([ListedPath(item["path"], item["size"], item["last_modified"]) for item in list_objects(store.objects, prefix)] for prefix in ("runs", "index"))
+        runs, index = (
+            [
+                ListedPath(item["path"], item["size"], item["last_modified"])
+                for item in list_objects(store.objects, prefix)
+            ]
+            for prefix in ("runs", "index")
+        )
         return StoreListing(runs, index, [], [])
     unlisted: list[str] = []
-    run_files, index_files = (list(walk_store_files(root, prefix, lambda folder: unlisted.append(explain_unlisted_folder(folder)), follow_links=False)) for prefix in ("runs", "index"))
+    run_files, index_files = (
+        list(
+            walk_store_files(
+                root,
+                prefix,
+                lambda folder: unlisted.append(explain_unlisted_folder(folder)),
+                follow_links=False,
+            )
+        )
+        for prefix in ("runs", "index")
+    )
     # A link inside a run belongs to it, and is deleted as a link.
     links = [f.path for f in (*run_files, *index_files) if f.is_link and not is_inside_run(f.path)]
-    runs, index = ([f for f in files if f.path not in ("runs", "index", *links)] for files in (run_files, index_files))
+    runs, index = (
+        [f for f in files if f.path not in ("runs", "index", *links)] for files in (run_files, index_files)
+    )
     return StoreListing(runs, index, links, unlisted)
 
 
@@ -183,15 +229,26 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     next_paths = {old.path: new.path for old, new in pairwise(statuses) if old.key == new.key}
     for run in sorted({*files_by_run, *statuses_by_run}):
         files, run_statuses = files_by_run[run], statuses_by_run[run]
-        is_linked = f"runs/{run}" in listing.link_paths or any(s.path not in commit_times for s in run_statuses)
+        is_linked = f"runs/{run}" in listing.link_paths or any(
+            s.path not in commit_times for s in run_statuses
+        )
         if is_linked or any(s.state == "current" for s in run_statuses) or not RUN_ID_REGEX.fullmatch(run):
             continue
         reason: GarbageReason = "never committed"
         times = [file.modified_time for file in files]
         if run_statuses:
             reason = "removed" if run_statuses[-1].state == "removed" else "replaced"
-            times += [commit_times[path] for s in run_statuses if (path := next_paths[s.path]) in commit_times]
-        yield GarbageItem(path=f"runs/{run}", reason=reason, garbage_since=max(times, default=datetime.datetime.now(datetime.UTC)), object_count=len(files), size_bytes=sum(file.size_bytes for file in files), commit_paths=tuple(s.path for s in run_statuses))
+            times += [
+                commit_times[path] for s in run_statuses if (path := next_paths[s.path]) in commit_times
+            ]
+        yield GarbageItem(
+            path=f"runs/{run}",
+            reason=reason,
+            garbage_since=max(times, default=datetime.datetime.now(datetime.UTC)),
+            object_count=len(files),
+            size_bytes=sum(file.size_bytes for file in files),
+            commit_paths=tuple(s.path for s in run_statuses),
+        )
 
 
 def find_unfinished_writes(listing: StoreListing) -> Iterator[GarbageItem]:
@@ -221,11 +278,18 @@ def find_staging_folders(root: Path | None) -> tuple[list[GarbageItem], list[str
             continue
         if path.suffix == ".lock" and os.path.lexists(path.with_suffix("")):
             continue  # deleted together with its folder
-        inner_paths = (root / file.path for file in walk_store_files(root, relative_path, lambda _: None, follow_links=False))
-        file_stats = [file_stats for file in {path, *inner_paths} if (file_stats := get_size_and_modified_time(file))]
+        inner_paths = (
+            root / file.path
+            for file in walk_store_files(root, relative_path, lambda _: None, follow_links=False)
+        )
+        file_stats = [
+            file_stats for file in {path, *inner_paths} if (file_stats := get_size_and_modified_time(file))
+        ]
         if file_stats:  # otherwise its extraction ended a moment ago
             size, since = sum(size for size, _ in file_stats), max(time for _, time in file_stats)
-            garbage_items.append(GarbageItem(relative_path, "abandoned staging", since, len(file_stats) - 1, size))
+            garbage_items.append(
+                GarbageItem(relative_path, "abandoned staging", since, len(file_stats) - 1, size)
+            )
     return garbage_items, links
 
 

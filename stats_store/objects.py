@@ -2,25 +2,32 @@
 
 import contextlib
 import errno
-import obstore
 import os
 import re
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore
-from pathlib import Path
+
 from sfm.constrained_types import RUN_ID_PATTERN
 from sfm.deletion import DeletionThroughLinkError, delete_below
 from sfm.errors import DamageError, InputError
 from sfm.paths import is_hidden_or_system_file
 from sfm.stats_store.concurrency import call_interruptibly
 from sfm.stats_store.folder_walk import walk_store_files
-from sfm.stats_store.local_files import UNFINISHED_FILE_NAME, create_file_exclusively, fsync_if_supported, get_local_root, resolve_object_path
+from sfm.stats_store.local_files import (
+    UNFINISHED_FILE_NAME,
+    create_file_exclusively,
+    fsync_if_supported,
+    get_local_root,
+    resolve_object_path,
+)
 from sfm.untrusted_files import MAX_JSON_BYTES, OversizeError, read_bounded_file
-from typing import TYPE_CHECKING, TypeVar
-
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -32,7 +39,15 @@ RETRY_DELAYS = (0.1, 0.4, 1.6)
 
 RUN_ID_REGEX = re.compile(RUN_ID_PATTERN)
 
-DAMAGE_ERRNOS = (errno.EIO, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENXIO)
+DAMAGE_ERRNOS = (
+    errno.EIO,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENXIO,
+)
 """Errors that concern one object only: others can still be read."""
 
 
@@ -41,7 +56,9 @@ def is_remote_store(objects: ObjectStore) -> bool:
     return not isinstance(objects, LocalStore | MemoryStore)
 
 
-def read_object(objects: ObjectStore, path: str, parse: Callable[[bytes], Parsed], max_bytes: int = MAX_JSON_BYTES) -> Parsed:
+def read_object(
+    objects: ObjectStore, path: str, parse: Callable[[bytes], Parsed], max_bytes: int = MAX_JSON_BYTES
+) -> Parsed:
     """Read an object and return `check(data)`; the object is refused unread if it exceeds `max_bytes`.
 
     An object that arrives damaged from a server is requested again: it may have been damaged in transit.
@@ -73,7 +90,9 @@ def _read_local_object(root: Path, path: str, max_bytes: int) -> bytes:
         raise
 
 
-def _read_remote_with_retries(objects: ObjectStore, path: str, parse: Callable[[bytes], Parsed], max_bytes: int) -> Parsed:
+def _read_remote_with_retries(
+    objects: ObjectStore, path: str, parse: Callable[[bytes], Parsed], max_bytes: int
+) -> Parsed:
     for delay in RETRY_DELAYS:
         data = _fetch_object(objects, path, max_bytes)
         try:
@@ -95,7 +114,13 @@ def describe_oversized_object(path: str, size_bytes: int, max_bytes: int) -> str
     return f"damaged object {path}: it has {size_bytes} bytes, at most {max_bytes} are read"
 
 
-def list_objects_and_unreadable(objects: ObjectStore, prefix: str = "", *, follow_links: bool = True, should_enter: Callable[[str], object] = lambda _: True) -> "tuple[list[ObjectMeta], list[Path]]":
+def list_objects_and_unreadable(
+    objects: ObjectStore,
+    prefix: str = "",
+    *,
+    follow_links: bool = True,
+    should_enter: Callable[[str], object] = lambda _: True,
+) -> "tuple[list[ObjectMeta], list[Path]]":
     """Return all objects whose path starts with ``prefix/``, and the folders that could not be listed.
 
     Only a disk has such folders; a server refuses the whole listing. On a disk, folders for whose path
@@ -106,22 +131,43 @@ def list_objects_and_unreadable(objects: ObjectStore, prefix: str = "", *, follo
     if root is None:
         return list_objects(objects, prefix), []
     unreadable: list[Path] = []
-    files = list(walk_store_files(root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter))
+    files = list(
+        walk_store_files(
+            root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter
+        )
+    )
     unreadable += [root / f.path for f in files if f.is_link]
-    listed = [{"path": f.path, "size": f.size_bytes, "last_modified": f.modified_time, "e_tag": None, "version": None} for f in files if f.is_file and not UNFINISHED_FILE_NAME.search(f.path)]
+    listed = [
+        {
+            "path": f.path,
+            "size": f.size_bytes,
+            "last_modified": f.modified_time,
+            "e_tag": None,
+            "version": None,
+        }
+        for f in files
+        if f.is_file and not UNFINISHED_FILE_NAME.search(f.path)
+    ]
     return listed, unreadable  # type: ignore[return-value]
 
 
 def list_objects(objects: ObjectStore, prefix: str = "") -> "list[ObjectMeta]":
     """Return all objects whose path starts with ``prefix/``."""
-    return _list_with_retries(objects, lambda: [item for batch in obstore.list(objects, prefix=prefix) for item in batch])
+    return _list_with_retries(
+        objects, lambda: [item for batch in obstore.list(objects, prefix=prefix) for item in batch]
+    )
 
 
 def is_empty_store(objects: ObjectStore) -> bool:
     """Return whether a location holds no object; on a disk, files like ``.DS_Store`` do not count."""
     root = get_local_root(objects)
     if root is not None:
-        return not any(file.is_file and not UNFINISHED_FILE_NAME.search(file.path) and not any(map(is_hidden_or_system_file, file.path.split("/"))) for file in walk_store_files(root, "", lambda _: None))
+        return not any(
+            file.is_file
+            and not UNFINISHED_FILE_NAME.search(file.path)
+            and not any(map(is_hidden_or_system_file, file.path.split("/")))
+            for file in walk_store_files(root, "", lambda _: None)
+        )
     return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
 
@@ -214,7 +260,11 @@ def sync_objects_to_disk(objects: ObjectStore, path: str) -> None:
         return
     target = root / path
     parents = [folder for folder in target.parents if folder.is_relative_to(root)]
-    inside = {root / f.path for f in walk_store_files(root, path, lambda _: None, follow_links=False) if not f.is_link}
+    inside = {
+        root / f.path
+        for f in walk_store_files(root, path, lambda _: None, follow_links=False)
+        if not f.is_link
+    }
     folders = {folder for file in inside for folder in file.parents if folder.is_relative_to(target)}
     finished = (file for file in inside if not UNFINISHED_FILE_NAME.search(file.name))
     for file in {target, *finished, *folders, *parents}:

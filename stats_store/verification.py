@@ -1,13 +1,17 @@
 """Verify entries: compare all bytes with the published digests, and check all values."""
 
-import numpy as np
-import numpy.typing as npt
 import threading
-import zarr
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.storage import ObjectStore as ZarrObjectStore
+
 from sfm.errors import DamageError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.stats_store.array_layouts import ArrayLayout, get_chunk_sizes_by_array, parse_valid_array_layouts
@@ -21,9 +25,6 @@ from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store
 from sfm.stats_store.store_index import read_store_index
 from sfm.stats_store.verified_objects import VerifiedZarrStore, read_published_object, translate_decode_errors
-from typing import Any
-from zarr.storage import ObjectStore as ZarrObjectStore
-
 
 MAX_WINDOW_BYTES = 16 * 2**20
 MAX_MATRIX_BYTES = 128 * 2**20
@@ -67,7 +68,9 @@ class EntryVerdict:
         return not self.problems
 
 
-def verify_entries(store: Store, summaries: Sequence[Summary] | None = None, progress: ProgressCallback = no_progress) -> list[EntryVerdict]:
+def verify_entries(
+    store: Store, summaries: Sequence[Summary] | None = None, progress: ProgressCallback = no_progress
+) -> list[EntryVerdict]:
     """Verify entries against their commits.
 
     For every entry this compares the commit with its own digest and path, every object with its size and
@@ -103,14 +106,26 @@ def verify_entries(store: Store, summaries: Sequence[Summary] | None = None, pro
         paths = [make_commit_path(summary) for summary in summaries]
         newest_paths = set(paths)
     with translate_errors(store.url):
-        results = map_concurrently(lambda path: read_commit_or_verdict(store, path), paths, progress, "read", "commits")
-        commits = [(path, commit) for path, commit in zip(paths, results, strict=True) if isinstance(commit, Commit) and commit.kind == "entry" and path in newest_paths]
+        results = map_concurrently(
+            lambda path: read_commit_or_verdict(store, path), paths, progress, "read", "commits"
+        )
+        commits = [
+            (path, commit)
+            for path, commit in zip(paths, results, strict=True)
+            if isinstance(commit, Commit) and commit.kind == "entry" and path in newest_paths
+        ]
         total = sum(len(commit.objects) for _, commit in commits)
         verifier = EntryVerifier(store, VerifiedObjectCounter(progress, total))
-        verdicts = map_concurrently(lambda item: verifier.verify_entry(*item), commits, max_threads=MAX_ENTRIES_AT_ONCE)
-    verdict_by_path = {result.commit_path: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)}
+        verdicts = map_concurrently(
+            lambda item: verifier.verify_entry(*item), commits, max_threads=MAX_ENTRIES_AT_ONCE
+        )
+    verdict_by_path = {
+        result.commit_path: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)
+    }
     sorted_verdicts = [verdict_by_path[path] for path in paths if path in verdict_by_path]
-    return sorted_verdicts + [EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted_folders]
+    return sorted_verdicts + [
+        EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted_folders
+    ]
 
 
 class VerifiedObjectCounter:
@@ -157,7 +172,10 @@ class EntryVerifier:
         run = f"runs/{commit.run}"
         records = {f"{run}/{name}": record for name, record in commit.objects.items()}
         size = sum(record.size for record in records.values())
-        chunks = {name: [f"{run}/{name}/{key}" for key in keys] for name, keys in get_chunk_sizes_by_array(commit).items()}
+        chunks = {
+            name: [f"{run}/{name}/{key}" for key in keys]
+            for name, keys in get_chunk_sizes_by_array(commit).items()
+        }
         chunk_paths = {p for paths in chunks.values() for p in paths}
         metadata_paths = [p for p in records if p.endswith("/zarr.json") and p not in chunk_paths]
         other_paths = [p for p in records if not p.endswith("/zarr.json") and p not in chunk_paths]
@@ -168,16 +186,24 @@ class EntryVerifier:
             self._counter.add(len(metadata_paths) + len(other_paths))
             metadata = {p: result for p, result in results.items() if isinstance(result, bytes)}
             arrays, layout_problems = load_arrays_to_verify(commit, records, metadata)
-            array_problems = map_concurrently(lambda name: self.verify_array(arrays, name, chunks[name]), chunks, max_threads=MAX_ARRAYS_AT_ONCE)
+            array_problems = map_concurrently(
+                lambda name: self.verify_array(arrays, name, chunks[name]),
+                chunks,
+                max_threads=MAX_ARRAYS_AT_ONCE,
+            )
             problems += [*layout_problems, *chain.from_iterable(array_problems)]
             if not any(array_problems):
                 contradictions = arrays.consistency_check.find_contradictions()
                 problems += [f"damaged array {run}/{name}: {line}" for name, line in contradictions.items()]
         except AccessDeniedError as error:
-            return EntryVerdict(commit_path, commit.summary, len(records), size, [str(error)], is_readable=False)
+            return EntryVerdict(
+                commit_path, commit.summary, len(records), size, [str(error)], is_readable=False
+            )
         return EntryVerdict(commit_path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
 
-    def verify_array(self, arrays: "ArraysToVerify", array_name: str, chunk_paths: Sequence[str]) -> list[str]:
+    def verify_array(
+        self, arrays: "ArraysToVerify", array_name: str, chunk_paths: Sequence[str]
+    ) -> list[str]:
         """Verify an array; return one line per problem."""
         if f"{arrays.run_path}/{array_name}" not in arrays.layouts_by_path:
             # Of a newer schema, or with an invalid layout: its bytes can be compared, but not its values.
@@ -185,7 +211,11 @@ class EntryVerifier:
         else:
             problem = self.find_content_problem(arrays, array_name)
             # Reading stops at the first damaged chunk: compare all of them, to name each.
-            problems = (self.find_object_problems(chunk_paths, arrays.records_by_path) or [problem]) if problem else []
+            problems = (
+                (self.find_object_problems(chunk_paths, arrays.records_by_path) or [problem])
+                if problem
+                else []
+            )
         self._counter.add(len(chunk_paths))
         return problems
 
@@ -216,9 +246,13 @@ class EntryVerifier:
         return f"damaged array {path}: {problem}" if problem else None
 
     @contextmanager
-    def read_chunks(self, arrays: "ArraysToVerify", array: "zarr.Array[Any]", row_count: int, chunk_paths: Sequence[str]) -> Iterator[dict[str, bytes]]:
+    def read_chunks(
+        self, arrays: "ArraysToVerify", array: "zarr.Array[Any]", row_count: int, chunk_paths: Sequence[str]
+    ) -> Iterator[dict[str, bytes]]:
         """Read chunks within the memory budget, which also covers the `row_count` decoded from them."""
-        size = sum(arrays.records_by_path[path].size for path in chunk_paths) + row_count * compute_row_bytes(array)
+        size = sum(arrays.records_by_path[path].size for path in chunk_paths) + row_count * compute_row_bytes(
+            array
+        )
         acquired = self._memory.acquire(size)
         try:
             read_object = self.make_object_reader(arrays.records_by_path)
@@ -236,7 +270,9 @@ class EntryVerifier:
 
         return read_object
 
-    def read_objects(self, paths: Sequence[str], records_by_path: dict[str, ObjectRecord]) -> list[bytes | str]:
+    def read_objects(
+        self, paths: Sequence[str], records_by_path: dict[str, ObjectRecord]
+    ) -> list[bytes | str]:
         """Return the bytes of every object, or its problem."""
         read_object = self.make_object_reader(records_by_path)
 
@@ -248,7 +284,9 @@ class EntryVerifier:
 
         return map_concurrently(read_object_or_problem, paths, max_threads=MAX_CHUNKS_AT_ONCE)
 
-    def find_object_problems(self, paths: Sequence[str], records_by_path: dict[str, ObjectRecord]) -> list[str]:
+    def find_object_problems(
+        self, paths: Sequence[str], records_by_path: dict[str, ObjectRecord]
+    ) -> list[str]:
         """Compare objects with their records within the memory budget; return one line per problem."""
         read_object = self.make_object_reader(records_by_path)
 
@@ -262,7 +300,9 @@ class EntryVerifier:
                 self._memory.release(acquired)
             return ""
 
-        return list(filter(None, map_concurrently(find_object_problem, paths, max_threads=MAX_CHUNKS_AT_ONCE)))
+        return list(
+            filter(None, map_concurrently(find_object_problem, paths, max_threads=MAX_CHUNKS_AT_ONCE))
+        )
 
 
 @dataclass(frozen=True)
@@ -295,14 +335,20 @@ class ArraysToVerify:
     layouts_by_path: dict[str, ArrayLayout]
     consistency_check: ArrayConsistencyCheck = field(default_factory=ArrayConsistencyCheck)
 
-    def open_array(self, store: Store, path: str, chunks: dict[str, bytes] | None = None) -> "zarr.Array[Any]":
+    def open_array(
+        self, store: Store, path: str, chunks: dict[str, bytes] | None = None
+    ) -> "zarr.Array[Any]":
         """Open an array, with chunks that have been read already."""
         objects = ZarrObjectStore(store.objects, read_only=True)
-        verified = VerifiedZarrStore(objects, self.records_by_path, self.zarr_json_by_path | (chunks or {}), self.layouts_by_path)
+        verified = VerifiedZarrStore(
+            objects, self.records_by_path, self.zarr_json_by_path | (chunks or {}), self.layouts_by_path
+        )
         return zarr.open_array(verified, path=path, mode="r", zarr_format=3)
 
 
-def load_arrays_to_verify(commit: Commit, records_by_path: dict[str, ObjectRecord], zarr_json_by_path: dict[str, bytes]) -> tuple[ArraysToVerify, list[str]]:
+def load_arrays_to_verify(
+    commit: Commit, records_by_path: dict[str, ObjectRecord], zarr_json_by_path: dict[str, bytes]
+) -> tuple[ArraysToVerify, list[str]]:
     """Return the arrays of an entry, and one line per problem with its cards and layouts."""
     run, dataset, layouts = f"runs/{commit.run}", None, dict[str, ArrayLayout]()
     path, problems = f"{run}/zarr.json", list[str]()
@@ -316,7 +362,9 @@ def load_arrays_to_verify(commit: Commit, records_by_path: dict[str, ObjectRecor
     return ArraysToVerify(run, commit.arrays, records_by_path, zarr_json_by_path, dataset, layouts), problems
 
 
-def iterate_windows_with_chunk_paths(array: "zarr.Array[Any]", array_path: str, max_bytes: int) -> Iterator[tuple[int, int, list[str]]]:
+def iterate_windows_with_chunk_paths(
+    array: "zarr.Array[Any]", array_path: str, max_bytes: int
+) -> Iterator[tuple[int, int, list[str]]]:
     """Yield first row, end row and chunk paths of consecutive windows of an array.
 
     Windows consist of complete chunks, so that none is read twice. They have at most `max_bytes`, or one row
@@ -328,7 +376,11 @@ def iterate_windows_with_chunk_paths(array: "zarr.Array[Any]", array_path: str, 
     for start in range(0, array.shape[0], step):
         stop = min(start + step, array.shape[0])
         outer = range(start // rows, -(-stop // rows))
-        yield (start, stop, ["/".join(map(str, (array_path, "c", *chunk_index))) for chunk_index in product(outer, *inner)])
+        yield (
+            start,
+            stop,
+            ["/".join(map(str, (array_path, "c", *chunk_index))) for chunk_index in product(outer, *inner)],
+        )
 
 
 def compute_row_bytes(array: "zarr.Array[Any]") -> int:

@@ -2,16 +2,17 @@
 
 import logging
 import subprocess
-import torch
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
 from sfm.backbones.execution.compilation import compile_model_if_equivalent
 from sfm.backbones.execution.cuda_graphs import CudaGraphModel
 from sfm.backbones.execution.input_gradient import drop_packed_weights, make_input_grad_model
 from sfm.backbones.execution.modes import ExecutionMode, ExecutionOption
 from sfm.text import first_error_line
-from torch import Tensor, nn
-from typing import TYPE_CHECKING
-
 
 if TYPE_CHECKING:
     from sfm.backbones.build import Backbone
@@ -88,7 +89,9 @@ def prepare_model(backbone: "Backbone", example_images: Tensor, mode: ExecutionM
     return PreparedModel(graph or lean.model, actual_mode, reason)
 
 
-def optimize_backbone(backbone: "Backbone", batch_size: int, mode: ExecutionMode) -> "tuple[Backbone, PreparedModel]":
+def optimize_backbone(
+    backbone: "Backbone", batch_size: int, mode: ExecutionMode
+) -> "tuple[Backbone, PreparedModel]":
     """Return a backbone whose model is prepared for batches of one size, and what was prepared."""
     prepared = prepare_model(backbone, make_example_images(backbone, batch_size), mode)
     return replace(backbone, model=prepared.model), prepared

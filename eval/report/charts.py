@@ -1,26 +1,39 @@
 """Draw charts as inline SVG with the colours and the font of the page."""
 
 import itertools
-import matplotlib as mpl
-import numpy as np
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from sfm.eval.report.reported_runs import LossPoint
 from sfm.text import escape_non_utf8
-from typing import Any, Literal
-
 
 BarKind = Literal["distilled", "few real", "all real", "no images"]
 
 # matplotlib knows no CSS: it draws placeholder colours, which become the page's.
 TEXT_COLOUR, GRID_COLOUR = "#010101", "#010102"
-FILL_COLOURS: dict[BarKind, str] = {"distilled": "#010103", "few real": "#010104", "all real": "#010105", "no images": "#010106"}
-PAGE_COLOURS = {TEXT_COLOUR: "currentColor", GRID_COLOUR: "var(--faint)", FILL_COLOURS["distilled"]: "var(--distilled)", FILL_COLOURS["few real"]: "var(--few-real)", FILL_COLOURS["all real"]: "var(--all-real)", FILL_COLOURS["no images"]: "var(--no-images)"}
+FILL_COLOURS: dict[BarKind, str] = {
+    "distilled": "#010103",
+    "few real": "#010104",
+    "all real": "#010105",
+    "no images": "#010106",
+}
+PAGE_COLOURS = {
+    TEXT_COLOUR: "currentColor",
+    GRID_COLOUR: "var(--faint)",
+    FILL_COLOURS["distilled"]: "var(--distilled)",
+    FILL_COLOURS["few real"]: "var(--few-real)",
+    FILL_COLOURS["all real"]: "var(--all-real)",
+    FILL_COLOURS["no images"]: "var(--no-images)",
+}
 HATCHES: dict[BarKind, str] = {"distilled": "", "few real": "///", "all real": "|||", "no images": "xx"}
 
 CHART_STYLE: Any = {
@@ -114,7 +127,9 @@ def draw_bar(axes: Axes, y: float, bar: AccuracyBar) -> None:
     axes.text(end + 1.5, y, f"{bar.percent:.1f}", va="center", ha="left", fontsize=9)
 
 
-def draw_loss_chart(loss_history: Sequence[LossPoint], loss_bounds: tuple[float, float], alt_text: str) -> Markup:
+def draw_loss_chart(
+    loss_history: Sequence[LossPoint], loss_bounds: tuple[float, float], alt_text: str
+) -> Markup:
     """Draw the loss over the steps, with the resolution of the pyramid.
 
     Many steps are drawn as their mean, in a band from minimum to maximum.
@@ -139,8 +154,17 @@ def draw_loss_chart(loss_history: Sequence[LossPoint], loss_bounds: tuple[float,
         for number, (begin, end) in enumerate(itertools.pairwise(changes)):
             if number % 2 == 0:
                 axes.axvspan(steps[begin] - 1, steps[end - 1], color=GRID_COLOUR, alpha=0.45, linewidth=0)
-        axes.fill_between(middle, [loss[chunk].min() for chunk in chunks], [loss[chunk].max() for chunk in chunks], color=FILL_COLOURS["distilled"], alpha=0.3, linewidth=0)
-        axes.plot(middle, [loss[chunk].mean() for chunk in chunks], color=FILL_COLOURS["distilled"], linewidth=1.6)
+        axes.fill_between(
+            middle,
+            [loss[chunk].min() for chunk in chunks],
+            [loss[chunk].max() for chunk in chunks],
+            color=FILL_COLOURS["distilled"],
+            alpha=0.3,
+            linewidth=0,
+        )
+        axes.plot(
+            middle, [loss[chunk].mean() for chunk in chunks], color=FILL_COLOURS["distilled"], linewidth=1.6
+        )
         axes.set(xlim=(0, steps[-1]), ylim=loss_bounds, xlabel="step", ylabel="loss")
         above = axes.secondary_xaxis("top")
         centres = [(steps[b] - 1 + steps[e - 1]) / 2 for b, e in itertools.pairwise(changes)]

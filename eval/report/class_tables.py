@@ -1,12 +1,12 @@
 """Tables by class: accuracies, and the most frequent confusions."""
 
 from dataclasses import dataclass
+
 from sfm.eval.report.comparison_tables import TableCell
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.row_selection import find_full_data_row, find_row_shown_in_detail, make_row_label
 from sfm.eval.result import AccuracyRow
 from sfm.text import format_percent
-
 
 MAX_CONFUSIONS, MAX_TABLE_CLASSES = 10, 30
 
@@ -56,9 +56,16 @@ def make_class_accuracy_table(run: ReportedRun, *, with_run_name: bool) -> Class
         accuracies.append(full.per_class)
     measured = [c for c, accuracy in enumerate(distilled) if accuracy is not None]
     order = sorted(measured, key=lambda c: distilled[c] or 0.0)
-    rows = [(run.distilled.class_names[c], [make_percent_cell(column[c]) for column in accuracies]) for c in order[:MAX_TABLE_CLASSES]]
-    note = f"The {MAX_TABLE_CLASSES} worst of {len(order):,} classes." if len(order) > MAX_TABLE_CLASSES else ""
-    return ClassAccuracyTable(make_classifier_title(run, row, with_run_name=with_run_name), columns, rows, note)
+    rows = [
+        (run.distilled.class_names[c], [make_percent_cell(column[c]) for column in accuracies])
+        for c in order[:MAX_TABLE_CLASSES]
+    ]
+    note = (
+        f"The {MAX_TABLE_CLASSES} worst of {len(order):,} classes." if len(order) > MAX_TABLE_CLASSES else ""
+    )
+    return ClassAccuracyTable(
+        make_classifier_title(run, row, with_run_name=with_run_name), columns, rows, note
+    )
 
 
 def make_percent_cell(fraction: float | None) -> TableCell:
@@ -75,9 +82,20 @@ def make_confusion_table(run: ReportedRun, *, with_run_name: bool) -> ConfusionT
     pairs: list[tuple[str, str, TableCell]]
     if row.confusion:
         totals = [max(1, sum(counts)) for counts in row.confusion]
-        shares = [(count / totals[right], right, predicted) for right, counts in enumerate(row.confusion) for predicted, count in enumerate(counts) if right != predicted and count]
+        shares = [
+            (count / totals[right], right, predicted)
+            for right, counts in enumerate(row.confusion)
+            for predicted, count in enumerate(counts)
+            if right != predicted and count
+        ]
         shares.sort(key=lambda item: (-item[0], item[1], item[2]))
-        pairs = [(names[right], names[predicted], TableCell(f"{format_percent(share)} %", share)) for share, right, predicted in shares[:MAX_CONFUSIONS]]
+        pairs = [
+            (names[right], names[predicted], TableCell(f"{format_percent(share)} %", share))
+            for share, right, predicted in shares[:MAX_CONFUSIONS]
+        ]
     else:
-        pairs = [(names[pair.right], names[pair.predicted], TableCell(f"{pair.count:,} times", None)) for pair in sorted(row.confused, key=lambda pair: -pair.count)[:MAX_CONFUSIONS]]
+        pairs = [
+            (names[pair.right], names[pair.predicted], TableCell(f"{pair.count:,} times", None))
+            for pair in sorted(row.confused, key=lambda pair: -pair.count)[:MAX_CONFUSIONS]
+        ]
     return ConfusionTable(make_classifier_title(run, row, with_run_name=with_run_name), pairs)

@@ -2,14 +2,15 @@
 
 import base64
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from collections.abc import Sequence
-from dataclasses import dataclass
+
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.result import is_row_on_distillation_backbone
-
 
 MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES_PER_CLASS, MAX_GALLERY_IMAGES = 100, 10, 400
 """Limits of a gallery: classes, images per class, and images in total."""
@@ -72,14 +73,19 @@ def make_gallery(runs: Sequence[ReportedRun], dataset_title: str) -> Gallery:
     has_real = any(picture.is_real for class_row in class_rows for picture in class_row.pictures)
     notes = make_omitted_image_notes(runs, class_count, image_counts)
     if has_neighbours:
-        notes.append("“Nearest real”: the stored real image of the class whose feature is nearest to that of the " "distilled one at its left. Few are stored, each is used at most once: it may look different.")
+        notes.append(
+            "“Nearest real”: the stored real image of the class whose feature is nearest to that of the "
+            "distilled one at its left. Few are stored, each is used at most once: it may look different."
+        )
     elif has_real:
         notes.append("“Real”: the stored real image that is nearest to the mean of its class.")
     tiles = min(MAX_TILES, max(len(class_row.pictures) for class_row in class_rows))
     return Gallery(dataset_title, class_rows, tiles, has_several_runs or has_real, notes)
 
 
-def make_omitted_image_notes(runs: Sequence[ReportedRun], shown_class_count: int, shown_images_per_class: Sequence[int]) -> list[str]:
+def make_omitted_image_notes(
+    runs: Sequence[ReportedRun], shown_class_count: int, shown_images_per_class: Sequence[int]
+) -> list[str]:
     """Return sentences about the classes and images that a gallery leaves out."""
     notes = []
     all_classes = len(runs[0].distilled.class_ids)
@@ -92,7 +98,13 @@ def make_omitted_image_notes(runs: Sequence[ReportedRun], shown_class_count: int
     return notes
 
 
-def make_distilled_pictures(run: ReportedRun, class_index: int, shown_image_count: int, run_label: str, neighbour_pixels: npt.NDArray[np.uint8] | None) -> list[ReportPicture]:
+def make_distilled_pictures(
+    run: ReportedRun,
+    class_index: int,
+    shown_image_count: int,
+    run_label: str,
+    neighbour_pixels: npt.NDArray[np.uint8] | None,
+) -> list[ReportPicture]:
     """Return the first distilled images of a class, each followed by the nearest real one, if known."""
     ipc, class_name = run.distilled.record.ipc, run.distilled.class_names[class_index]
     pictures = []
@@ -104,7 +116,9 @@ def make_distilled_pictures(run: ReportedRun, class_index: int, shown_image_coun
         if neighbour_pixels is not None:
             title = f"{class_name}: the real image nearest to {caption}"
             source = encode_image_url(neighbour_pixels[class_index, i])
-            pictures.append(ReportPicture(source, f"Real image of {title}", "nearest real", title, is_real=True))
+            pictures.append(
+                ReportPicture(source, f"Real image of {title}", "nearest real", title, is_real=True)
+            )
     return pictures
 
 
@@ -131,9 +145,15 @@ def make_nearest_to_mean_pictures(runs: Sequence[ReportedRun], class_index: int)
     """Return the real image nearest to the mean of a class, if one is stored."""
     for run in runs:
         source_data = run.source_data
-        if source_data and source_data.exemplar_pixels is not None and source_data.nearest_exemplar_indices is not None:
+        if (
+            source_data
+            and source_data.exemplar_pixels is not None
+            and source_data.nearest_exemplar_indices is not None
+        ):
             title = f"{run.distilled.class_names[class_index]}: the real image nearest to the class mean"
-            pixels = source_data.exemplar_pixels[class_index, source_data.nearest_exemplar_indices[class_index]]
+            pixels = source_data.exemplar_pixels[
+                class_index, source_data.nearest_exemplar_indices[class_index]
+            ]
             alt = f"Real image of {title}"
             return [ReportPicture(encode_image_url(pixels), alt, "real", title, is_real=True)]
     return []

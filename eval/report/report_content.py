@@ -3,8 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+
 from sfm.eval.report.accuracy_section import AccuracySection, make_accuracy_section
-from sfm.eval.report.class_tables import ClassAccuracyTable, ConfusionTable, make_class_accuracy_table, make_confusion_table
+from sfm.eval.report.class_tables import (
+    ClassAccuracyTable,
+    ConfusionTable,
+    make_class_accuracy_table,
+    make_confusion_table,
+)
 from sfm.eval.report.comparison_tables import ReportTable, make_comparison_table, make_matrix_tables
 from sfm.eval.report.gallery import Gallery, make_gallery
 from sfm.eval.report.headings import describe_runs, make_group_titles, make_page_title
@@ -39,7 +45,11 @@ class ReportContent:
 def make_report_content(runs: Sequence[ReportedRun]) -> ReportContent:
     """Return the content of a report on runs, at least one."""
     evaluations = [(run.name, run.evaluation) for run in runs if run.evaluation]
-    modes = {get_mode_or_full_data_classifier(row) for _, evaluation in evaluations for row in list_result_rows(evaluation)}
+    modes = {
+        get_mode_or_full_data_classifier(row)
+        for _, evaluation in evaluations
+        for row in list_result_rows(evaluation)
+    }
     has_several_runs = len(runs) > 1
     groups = group_runs_by_dataset(runs)
     titled_groups = list(zip(groups, make_group_titles(groups), strict=True))
@@ -50,15 +60,23 @@ def make_report_content(runs: Sequence[ReportedRun]) -> ReportContent:
         title=make_page_title(runs),
         made_by=f"sfm-distill {version('sfm-distill')}",
         has_several_runs=has_several_runs,
-        run_summaries=[make_run_summary(run, text) for run, text in zip(runs, describe_runs(runs), strict=True)],
+        run_summaries=[
+            make_run_summary(run, text) for run, text in zip(runs, describe_runs(runs), strict=True)
+        ],
         galleries=[make_gallery(group, title) for group, title in titled_groups],
-        comparison_tables=[make_comparison_table(group, title) for group, title in titled_groups if count_evaluated_runs(group) > 1],
+        comparison_tables=[
+            make_comparison_table(group, title)
+            for group, title in titled_groups
+            if count_evaluated_runs(group) > 1
+        ],
         accuracy_sections=[make_accuracy_section(name, evaluation) for name, evaluation in evaluations],
         mode_descriptions=[(mode, text) for mode, text in MODE_DESCRIPTIONS.items() if mode in modes],
         class_tables=[table for table in class_tables if table],
         matrix_tables=[table for group, title in titled_groups for table in make_matrix_tables(group, title)],
         confusion_tables=[table for table in confusions if table],
-        training_curves=[make_training_curve(run, bounds) for run in runs if run.loss_history or run.growth_sheets],
+        training_curves=[
+            make_training_curve(run, bounds) for run in runs if run.loss_history or run.growth_sheets
+        ],
         cost_table=make_cost_table(runs),
         provenance_sections=[make_provenance_section(run) for run in runs],
     )

@@ -2,25 +2,38 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
 from sfm.config_fields import select_values_refused_from_file
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.text_format import format_sfm_command
-from typing import Any
-
 
 LARGE_OPTIONS = ("ipc", "views", "micro_batch", "graphs", "devices")
 """Options of `sfm distill` that a file may not give above some size."""
 
-DISTILL_OPTIONS = frozenset({*LARGE_OPTIONS, *("store", "backbone", "image_size", "dataset", "classes", "objective", "alpha", "centres"), *("steps", "learning_rate", "final_rate", "grow_every", "gradient", "checkpoint_every", "seed"), *("device", "threads", "precision", "execution", "compile")})
+DISTILL_OPTIONS = frozenset(
+    {
+        *LARGE_OPTIONS,
+        *("store", "backbone", "image_size", "dataset", "classes", "objective", "alpha", "centres"),
+        *("steps", "learning_rate", "final_rate", "grow_every", "gradient", "checkpoint_every", "seed"),
+        *("device", "threads", "precision", "execution", "compile"),
+    }
+)
 """Options of `sfm distill` that a reproduction command may hold."""
 
 
 def make_evaluate_command(run_directory: Path, recorded_config: Mapping[str, Any]) -> str:
     """Return the command that repeats an evaluation."""
     places = {name: recorded_config.get(name) for name in ("store", "backbone", "out")}
-    large = {name: value for name, value in select_values_refused_from_file(EvaluateConfig, recorded_config).items() if name not in (*places, "run")}
-    return format_sfm_command("evaluate", str(run_directory), {"config": run_directory / "evaluation.json", **places, **large})
+    large = {
+        name: value
+        for name, value in select_values_refused_from_file(EvaluateConfig, recorded_config).items()
+        if name not in (*places, "run")
+    }
+    return format_sfm_command(
+        "evaluate", str(run_directory), {"config": run_directory / "evaluation.json", **places, **large}
+    )
 
 
 def make_distill_command(run: ReportedRun) -> str:
@@ -36,5 +49,12 @@ def make_distill_command(run: ReportedRun) -> str:
         return format_sfm_command("distill", None, {**repeated, **places, **large})
     # run.json is untrusted: its other fields must not become options of a command.
     options = {name: value for name, value in run.details.config.items() if name in DISTILL_OPTIONS}
-    pinned = {"store": record.store, "backbone": record.config.backbone, "image_size": record.image_size, "dataset": f"{record.dataset}@{record.entry_digest[:12]}"}
-    return format_sfm_command("distill", None, {**pinned, **options, **pinned, "out": f"{run.directory}-again"})
+    pinned = {
+        "store": record.store,
+        "backbone": record.config.backbone,
+        "image_size": record.image_size,
+        "dataset": f"{record.dataset}@{record.entry_digest[:12]}",
+    }
+    return format_sfm_command(
+        "distill", None, {**pinned, **options, **pinned, "out": f"{run.directory}-again"}
+    )

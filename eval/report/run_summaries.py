@@ -1,14 +1,24 @@
 """The summary of each run at the top of a report: a few facts and the warnings."""
 
 from dataclasses import dataclass
+
 from sfm.eval.caveats import list_random_baseline_warnings
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_evaluate_command
-from sfm.eval.report.row_selection import describe_headline_row, find_headline_row, list_cross_backbone_inherit_rows, select_longest_trained_rows
-from sfm.eval.report.text_format import format_count_with_noun, format_decimal_bytes, format_sfm_command, format_wall_time
+from sfm.eval.report.row_selection import (
+    describe_headline_row,
+    find_headline_row,
+    list_cross_backbone_inherit_rows,
+    select_longest_trained_rows,
+)
+from sfm.eval.report.text_format import (
+    format_count_with_noun,
+    format_decimal_bytes,
+    format_sfm_command,
+    format_wall_time,
+)
 from sfm.eval.result import Evaluation
 from sfm.text import format_percent
-
 
 MAX_INHERITED_FACTS = 3
 """Number of other backbones in a summary."""
@@ -46,7 +56,9 @@ def make_run_summary(run: ReportedRun, description: str) -> RunSummary:
     if details.wall_seconds is not None:
         peak = details.peak_memory_bytes
         memory = f", {format_decimal_bytes(peak)} of memory" if peak else ""
-        facts.append(LabelledFact("Made in", format_wall_time(details.wall_seconds), f"{details.device}{memory}"))
+        facts.append(
+            LabelledFact("Made in", format_wall_time(details.wall_seconds), f"{details.device}{memory}")
+        )
     return RunSummary(run.name, description, facts, list_run_warnings(run))
 
 
@@ -72,13 +84,19 @@ def list_run_warnings(run: ReportedRun) -> list[str]:
     warnings = []
     is_edited = run.details.images is not None and run.pixel_digest != run.details.images
     if is_edited:
-        warnings.append("The images are not those that were distilled: some were edited since. Here they are shown as " "they are now.")
+        warnings.append(
+            "The images are not those that were distilled: some were edited since. Here they are shown as "
+            "they are now."
+        )
     if run.evaluation is None:
         command = format_sfm_command("evaluate", str(run.directory), {"store": run.distilled.record.store})
         warnings.append(f"There are no figures yet. To measure them: {command}")
     elif run.evaluation.provenance.images != run.pixel_digest:
         command = make_evaluate_command(run.directory, run.evaluation.config)
-        warnings.append(f"The figures are of other images: some were changed since they were evaluated. Evaluate again: " f"{command}")
+        warnings.append(
+            f"The figures are of other images: some were changed since they were evaluated. Evaluate again: "
+            f"{command}"
+        )
     elif is_edited:
         warnings.append("The figures are of the edited images.")
     if run.evaluation and run.evaluation.provenance.role == "tuning":

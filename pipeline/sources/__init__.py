@@ -8,11 +8,14 @@ source, except ``classes``, ``background`` and ``white``, which every source has
 """
 
 import difflib
-import numpy as np
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
 from sfm.backbones.rendering import parse_background_colour, parse_white_value
 from sfm.errors import InputError
 from sfm.paths import expand_home
@@ -31,16 +34,24 @@ from sfm.pipeline.sources.validation import require_distillable_classes
 from sfm.pipeline.sources.wds import open_wds_source
 from sfm.stats_store.class_lists import find_class_id, replace_class_ids
 from sfm.stats_store.dataset_names import make_dataset_name
-from typing import Any, cast
-
 
 __all__ = ["PLUGIN_GROUP", "SOURCE_KINDS", "Sample", "Shard", "Source", "Split", "open_source"]
 
-SOURCE_KINDS: dict[str, Callable[[str], Source]] = {"folder": open_folder_source, "wds": open_wds_source, "parquet": open_parquet_source, "torchvision": open_torchvision_source, "idx": open_idx_source, "builtin": open_builtin_source}
+SOURCE_KINDS: dict[str, Callable[[str], Source]] = {
+    "folder": open_folder_source,
+    "wds": open_wds_source,
+    "parquet": open_parquet_source,
+    "torchvision": open_torchvision_source,
+    "idx": open_idx_source,
+    "builtin": open_builtin_source,
+}
 
 PLUGIN_GROUP = "sfm.sources"
 
-RENDERING_PARSERS: dict[str, Callable[[str], Any]] = {"background": parse_background_colour, "white": parse_white_value}
+RENDERING_PARSERS: dict[str, Callable[[str], Any]] = {
+    "background": parse_background_colour,
+    "white": parse_white_value,
+}
 """Parsers of the options that every source has for rendering images."""
 
 
@@ -79,7 +90,11 @@ def open_source(spec: str, *, require_held_out: bool = True) -> Source:
     source = replace(source, name=make_dataset_name(source.name))
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
-        counts = {split_name: np.bincount(split_labels, minlength=len(ids)) for split_name, split_labels in labels.items() if source.splits[split_name].shards}
+        counts = {
+            split_name: np.bincount(split_labels, minlength=len(ids))
+            for split_name, split_labels in labels.items()
+            if source.splits[split_name].shards
+        }
         require_distillable_classes(source.spec, ids, counts)
     return source
 
@@ -132,12 +147,16 @@ def select_listed_classes(source: Source, class_list: ParsedClassList) -> Source
         If the source lacks one of them.
     """
     own_ids = source.class_ids or ()
-    class_list = replace_class_ids(class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.class_ids])
+    class_list = replace_class_ids(
+        class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.class_ids]
+    )
     names = dict(zip(class_list.class_ids, get_wordnet_display_names(class_list.class_ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))
     names |= class_list.display_names
-    subset = select_source_classes(source, class_list.class_ids, [names[class_id] for class_id in class_list.class_ids])
+    subset = select_source_classes(
+        source, class_list.class_ids, [names[class_id] for class_id in class_list.class_ids]
+    )
     if expand_home(class_list.origin).is_file():
         return replace(subset, name=f"{source.name}-{Path(class_list.origin).stem}")
     return replace(subset, name=class_list.origin)

@@ -6,28 +6,46 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import cast
+
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.limits import require_short_class_name, require_storable_classes
-from sfm.stats_store.class_lists import ParsedClassList, find_class_id, normalize_class_id, parse_class_list, read_class_file
+from sfm.stats_store.class_lists import (
+    ParsedClassList,
+    find_class_id,
+    normalize_class_id,
+    parse_class_list,
+    read_class_file,
+)
 from sfm.text import sanitize_line
-from typing import cast
 
-
-__all__ = ["ParsedClassList", "class_id_from_label", "get_wordnet_display_names", "list_shipped_class_lists", "read_class_list"]
+__all__ = [
+    "ParsedClassList",
+    "class_id_from_label",
+    "get_wordnet_display_names",
+    "list_shipped_class_lists",
+    "read_class_list",
+]
 
 WORDNET_ID = re.compile(r"n\d{8}")
 NUMBER_ID_DIGITS = 5
 LABEL_NUMBER = re.compile(r"-?\d{1,18}")
 MAX_LABEL = 2**63 - 1
-LIST_ALIASES = {"imagefruit": "imagenet-fruits", "imagemeow": "imagenet-cats", "imagesquawk": "imagenet-birds"}
+LIST_ALIASES = {
+    "imagefruit": "imagenet-fruits",
+    "imagemeow": "imagenet-cats",
+    "imagesquawk": "imagenet-birds",
+}
 """Names of shipped lists in earlier papers."""
 
 
 def list_shipped_class_lists() -> list[str]:
     """Return the names of the class lists that come with this package."""
     folder = importlib.resources.files("sfm.pipeline") / "data" / "classes"
-    return sorted(entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt"))
+    return sorted(
+        entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt")
+    )
 
 
 def read_class_list(name_or_path: str) -> ParsedClassList:
@@ -53,7 +71,9 @@ def read_class_list(name_or_path: str) -> ParsedClassList:
         known = [*list_shipped_class_lists(), *LIST_ALIASES]
         close = difflib.get_close_matches(name_or_path, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"shipped lists: {', '.join(known)}"
-        raise InputError(f"no class list {name_or_path}: it is neither a file nor a list by that name; {hint}")
+        raise InputError(
+            f"no class list {name_or_path}: it is neither a file nor a list by that name; {hint}"
+        )
     class_list = replace(read_class_file(path), origin=name_or_path)
     display_names = list(class_list.display_names.values())
     require_storable_classes(class_list.class_ids, display_names, f"the class list {name_or_path}")
@@ -97,11 +117,16 @@ def class_id_from_label(stored_label: object, label_list: ParsedClassList | None
         if abs(stored_label) > MAX_LABEL:
             raise InputError(f"{location} has a label beyond {MAX_LABEL}: it is damaged")
         if stored_label < 0:
-            raise InputError(f"{location} has label {stored_label}, which marks unlabelled images: choose another split")
+            raise InputError(
+                f"{location} has label {stored_label}, which marks unlabelled images: choose another split"
+            )
         if label_list is None:
             return class_id_from_number(stored_label)
         if stored_label >= len(label_list.class_ids):
-            raise InputError(f"{location} has label {stored_label}, out of range: {label_list.origin} names " f"{len(label_list.class_ids)} classes, 0 to {len(label_list.class_ids) - 1}")
+            raise InputError(
+                f"{location} has label {stored_label}, out of range: {label_list.origin} names "
+                f"{len(label_list.class_ids)} classes, 0 to {len(label_list.class_ids) - 1}"
+            )
         return label_list.class_ids[stored_label]
     if label_list is None:
         return stored_label
@@ -109,7 +134,9 @@ def class_id_from_label(stored_label: object, label_list: ParsedClassList | None
     if class_id is None:
         close = difflib.get_close_matches(stored_label, label_list.class_ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{location} has label {stored_label!r}, which {label_list.origin} does not name{hint}")
+        raise InputError(
+            f"{location} has label {stored_label!r}, which {label_list.origin} does not name{hint}"
+        )
     return class_id
 
 
@@ -151,7 +178,11 @@ def require_one_spelling_per_class(spec: str, class_ids_and_label_texts: Iterabl
     first_texts: dict[str, str] = {}
     for class_id, text in class_ids_and_label_texts:
         if text and first_texts.setdefault(class_id, text) != text:
-            raise InputError(f"{spec} writes labels of class {class_id} as {first_texts[class_id]!r} and as {text!r}: " f"write every class in one way (text that is an id in names= is that class; other digits " f"count)")
+            raise InputError(
+                f"{spec} writes labels of class {class_id} as {first_texts[class_id]!r} and as {text!r}: "
+                f"write every class in one way (text that is an id in names= is that class; other digits "
+                f"count)"
+            )
 
 
 def normalize_name_for_comparison(name: str) -> str:

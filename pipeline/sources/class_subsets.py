@@ -1,25 +1,28 @@
 """Subsets of sources by class, and of splits by row."""
 
 import difflib
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.sources.source import Shard, Source, Split, compute_digest
 from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.text import format_names
-from typing import TypeVar
-
 
 OTHER_CLASSES_KIND = "images of other classes"
 
 Item = TypeVar("Item")
 
 
-def select_source_classes(source: Source, class_ids: Sequence[str], class_names: Sequence[str] | None = None) -> Source:
+def select_source_classes(
+    source: Source, class_ids: Sequence[str], class_names: Sequence[str] | None = None
+) -> Source:
     """Return a source with some of the classes of another; samples of other classes are not decoded.
 
     If labels are known in advance, samples of other classes are not read either.
@@ -57,7 +60,9 @@ def select_source_classes(source: Source, class_ids: Sequence[str], class_names:
     def select_split(split: Split) -> Split:
         labels, listing = split.labels, compute_digest(split.listing, "\n".join(ids))
         if labels is None:
-            return Split(tuple(filter_shard_by_class(shard, label_by_id.keys()) for shard in split.shards), listing)
+            return Split(
+                tuple(filter_shard_by_class(shard, label_by_id.keys()) for shard in split.shards), listing
+            )
         assert source.class_ids is not None
         new_labels = np.array([label_by_id.get(class_id, -1) for class_id in source.class_ids], np.int32)
         rows = np.flatnonzero(new_labels[labels] >= 0)
@@ -67,7 +72,14 @@ def select_source_classes(source: Source, class_ids: Sequence[str], class_names:
 
     train = select_split(source.train)
     test = select_split(source.test) if source.test.shards else source.test
-    return replace(source, class_ids=ids, class_names=[name_by_id.get(class_id, class_id) for class_id in ids], train=train, test=test, inventory=source.inventory.with_more_unused(OTHER_CLASSES_KIND, dropped_count))
+    return replace(
+        source,
+        class_ids=ids,
+        class_names=[name_by_id.get(class_id, class_id) for class_id in ids],
+        train=train,
+        test=test,
+        inventory=source.inventory.with_more_unused(OTHER_CLASSES_KIND, dropped_count),
+    )
 
 
 def filter_shard_by_class(shard: Shard, kept_class_ids: Collection[str]) -> Shard:
@@ -99,7 +111,9 @@ def take_positions(items: Iterator[Item], positions: npt.NDArray[np.int64]) -> I
             return
 
 
-def select_split_rows(split: Split, rows: npt.NDArray[np.int64], new_labels: npt.NDArray[np.int32], listing_digest: str) -> Split:
+def select_split_rows(
+    split: Split, rows: npt.NDArray[np.int64], new_labels: npt.NDArray[np.int32], listing_digest: str
+) -> Split:
     """Return some rows of a split with known labels, in shards of ``BLOCK_ROWS`` samples.
 
     Parameters
@@ -114,6 +128,10 @@ def select_split_rows(split: Split, rows: npt.NDArray[np.int64], new_labels: npt
 
     def make_shard(start: int) -> Shard:
         own_rows = rows[start : start + BLOCK_ROWS]
-        return Shard(f"samples {own_rows[0]} to {own_rows[-1]} of {split.shards[0].location} …", new_labels[start : start + BLOCK_ROWS], lambda positions: split.iter_samples(own_rows if positions is None else own_rows[positions]))
+        return Shard(
+            f"samples {own_rows[0]} to {own_rows[-1]} of {split.shards[0].location} …",
+            new_labels[start : start + BLOCK_ROWS],
+            lambda positions: split.iter_samples(own_rows if positions is None else own_rows[positions]),
+        )
 
     return Split(tuple(make_shard(start) for start in range(0, len(rows), BLOCK_ROWS)), listing_digest)

@@ -1,20 +1,24 @@
 """Find and open the files of a dataset, on a disk, on a web server or in a bucket."""
 
-import braceexpand
 import contextlib
 import fnmatch
 import io
 import itertools
-import obstore
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import braceexpand
+import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import HTTPStore, ObjectStore
-from pathlib import Path
+
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.file_tree import describe_dangling_link, refuse_any_dangling_link, walk_files
@@ -22,11 +26,14 @@ from sfm.pipeline.sources.inventory import HIDDEN_KIND
 from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
 from sfm.stats_store.dataset_names import make_dataset_name, make_dataset_name_from_folder
-from sfm.stats_store.location import BRIEF_RETRY, PATIENT_RETRY, REMOTE_SCHEMES, connect_object_store, explain_store_error
+from sfm.stats_store.location import (
+    BRIEF_RETRY,
+    PATIENT_RETRY,
+    REMOTE_SCHEMES,
+    connect_object_store,
+    explain_store_error,
+)
 from sfm.text import first_error_line, sanitize_line
-from typing import BinaryIO, TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
-
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -74,7 +81,10 @@ def expand_braces(pattern: str) -> list[str]:
         If braces do not match, or expand to no name or to more than ``MAX_FILES`` names.
     """
     # braceexpand would hold all numbers of a range in memory.
-    is_too_long = any(max(len(start), len(stop)) > MAX_RANGE_DIGITS or abs(int(start) - int(stop)) > MAX_FILES for start, stop in _RANGE.findall(pattern))
+    is_too_long = any(
+        max(len(start), len(stop)) > MAX_RANGE_DIGITS or abs(int(start) - int(stop)) > MAX_FILES
+        for start, stop in _RANGE.findall(pattern)
+    )
     try:
         expanded = () if is_too_long else braceexpand.braceexpand(pattern, escape=False)
         names = list(itertools.islice(expanded, MAX_FILES + 1))
@@ -131,7 +141,13 @@ def _find_files_by_wildcard(name: str) -> list[DataFile]:
         def matches(path: str) -> bool:
             return fnmatch.fnmatchcase(posixpath.join(folder, path), pattern)
 
-        found = [file for file in list_files_below(folder, refuses_dangling_link=matches, max_depth=name.count("/", len(folder) + 1)) if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")]
+        found = [
+            file
+            for file in list_files_below(
+                folder, refuses_dangling_link=matches, max_depth=name.count("/", len(folder) + 1)
+            )
+            if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")
+        ]
     else:
         found = [_stat_remote_file(name) if is_remote_url(name) else _stat_local_file(Path(name))]
     if not found:
@@ -159,7 +175,12 @@ def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
     return DataFile(url, meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
 
 
-def list_files_below(folder: str, unused_by_kind: Counter[str] | None = None, refuses_dangling_link: Callable[[str], bool] = refuse_any_dangling_link, max_depth: int | None = None) -> list[DataFile]:
+def list_files_below(
+    folder: str,
+    unused_by_kind: Counter[str] | None = None,
+    refuses_dangling_link: Callable[[str], bool] = refuse_any_dangling_link,
+    max_depth: int | None = None,
+) -> list[DataFile]:
     """Return all files below a folder, or below a prefix in a bucket, sorted by path; links are followed.
 
     Parameters
@@ -183,7 +204,9 @@ def list_files_below(folder: str, unused_by_kind: Counter[str] | None = None, re
         root = resolve_local_path(folder)
         if not root.is_dir():
             return []
-        paths = [root / path for path, _ in walk_files(str(root), unused_by_kind, refuses_dangling_link, max_depth)]
+        paths = [
+            root / path for path, _ in walk_files(str(root), unused_by_kind, refuses_dangling_link, max_depth)
+        ]
         return sorted(map(_stat_local_file, paths), key=lambda file: file.url)
     if urlsplit(folder).scheme not in REMOTE_SCHEMES:
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
@@ -207,7 +230,14 @@ def _connect_to_url(url: str, *, retry_for_long: bool) -> tuple[ObjectStore, str
         raise InputError(f"the dataset URL ({parts.scheme}://...) carries credentials: leave them out of it")
     path = unquote(parts.path).strip("/")
     if parts.scheme in ("http", "https"):
-        return (HTTPStore.from_url(f"{parts.scheme}://{parts.netloc}", client_options={"allow_http": parts.scheme == "http"}, retry_config=PATIENT_RETRY if retry_for_long else BRIEF_RETRY), path)
+        return (
+            HTTPStore.from_url(
+                f"{parts.scheme}://{parts.netloc}",
+                client_options={"allow_http": parts.scheme == "http"},
+                retry_config=PATIENT_RETRY if retry_for_long else BRIEF_RETRY,
+            ),
+            path,
+        )
     return connect_object_store(f"{parts.scheme}://{parts.netloc}", use_patient_retries=retry_for_long), path
 
 
@@ -323,7 +353,9 @@ class _RangeReader(io.RawIOBase):
         self._path = path
         self._position = 0
         # Weak entity tags (W/"…") never match, and dates are no entity tags.
-        self._condition: GetOptions = {"if_match": file.version_tag} if file.version_tag.startswith('"') else {}
+        self._condition: GetOptions = (
+            {"if_match": file.version_tag} if file.version_tag.startswith('"') else {}
+        )
 
     def readable(self) -> bool:
         return True

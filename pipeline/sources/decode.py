@@ -3,11 +3,12 @@
 import functools
 import sys
 import warnings
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 from contextlib import suppress
+
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+
 from sfm.backbones.rendering import DECLARED_WHITE_KEY, DEEP_COLOUR_KEY
 from sfm.image_files import PILLOW_ERRORS, open_image
-
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """Formats of plain pixels: for others, such as PostScript, Pillow runs external programs."""

@@ -4,9 +4,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
 from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import HIDDEN_KIND, SPECIAL_FILE_KIND
-
 
 LINK_CYCLE_KIND = "links to a folder that holds them"
 SYSTEM_FOLDERS = ("lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
@@ -24,7 +24,12 @@ def refuse_any_dangling_link(_: str) -> bool:
     return True
 
 
-def walk_files(root: str, unused_by_kind: Counter[str], refuses_dangling_link: Callable[[str], bool] = refuse_any_dangling_link, max_depth: int | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def walk_files(
+    root: str,
+    unused_by_kind: Counter[str],
+    refuses_dangling_link: Callable[[str], bool] = refuse_any_dangling_link,
+    max_depth: int | None = None,
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder in the order of torchvision's ``ImageFolder``; links are followed.
 
     A folder's files come first, by name, then those of its folders. A link to a folder that holds it is not
@@ -50,12 +55,24 @@ def walk_files(root: str, unused_by_kind: Counter[str], refuses_dangling_link: C
     InputError
         If a folder cannot be read, or a needed link is dangling.
     """
-    yield from _walk_folder(root, "", frozenset(), unused_by_kind, refuses_dangling_link, max_depth, Counter())
+    yield from _walk_folder(
+        root, "", frozenset(), unused_by_kind, refuses_dangling_link, max_depth, Counter()
+    )
 
 
-def _walk_folder(folder: str, path_prefix: str, parent_inodes: frozenset[tuple[int, int]], unused_by_kind: Counter[str], refuses_dangling_link: Callable[[str], bool], max_depth: int | None, visit_count_by_inode: Counter[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk_folder(
+    folder: str,
+    path_prefix: str,
+    parent_inodes: frozenset[tuple[int, int]],
+    unused_by_kind: Counter[str],
+    refuses_dangling_link: Callable[[str], bool],
+    max_depth: int | None,
+    visit_count_by_inode: Counter[tuple[int, int]],
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     if len(parent_inodes) > MAX_FOLDER_DEPTH:
-        raise InputError(f"the folder {folder} lies more than {MAX_FOLDER_DEPTH} folders deep: no dataset does")
+        raise InputError(
+            f"the folder {folder} lies more than {MAX_FOLDER_DEPTH} folders deep: no dataset does"
+        )
     try:
         status = Path(folder).stat()
         entries = scan_folder(folder)
@@ -88,7 +105,15 @@ def _walk_folder(folder: str, path_prefix: str, parent_inodes: frozenset[tuple[i
     if max_depth == 0:
         return
     for entry in folders:
-        yield from _walk_folder(entry.path, f"{path_prefix}{entry.name}/", parent_inodes | {inode}, unused_by_kind, refuses_dangling_link, None if max_depth is None else max_depth - 1, visit_count_by_inode)
+        yield from _walk_folder(
+            entry.path,
+            f"{path_prefix}{entry.name}/",
+            parent_inodes | {inode},
+            unused_by_kind,
+            refuses_dangling_link,
+            None if max_depth is None else max_depth - 1,
+            visit_count_by_inode,
+        )
 
 
 def scan_folder(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -111,7 +136,10 @@ def is_dangling_link(entry: os.DirEntry[str]) -> bool:
 def describe_dangling_link(path: str | os.PathLike[str]) -> str:
     """Return the error message for a dangling link."""
     target = Path(path).readlink()
-    return f"{os.fspath(path)} is a link to {target}, which is not there: fetch its content (git annex get, dvc " f"pull, git lfs pull), mount the disk that it is on, or remove the link"
+    return (
+        f"{os.fspath(path)} is a link to {target}, which is not there: fetch its content (git annex get, dvc "
+        f"pull, git lfs pull), mount the disk that it is on, or remove the link"
+    )
 
 
 def count_files_below(folder: str | os.PathLike[str]) -> int:
@@ -119,4 +147,6 @@ def count_files_below(folder: str | os.PathLike[str]) -> int:
     try:
         return sum(len(names) for _, _, names in os.walk(folder))
     except RecursionError:
-        raise InputError(f"the folder {folder} holds others more than {MAX_FOLDER_DEPTH} deep: delete it") from None
+        raise InputError(
+            f"the folder {folder} holds others more than {MAX_FOLDER_DEPTH} deep: delete it"
+        ) from None

@@ -1,20 +1,34 @@
 """``folder:PATH``: one folder per class under ``train/`` and under ``test/``, ``val/`` or the like."""
 
-import numpy as np
 from collections import Counter
 from pathlib import Path
+
+import numpy as np
+
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.class_labels import get_wordnet_display_names
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.file_tree import count_files_below, is_dangling_link, scan_folder, walk_files
-from sfm.pipeline.sources.folder_layout import FolderLayout, explain_missing_held_out, find_folder_layout, get_class_folder_names, is_image_entry
-from sfm.pipeline.sources.inventory import HIDDEN_KIND, IMAGE_EXTENSIONS, Inventory, format_counts_by_kind, get_extension, get_unused_kind
+from sfm.pipeline.sources.folder_layout import (
+    FolderLayout,
+    explain_missing_held_out,
+    find_folder_layout,
+    get_class_folder_names,
+    is_image_entry,
+)
+from sfm.pipeline.sources.inventory import (
+    HIDDEN_KIND,
+    IMAGE_EXTENSIONS,
+    Inventory,
+    format_counts_by_kind,
+    get_extension,
+    get_unused_kind,
+)
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, file_split
 from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.stats_store.dataset_names import make_dataset_name_from_folder
-
 
 LOOSE_IMAGES_KIND = "images outside of class folders"
 
@@ -100,7 +114,15 @@ def make_folder_split(split_folder: Path, class_ids: list[str], unused_by_kind: 
             labels.append(label)
             file_states.append(f"{names[-1]} {status.st_size} {status.st_mtime_ns}")
         if len(names) == first and others:
-            raise InputError(f"{split_folder / class_id} holds no image, only {format_counts_by_kind(others)}; remove the " f"folder or add images")
+            raise InputError(
+                f"{split_folder / class_id} holds no image, only {format_counts_by_kind(others)}; remove the "
+                f"folder or add images"
+            )
         unused_by_kind.update(others)
 
-    return file_split(labels=np.array(labels, dtype=np.int32), class_ids=class_ids, path=lambda i: f"{split_folder}/{names[i]}", listing=compute_digest(str(split_folder.resolve()), "\n".join(file_states)))
+    return file_split(
+        labels=np.array(labels, dtype=np.int32),
+        class_ids=class_ids,
+        path=lambda i: f"{split_folder}/{names[i]}",
+        listing=compute_digest(str(split_folder.resolve()), "\n".join(file_states)),
+    )

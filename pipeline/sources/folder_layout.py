@@ -6,10 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 from sfm.errors import InputError
 from sfm.paths import resolve_links
-from sfm.pipeline.sources.file_tree import SYSTEM_FOLDERS, describe_dangling_link, is_dangling_link, scan_folder
-from sfm.pipeline.sources.inventory import could_be_folder_name, format_counts_by_kind, get_unused_kind, is_image_file
+from sfm.pipeline.sources.file_tree import (
+    SYSTEM_FOLDERS,
+    describe_dangling_link,
+    is_dangling_link,
+    scan_folder,
+)
+from sfm.pipeline.sources.inventory import (
+    could_be_folder_name,
+    format_counts_by_kind,
+    get_unused_kind,
+    is_image_file,
+)
 from sfm.pipeline.sources.split_files import SPLIT_WORDS, find_split_named_in_path
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import format_names
@@ -67,18 +78,29 @@ def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name:
         raise InputError(f"{spec} holds {format_folder_names(training)}: choose one with ?train=NAME")
     if not training:
         if test is not None or candidates or not folders:
-            raise InputError(f"{spec} must hold train/, with one folder per class, and a held-out folder such as test/ or " f"val/; it holds {format_folder_names(folders)}: choose with ?train=NAME&test=NAME")
+            raise InputError(
+                f"{spec} must hold train/, with one folder per class, and a held-out folder such as test/ or "
+                f"val/; it holds {format_folder_names(folders)}: choose with ?train=NAME&test=NAME"
+            )
         return FolderLayout(root, None, (), ())  # `root` has class folders; a later error suggests --hold-out
     train = training[0]
     if not get_class_folder_names(train):
         kinds = Counter(get_unused_kind(entry.name) for entry in scan_folder(train))
-        raise InputError(f"{train} holds no class folders, only {format_counts_by_kind(kinds) or 'nothing'}: put the " f"images into one per class")
+        raise InputError(
+            f"{train} holds no class folders, only {format_counts_by_kind(kinds) or 'nothing'}: put the "
+            f"images into one per class"
+        )
     if test is not None:
         return make_folder_layout(folders, train, test, [])
     return make_layout_choosing_held_out(folders, train, candidates, weak_candidates)
 
 
-def make_layout_choosing_held_out(all_folders: Sequence[Path], train_folder: Path, candidates: Sequence[Path], fallback_candidates: Sequence[Path]) -> FolderLayout:
+def make_layout_choosing_held_out(
+    all_folders: Sequence[Path],
+    train_folder: Path,
+    candidates: Sequence[Path],
+    fallback_candidates: Sequence[Path],
+) -> FolderLayout:
     """Return the layout with the first candidate that holds training classes held out."""
     candidates = [folder for folder in candidates if folder != train_folder]
     labelled = find_folders_sharing_classes(train_folder, candidates)
@@ -94,7 +116,9 @@ def make_layout_choosing_held_out(all_folders: Sequence[Path], train_folder: Pat
     return make_folder_layout(all_folders, train_folder, labelled[0] if labelled else None, notes)
 
 
-def group_by_exact_or_partial_split(folders: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+def group_by_exact_or_partial_split(
+    folders: Iterable[Path],
+) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     """Return, by split, the folders whose name is a split word, and those whose name contains one."""
     by_name: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
     by_word: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
@@ -106,7 +130,9 @@ def group_by_exact_or_partial_split(folders: Iterable[Path]) -> tuple[dict[str, 
     return by_name, by_word
 
 
-def find_classes_named_like_splits(folders: Collection[Path], folders_by_exact_split_name: Mapping[str, list[Path]]) -> list[Path]:
+def find_classes_named_like_splits(
+    folders: Collection[Path], folders_by_exact_split_name: Mapping[str, list[Path]]
+) -> list[Path]:
     """Return the folders that are named like a split but are classes; none if one of them is a split.
 
     Split folders without class folders are no classes: their images are unsorted.
@@ -128,14 +154,22 @@ def could_be_class_folder(folder: Path) -> bool:
     return any(entry.is_dir() or (entry.is_file() and is_image_entry(entry)) for entry in visible)
 
 
-def find_training_folders(all_folders: Iterable[Path], train_candidates: Sequence[Path], held_out_folders: Sequence[Path]) -> list[Path]:
+def find_training_folders(
+    all_folders: Iterable[Path], train_candidates: Sequence[Path], held_out_folders: Sequence[Path]
+) -> list[Path]:
     """Return the candidates for training that share classes with a held-out folder.
 
     Empty if one shares classes with a folder of no split: classes may be called ``bullet train`` and
     ``test tube``, and have subfolders of equal names.
     """
-    others = [folder for folder in all_folders if find_split_named_in_path(folder.name) is None and folder not in held_out_folders]
-    training = [folder for folder in train_candidates if find_folders_sharing_classes(folder, held_out_folders)]
+    others = [
+        folder
+        for folder in all_folders
+        if find_split_named_in_path(folder.name) is None and folder not in held_out_folders
+    ]
+    training = [
+        folder for folder in train_candidates if find_folders_sharing_classes(folder, held_out_folders)
+    ]
     return [] if any(find_folders_sharing_classes(folder, others) for folder in training) else training
 
 
@@ -146,7 +180,9 @@ def find_folders_sharing_classes(train_folder: Path, candidates: Sequence[Path])
     return sorted(sharing, key=lambda folder: classes != list_class_ids(folder))
 
 
-def make_folder_layout(all_folders: Iterable[Path], train_folder: Path, held_out_folder: Path | None, notes: Sequence[str]) -> FolderLayout:
+def make_folder_layout(
+    all_folders: Iterable[Path], train_folder: Path, held_out_folder: Path | None, notes: Sequence[str]
+) -> FolderLayout:
     """Return a layout whose `others` are the folders that are no split and hold none."""
     splits = [resolve_links(split) for split in (train_folder, held_out_folder) if split is not None]
     others = []
@@ -177,8 +213,13 @@ def explain_missing_held_out(spec: str, root: Path, layout: FolderLayout) -> str
         return f"{layout.held_out_folder} holds no image"
     names = format_folder_names([Path(entry.path) for entry in list_subfolders(root)])
     if layout.train_folder == root:
-        return f"{spec} must hold train/ and test/ (or val/), each with one folder per class; it holds {names}"
-    return f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train_folder.name}/; " f"it holds {names}: choose one with ?test=NAME"
+        return (
+            f"{spec} must hold train/ and test/ (or val/), each with one folder per class; it holds {names}"
+        )
+    return (
+        f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train_folder.name}/; "
+        f"it holds {names}: choose one with ?test=NAME"
+    )
 
 
 def format_folder_names(folders: Sequence[Path]) -> str:
@@ -191,7 +232,9 @@ def could_be_split_or_class_folder(name: str) -> bool:
     return "." not in name or (could_be_folder_name(name) and find_split_named_in_path(name) is not None)
 
 
-def list_subfolders(folder: Path, refuses_dangling_link: Callable[[str], bool] = could_be_split_or_class_folder) -> list[os.DirEntry[str]]:
+def list_subfolders(
+    folder: Path, refuses_dangling_link: Callable[[str], bool] = could_be_split_or_class_folder
+) -> list[os.DirEntry[str]]:
     """Return the folders in a folder, sorted by name, without hidden ones.
 
     Parameters

@@ -3,12 +3,15 @@
 import gzip
 import importlib.resources
 import math
-import numpy as np
-import numpy.typing as npt
 import struct
 import zlib
-from PIL import Image
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.file_tree import describe_dangling_link
@@ -17,8 +20,6 @@ from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, MAX_MEMBERS
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, indexed_split
 from sfm.stats_store.class_lists import iterate_class_lines, read_class_list_text
 from sfm.stats_store.dataset_names import make_dataset_name_from_folder
-from typing import BinaryIO
-
 
 IDX_READ_ERRORS = (OSError, EOFError, zlib.error)
 """Errors of reading and unpacking files."""
@@ -41,7 +42,9 @@ def open_idx_source(folder: str) -> Source:
     root = expand_home(folder)
     if not root.is_dir():
         raise InputError(f"no dataset at idx:{folder}: {root} is not a folder")
-    return open_idx_folder(root, dataset_name=make_dataset_name_from_folder(root), spec=f"idx:{folder}", licence="unknown")
+    return open_idx_folder(
+        root, dataset_name=make_dataset_name_from_folder(root), spec=f"idx:{folder}", licence="unknown"
+    )
 
 
 def open_builtin_source(dataset_name: str) -> Source:
@@ -53,7 +56,10 @@ def open_builtin_source(dataset_name: str) -> Source:
         If there is none of that name.
     """
     if dataset_name not in BUILTIN_FOLDERS:
-        raise InputError(f"no dataset builtin:{dataset_name}: there is " f"{', '.join(map('builtin:{}'.format, BUILTIN_FOLDERS))}")
+        raise InputError(
+            f"no dataset builtin:{dataset_name}: there is "
+            f"{', '.join(map('builtin:{}'.format, BUILTIN_FOLDERS))}"
+        )
     folder, licence = BUILTIN_FOLDERS[dataset_name]
     root = Path(str(importlib.resources.files("sfm.pipeline"))) / "data" / folder
     return open_idx_folder(root, dataset_name=dataset_name, spec=f"builtin:{dataset_name}", licence=licence)
@@ -62,14 +68,20 @@ def open_builtin_source(dataset_name: str) -> Source:
 def open_idx_folder(root: Path, *, dataset_name: str, spec: str, licence: str) -> Source:
     """Open a folder of idx files: labels are read, images are read on request."""
     has_held_out = any(entry.name.startswith("t10k-") for entry in root.iterdir())
-    labels = {split: read_idx_labels(find_idx_file(root, f"{split}-labels-idx1-ubyte")) for split in ("train", *(["t10k"] if has_held_out else []))}
+    labels = {
+        split: read_idx_labels(find_idx_file(root, f"{split}-labels-idx1-ubyte"))
+        for split in ("train", *(["t10k"] if has_held_out else []))
+    }
     values = sorted({int(value) for split in labels.values() for value in np.unique(split)})
     width = len(str(max(values, default=0)))
     class_ids = [str(value).zfill(width) for value in values]
     name_file = root / "classes.txt"
     class_names = class_ids
     if name_file.exists():
-        names = [display or dataset_name for _, dataset_name, display in iterate_class_lines(read_class_list_text(name_file))]
+        names = [
+            display or dataset_name
+            for _, dataset_name, display in iterate_class_lines(read_class_list_text(name_file))
+        ]
         if len(names) <= max(values):
             raise InputError(f"{name_file} has {len(names)} names, but labels go up to {max(values)}")
         class_names = [names[value] for value in values]
@@ -85,11 +97,19 @@ def open_idx_folder(root: Path, *, dataset_name: str, spec: str, licence: str) -
         spec=spec,
         class_ids=class_ids,
         class_names=class_names,
-        train=make_idx_split(find_idx_file(root, "train-images-idx3-ubyte"), label_by_value[labels["train"]], class_ids, shape),
-        test=make_idx_split(find_idx_file(root, "t10k-images-idx3-ubyte"), label_by_value[labels["t10k"]], class_ids, shape) if has_held_out else NO_SAMPLES,
+        train=make_idx_split(
+            find_idx_file(root, "train-images-idx3-ubyte"), label_by_value[labels["train"]], class_ids, shape
+        ),
+        test=make_idx_split(
+            find_idx_file(root, "t10k-images-idx3-ubyte"), label_by_value[labels["t10k"]], class_ids, shape
+        )
+        if has_held_out
+        else NO_SAMPLES,
         decode=decode,
         licence=licence,
-        inventory=Inventory(no_held_out_reason="" if has_held_out else f"{root} holds no t10k-images-idx3-ubyte"),
+        inventory=Inventory(
+            no_held_out_reason="" if has_held_out else f"{root} holds no t10k-images-idx3-ubyte"
+        ),
     )
 
 
@@ -116,7 +136,10 @@ def read_idx_header_shape(path: Path, file: BinaryIO, expected_ndim: int) -> tup
     except (struct.error, *IDX_READ_ERRORS) as error:
         raise InputError(f"{path} is not an idx file: its header cannot be read") from error
     if magic != 0x0800 + expected_ndim:
-        raise InputError(f"{path} is not an idx file of {expected_ndim}-dimensional bytes: it begins with " f"{header[:4].hex()}")
+        raise InputError(
+            f"{path} is not an idx file of {expected_ndim}-dimensional bytes: it begins with "
+            f"{header[:4].hex()}"
+        )
     require_plausible_idx_header(path, tuple(shape), len(header))
     return tuple(shape)
 
@@ -133,7 +156,9 @@ def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_byte
     max_pixels = Image.MAX_IMAGE_PIXELS or MAX_IMAGE_BYTES
     if count > MAX_MEMBERS or pixels > max_pixels or pixels < 1:
         promise = " x ".join(map(str, shape))
-        raise InputError(f"{path} promises {promise} bytes: at most {MAX_MEMBERS:,} images of {max_pixels:,} are read")
+        raise InputError(
+            f"{path} promises {promise} bytes: at most {MAX_MEMBERS:,} images of {max_pixels:,} are read"
+        )
     size = path.stat().st_size - header_bytes
     if path.suffix != ".gz" and size < count * pixels:
         raise InputError(f"{path} ends after {size:,} of the {count * pixels:,} bytes that it promises")
@@ -159,12 +184,17 @@ def read_idx_image_shape(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def make_idx_split(images_path: Path, labels: npt.NDArray[np.int32], class_ids: list[str], image_shape: tuple[int, int]) -> Split:
+def make_idx_split(
+    images_path: Path, labels: npt.NDArray[np.int32], class_ids: list[str], image_shape: tuple[int, int]
+) -> Split:
     """Return the split of an idx file; images are read by seeking, so memory does not grow with the file."""
     file = open_idx_file(images_path)
     count, height, width = read_idx_header_shape(images_path, file, 3)
     if count != len(labels) or (height, width) != image_shape:
-        raise InputError(f"{images_path} holds {count} images of {height}x{width}; " f"expected {len(labels)} of {image_shape[0]}x{image_shape[1]}")
+        raise InputError(
+            f"{images_path} holds {count} images of {height}x{width}; "
+            f"expected {len(labels)} of {image_shape[0]}x{image_shape[1]}"
+        )
     size = image_shape[0] * image_shape[1]
 
     def read(i: int) -> bytes:
@@ -178,4 +208,12 @@ def make_idx_split(images_path: Path, labels: npt.NDArray[np.int32], class_ids: 
         return data
 
     status = images_path.stat()
-    return indexed_split(labels=labels.astype(np.int32), class_ids=class_ids, read=read, location=lambda i: f"image {i} of {images_path}", listing=compute_digest(str(images_path.resolve()), f"{status.st_size} {status.st_mtime_ns}", labels.tobytes()))
+    return indexed_split(
+        labels=labels.astype(np.int32),
+        class_ids=class_ids,
+        read=read,
+        location=lambda i: f"image {i} of {images_path}",
+        listing=compute_digest(
+            str(images_path.resolve()), f"{status.st_size} {status.st_mtime_ns}", labels.tobytes()
+        ),
+    )

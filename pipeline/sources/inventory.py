@@ -1,20 +1,37 @@
 """Inventory of a dataset: image files, unused files by kind, and automatic choices."""
 
 import posixpath
-from PIL import Image
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
 
-IMAGE_EXTENSIONS = frozenset((*("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "gif"), *("bmp", "tif", "tiff", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm"), *("pnm", "pfm")))
+IMAGE_EXTENSIONS = frozenset(
+    (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "gif"),
+        *("bmp", "tif", "tiff", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm"),
+        *("pnm", "pfm"),
+    )
+)
 """Extensions of images that are decoded."""
 
-UNSUPPORTED_IMAGE_EXTENSIONS = frozenset((*("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dcm", "exr", "hdr", "pcx", "dng"), *("cr2", "nef", "arw")))
+UNSUPPORTED_IMAGE_EXTENSIONS = frozenset(
+    (
+        *("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dcm", "exr", "hdr", "pcx", "dng"),
+        *("cr2", "nef", "arw"),
+    )
+)
 """Extensions of unsupported images: such a file raises an error and is not skipped silently."""
 
-NON_IMAGE_EXTENSIONS = frozenset((*("txt", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "md", "rst", "html", "pdf"), *("log", "npy", "npz", "mat", "pt", "pkl", "h5", "db", "ini", "md5", "sha1", "sha256"), *("py", "sh", "zip", "tar", "gz")))
+NON_IMAGE_EXTENSIONS = frozenset(
+    (
+        *("txt", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "md", "rst", "html", "pdf"),
+        *("log", "npy", "npz", "mat", "pt", "pkl", "h5", "db", "ini", "md5", "sha1", "sha256"),
+        *("py", "sh", "zip", "tar", "gz"),
+    )
+)
 """Extensions of files that are no images; they are not opened."""
 
 INDEX_EXTENSIONS = frozenset(("parquet", "arrow", "idx", "index", "bin"))
@@ -56,7 +73,10 @@ def get_extension(name: str) -> str:
 
 def could_be_folder_name(name: str) -> bool:
     """Return whether a name may be a folder's: ``cls.v1`` may, ``a.txt`` may not."""
-    return get_extension(name) not in IMAGE_EXTENSIONS | UNSUPPORTED_IMAGE_EXTENSIONS | NON_IMAGE_EXTENSIONS | INDEX_EXTENSIONS
+    return (
+        get_extension(name)
+        not in IMAGE_EXTENSIONS | UNSUPPORTED_IMAGE_EXTENSIONS | NON_IMAGE_EXTENSIONS | INDEX_EXTENSIONS
+    )
 
 
 def get_unused_kind(name: str) -> str:

@@ -2,25 +2,49 @@
 
 import importlib.util
 import itertools
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import ParsedClassList, class_id_from_label, format_label_if_numeric, format_label_list_for_digest, read_class_list, require_one_spelling_per_class
+from sfm.pipeline.sources.class_labels import (
+    ParsedClassList,
+    class_id_from_label,
+    format_label_if_numeric,
+    format_label_list_for_digest,
+    read_class_list,
+    require_one_spelling_per_class,
+)
 from sfm.pipeline.sources.class_subsets import take_positions
-from sfm.pipeline.sources.data_files import DataFile, LOOKUP_THREADS, derive_dataset_name, digest_file_states, is_remote_url
+from sfm.pipeline.sources.data_files import (
+    LOOKUP_THREADS,
+    DataFile,
+    derive_dataset_name,
+    digest_file_states,
+    is_remote_url,
+)
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, require_short_class_name
-from sfm.pipeline.sources.parquet_reader import extract_image_bytes, iter_stored_labels, open_parquet_file, require_unnested_image_column
-from sfm.pipeline.sources.parquet_schema import ImageAndLabelColumns, find_image_and_label_columns, list_unusable_metadata_notes, make_label_list_and_names
+from sfm.pipeline.sources.parquet_reader import (
+    extract_image_bytes,
+    iter_stored_labels,
+    open_parquet_file,
+    require_unnested_image_column,
+)
+from sfm.pipeline.sources.parquet_schema import (
+    ImageAndLabelColumns,
+    find_image_and_label_columns,
+    list_unusable_metadata_notes,
+    make_label_list_and_names,
+)
 from sfm.pipeline.sources.sample import Sample, describe_oversized_image_fault
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
 from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.pipeline.sources.split_files import find_split_files
 from sfm.stats_store.class_lists import normalize_class_id
-
 
 MIN_SHARD_ROWS = 1024
 LABEL_PROBE_ROWS = 64
@@ -81,12 +105,19 @@ def open_parquet_source(place_with_options: str) -> Source:
     label_list, display_names = make_label_list_and_names(columns, first_url)
     if "names" in options:
         label_list = read_class_list(options["names"])
-        display_names = {class_id: label_list.display_names.get(class_id, class_id) for class_id in label_list.class_ids}
+        display_names = {
+            class_id: label_list.display_names.get(class_id, class_id) for class_id in label_list.class_ids
+        }
     is_local = not any(is_remote_url(file.url) for file in (*files.train, *files.test))
     # On a disk labels are read, too; their pages may be of any size, so few are read at the same time.
     with ThreadPoolExecutor(LABEL_THREADS if is_local else LOOKUP_THREADS) as pool:
-        train, test = (list(pool.map(lambda file: read_parquet_table_info(file, columns, label_list, is_local), split)) for split in (files.train, files.test))
-    require_one_spelling_per_class(spec, (pair for table in (*train, *test) for pair in table.class_ids_and_label_texts))
+        train, test = (
+            list(pool.map(lambda file: read_parquet_table_info(file, columns, label_list, is_local), split))
+            for split in (files.train, files.test)
+        )
+    require_one_spelling_per_class(
+        spec, (pair for table in (*train, *test) for pair in table.class_ids_and_label_texts)
+    )
     ids: list[str] | None = None
     if is_local:
         ids = sorted({class_id for table in (*train, *test) for class_id in table.row_class_ids or ()})
@@ -113,7 +144,9 @@ def first_rows_have_labels(file: DataFile, label_column: str) -> bool:
         return any(label not in (None, -1, "-1") for label in labels)
 
 
-def read_parquet_table_info(file: DataFile, columns: ImageAndLabelColumns, label_list: ParsedClassList | None, read_labels: bool) -> ParquetTable:
+def read_parquet_table_info(
+    file: DataFile, columns: ImageAndLabelColumns, label_list: ParsedClassList | None, read_labels: bool
+) -> ParquetTable:
     """Return the row counts of a file and, if asked to, its labels.
 
     Raises
@@ -125,7 +158,9 @@ def read_parquet_table_info(file: DataFile, columns: ImageAndLabelColumns, label
         absent = {columns.image_column, columns.label_column} - set(table.schema_arrow.names)
         if absent:
             raise InputError(f"{file.url} has no column {' and '.join(sorted(absent))}, unlike other files")
-        own_columns = find_image_and_label_columns(table.schema_arrow, file.url, columns.image_column, columns.label_column)
+        own_columns = find_image_and_label_columns(
+            table.schema_arrow, file.url, columns.image_column, columns.label_column
+        )
         if own_columns.class_names != columns.class_names:
             raise InputError(f"{file.url} has other class names than the first training file: merge them")
         rows_per_group = tuple(table.metadata.row_group(i).num_rows for i in range(table.num_row_groups))
@@ -139,8 +174,16 @@ def read_parquet_table_info(file: DataFile, columns: ImageAndLabelColumns, label
                 id_by_label[key] = class_id_from_cell(label, label_list, f"row {row} of {file.url}")
             class_ids.append(id_by_label[key])
     if len(class_ids) != sum(rows_per_group):
-        raise InputError(f"{file.url} is damaged: it has {len(class_ids):,} labels for {sum(rows_per_group):,} rows")
-    return ParquetTable(file, rows_per_group, tuple(class_ids), frozenset((class_id, format_label_if_numeric(label)) for (_, label), class_id in id_by_label.items()), any(isinstance(label, str) and format_label_if_numeric(label) for _, label in id_by_label))
+        raise InputError(
+            f"{file.url} is damaged: it has {len(class_ids):,} labels for {sum(rows_per_group):,} rows"
+        )
+    return ParquetTable(
+        file,
+        rows_per_group,
+        tuple(class_ids),
+        frozenset((class_id, format_label_if_numeric(label)) for (_, label), class_id in id_by_label.items()),
+        any(isinstance(label, str) and format_label_if_numeric(label) for _, label in id_by_label),
+    )
 
 
 def class_id_from_cell(stored_label: object, label_list: ParsedClassList | None, location: str) -> str:
@@ -156,7 +199,12 @@ def class_id_from_cell(stored_label: object, label_list: ParsedClassList | None,
     return class_id_from_label(stored_label, label_list, location)
 
 
-def make_parquet_split(tables: Sequence[ParquetTable], columns: ImageAndLabelColumns, label_list: ParsedClassList | None, class_ids: list[str] | None) -> Split:
+def make_parquet_split(
+    tables: Sequence[ParquetTable],
+    columns: ImageAndLabelColumns,
+    label_list: ParsedClassList | None,
+    class_ids: list[str] | None,
+) -> Split:
     """Return the split of some tables; a shard is a few neighbouring row groups."""
     label_by_id = {class_id: label for label, class_id in enumerate(class_ids or ())}
 
@@ -169,7 +217,9 @@ def make_parquet_split(tables: Sequence[ParquetTable], columns: ImageAndLabelCol
 
         labels = None
         if table.row_class_ids is not None:
-            labels = np.array([label_by_id[class_id] for class_id in table.row_class_ids[start:stop]], np.int32)
+            labels = np.array(
+                [label_by_id[class_id] for class_id in table.row_class_ids[start:stop]], np.int32
+            )
         return Shard(f"rows {start} to {stop - 1} of {table.file.url}", labels, read)
 
     meaning = format_label_list_for_digest(label_list)
@@ -177,7 +227,14 @@ def make_parquet_split(tables: Sequence[ParquetTable], columns: ImageAndLabelCol
     if label_list is None and any(table.has_digit_text_labels for table in tables):
         meaning = "text is an id"
     files_digest = digest_file_states([table.file for table in tables])
-    return Split(tuple(make_shard(table, groups) for table in tables for groups in group_neighbouring_row_groups(table.rows_per_group)), compute_digest(files_digest, columns.image_column, columns.label_column, meaning))
+    return Split(
+        tuple(
+            make_shard(table, groups)
+            for table in tables
+            for groups in group_neighbouring_row_groups(table.rows_per_group)
+        ),
+        compute_digest(files_digest, columns.image_column, columns.label_column, meaning),
+    )
 
 
 def group_neighbouring_row_groups(rows_per_group: Sequence[int]) -> list[range]:
@@ -197,7 +254,13 @@ def group_neighbouring_row_groups(rows_per_group: Sequence[int]) -> list[range]:
     return ranges
 
 
-def iter_row_group_samples(file: DataFile, row_groups: range, first_row: int, columns: ImageAndLabelColumns, label_list: ParsedClassList | None) -> Iterator[Sample]:
+def iter_row_group_samples(
+    file: DataFile,
+    row_groups: range,
+    first_row: int,
+    columns: ImageAndLabelColumns,
+    label_list: ParsedClassList | None,
+) -> Iterator[Sample]:
     """Yield the samples of neighbouring row groups, which begin at `first_row` of the file.
 
     Raises
@@ -209,7 +272,9 @@ def iter_row_group_samples(file: DataFile, row_groups: range, first_row: int, co
     with open_parquet_file(file) as table:
         require_unnested_image_column(table, file, columns.image_column)
         # Batches of one row take 8 us more per row; a row may be large, and a batch is in memory at once.
-        for batch in table.iter_batches(1, list(row_groups), columns=[columns.image_column, columns.label_column], use_threads=False):
+        for batch in table.iter_batches(
+            1, list(row_groups), columns=[columns.image_column, columns.label_column], use_threads=False
+        ):
             images, labels = batch.column(columns.image_column), batch.column(columns.label_column)
             for image, cell in zip(images, labels, strict=True):
                 location = f"row {row} of {file.url}"

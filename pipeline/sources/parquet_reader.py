@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile, open_seekable
 from sfm.pipeline.sources.limits import MAX_NAME_CHARACTERS
 from sfm.text import first_error_line, sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES
-from typing import TYPE_CHECKING
-
 
 if TYPE_CHECKING:
     import pyarrow
@@ -23,7 +23,9 @@ MAX_THRIFT_ITEMS = 1_000_000
 
 
 @contextlib.contextmanager
-def open_parquet_file(file: DataFile, dictionary_columns: Sequence[str] = ()) -> "Iterator[pyarrow.parquet.ParquetFile]":
+def open_parquet_file(
+    file: DataFile, dictionary_columns: Sequence[str] = ()
+) -> "Iterator[pyarrow.parquet.ParquetFile]":
     """Open a parquet file.
 
     Parameters
@@ -43,15 +45,37 @@ def open_parquet_file(file: DataFile, dictionary_columns: Sequence[str] = ()) ->
     handle = open_seekable(file)
     try:
         content = pyarrow.PythonFile(handle, mode="r")
-        metadata = pyarrow.parquet.ParquetFile(content, thrift_string_size_limit=MAX_THRIFT_STRING_BYTES, thrift_container_size_limit=MAX_THRIFT_ITEMS).metadata
+        metadata = pyarrow.parquet.ParquetFile(
+            content,
+            thrift_string_size_limit=MAX_THRIFT_STRING_BYTES,
+            thrift_container_size_limit=MAX_THRIFT_ITEMS,
+        ).metadata
         require_plausible_row_count(metadata, file)
-        with pyarrow.parquet.ParquetFile(content, metadata=metadata, buffer_size=1 << 20, read_dictionary=[path for path in list_byte_and_text_columns(metadata) if path in dictionary_columns]) as table:
+        with pyarrow.parquet.ParquetFile(
+            content,
+            metadata=metadata,
+            buffer_size=1 << 20,
+            read_dictionary=[
+                path for path in list_byte_and_text_columns(metadata) if path in dictionary_columns
+            ],
+        ) as table:
             yield table
     except InputError:
         raise
     except UnicodeDecodeError as error:
-        raise InputError(f"{file.url} holds text that is not UTF-8: {bytes(error.object)[:40]!r}; write its labels as " f"UTF-8") from error
-    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
+        raise InputError(
+            f"{file.url} holds text that is not UTF-8: {bytes(error.object)[:40]!r}; write its labels as "
+            f"UTF-8"
+        ) from error
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         line = sanitize_line(first_error_line(error), 300)
         raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error
     finally:
@@ -74,10 +98,14 @@ def require_plausible_row_count(metadata: "pyarrow.parquet.FileMetaData", file: 
     """
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows or sum(counts) > file.size_bytes:
-        raise InputError(f"{file.url} is damaged: it claims {metadata.num_rows:,} rows in {file.size_bytes:,} bytes")
+        raise InputError(
+            f"{file.url} is damaged: it claims {metadata.num_rows:,} rows in {file.size_bytes:,} bytes"
+        )
 
 
-def iter_stored_labels(table: "pyarrow.parquet.ParquetFile", file: DataFile, label_column: str) -> Iterator[str | int | float | None]:
+def iter_stored_labels(
+    table: "pyarrow.parquet.ParquetFile", file: DataFile, label_column: str
+) -> Iterator[str | int | float | None]:
     """Yield the labels of a table that was opened with their column as a dictionary column.
 
     Raises
@@ -93,17 +121,24 @@ def iter_stored_labels(table: "pyarrow.parquet.ParquetFile", file: DataFile, lab
         labels = batch.column(label_column)
         kind = labels.type.value_type if isinstance(labels, pyarrow.DictionaryArray) else labels.type
         if pyarrow.types.is_nested(kind):
-            raise InputError(f"row {row} of {file.url} has no usable label: found {sanitize_line(str(kind), 60)}")
+            raise InputError(
+                f"row {row} of {file.url} has no usable label: found {sanitize_line(str(kind), 60)}"
+            )
         if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
             texts = labels.dictionary if isinstance(labels, pyarrow.DictionaryArray) else labels
             longest = pyarrow.compute.max(pyarrow.compute.utf8_length(texts)).as_py() or 0
             if longest > MAX_NAME_CHARACTERS:
-                raise InputError(f"{file.url} has, from row {row} on, a class name of {longest:,} characters: at most " f"{MAX_NAME_CHARACTERS:,} are read")
+                raise InputError(
+                    f"{file.url} has, from row {row} on, a class name of {longest:,} characters: at most "
+                    f"{MAX_NAME_CHARACTERS:,} are read"
+                )
         row += len(labels)
         yield from labels.to_pylist()
 
 
-def require_unnested_image_column(table: "pyarrow.parquet.ParquetFile", file: DataFile, image_column: str) -> None:
+def require_unnested_image_column(
+    table: "pyarrow.parquet.ParquetFile", file: DataFile, image_column: str
+) -> None:
     """Refuse an image column of lists or other nested values, which hold no encoded image.
 
     Raises
@@ -116,7 +151,10 @@ def require_unnested_image_column(table: "pyarrow.parquet.ParquetFile", file: Da
     kind = table.schema_arrow.field(image_column).type
     value_types = [field.type for field in kind] if pyarrow.types.is_struct(kind) else [kind]
     if any(map(pyarrow.types.is_nested, value_types)):
-        raise InputError(f"{file.url} holds no encoded image in {image_column}: found {sanitize_line(str(kind), 60)}; " f"embed the image files in the table")
+        raise InputError(
+            f"{file.url} holds no encoded image in {image_column}: found {sanitize_line(str(kind), 60)}; "
+            f"embed the image files in the table"
+        )
 
 
 def extract_image_bytes(cell: object, location: str) -> bytes:

@@ -1,14 +1,18 @@
 """Find the columns of images and labels, and the class names, in the schema of a parquet dataset."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import ParsedClassList, class_id_from_number, normalize_name_for_comparison
+from sfm.pipeline.sources.class_labels import (
+    ParsedClassList,
+    class_id_from_number,
+    normalize_name_for_comparison,
+)
 from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import format_names
 from sfm.untrusted_files import parse_json
-from typing import Any, TYPE_CHECKING
-
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,7 +35,9 @@ class ImageAndLabelColumns:
     class_names: list[str] | None
 
 
-def find_image_and_label_columns(schema: "pyarrow.Schema", location: str, image_column: str | None, label_column: str | None) -> ImageAndLabelColumns:
+def find_image_and_label_columns(
+    schema: "pyarrow.Schema", location: str, image_column: str | None, label_column: str | None
+) -> ImageAndLabelColumns:
     """Return the columns of images and labels.
 
     Parameters
@@ -53,7 +59,10 @@ def find_image_and_label_columns(schema: "pyarrow.Schema", location: str, image_
         of_kind = [name for name, feature in features.items() if feature.get("_type") == kind]
         name = chosen or (role if role in schema.names else of_kind[0] if len(of_kind) == 1 else None)
         if name is None or name not in schema.names:
-            raise InputError(f"{location} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; " f"there are {format_names(schema.names, 20)}")
+            raise InputError(
+                f"{location} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; "
+                f"there are {format_names(schema.names, 20)}"
+            )
         columns[role] = name
     repeated = [name for name in columns.values() if schema.names.count(name) > 1]
     if repeated:
@@ -85,17 +94,26 @@ def parse_class_names(feature: dict[str, Any]) -> list[str] | None:
     return list(names) if usable and isinstance(names, list) else None
 
 
-def list_unusable_metadata_notes(schema: "pyarrow.Schema", location: str, columns: ImageAndLabelColumns) -> list[str]:
+def list_unusable_metadata_notes(
+    schema: "pyarrow.Schema", location: str, columns: ImageAndLabelColumns
+) -> list[str]:
     """Return a note for the user if metadata that should name the classes cannot be used."""
     features = parse_hub_features(schema)
     is_foreign = b"huggingface" in (schema.metadata or {}) and not features
-    is_nameless = features.get(columns.label_column, {}).get("_type") == "ClassLabel" and columns.class_names is None
+    is_nameless = (
+        features.get(columns.label_column, {}).get("_type") == "ClassLabel" and columns.class_names is None
+    )
     if not (is_foreign or is_nameless):
         return []
-    return [f"the metadata of {location} names no classes that can be read: labels stand for themselves; give " f"?names=LIST to name them"]
+    return [
+        f"the metadata of {location} names no classes that can be read: labels stand for themselves; give "
+        f"?names=LIST to name them"
+    ]
 
 
-def make_label_list_and_names(columns: ImageAndLabelColumns, location: str) -> tuple[ParsedClassList | None, dict[str, str]]:
+def make_label_list_and_names(
+    columns: ImageAndLabelColumns, location: str
+) -> tuple[ParsedClassList | None, dict[str, str]]:
     """Return the class list of the label numbers in a dataset's own metadata, and display names by class id.
 
     Names that differ in case or blanks only cannot be ids: the classes are numbered, and there is no list.

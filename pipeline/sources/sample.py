@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import final
+
 from sfm.errors import InputError
 from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, MAX_PREFETCH_BYTES
 from sfm.untrusted_files import OversizeError, read_bounded_file
-from typing import final
-
 
 VANISHED_MESSAGE = "{} vanished while the dataset was read; run again"
 

@@ -31,12 +31,14 @@ This is a complete source. It is usable as ``pairs:PATH`` once an installed pack
 """
 
 import hashlib
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
 from sfm.backbones.rendering import Rendering
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.prefetch import prefetch_samples
@@ -101,7 +103,9 @@ class Split:
         """
         return prefetch_samples(self.iter_samples(rows, shard_sizes))
 
-    def iter_samples(self, rows: npt.NDArray[np.int64], shard_sizes: Sequence[int] | None = None) -> Iterator[Sample | SampleFile]:
+    def iter_samples(
+        self, rows: npt.NDArray[np.int64], shard_sizes: Sequence[int] | None = None
+    ) -> Iterator[Sample | SampleFile]:
         """Yield the samples of some rows; sample files are not read.
 
         Parameters
@@ -175,7 +179,9 @@ class Source:
         return None if train is None or test is None else {"train": train, "test": test}
 
 
-def file_split(labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Callable[[int], str], listing: str) -> Split:
+def file_split(
+    labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Callable[[int], str], listing: str
+) -> Split:
     """Return a split of sample files, in shards of ``BLOCK_ROWS`` samples.
 
     Several files are read at the same time, ahead of decoding; for a GPU, in the processes that decode.
@@ -197,7 +203,13 @@ def file_split(labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Ca
     return make_labelled_split(labels, iter_rows, path, listing)
 
 
-def indexed_split(labels: npt.NDArray[np.int32], class_ids: Sequence[str], read: Callable[[int], bytes], location: Callable[[int], str], listing: str) -> Split:
+def indexed_split(
+    labels: npt.NDArray[np.int32],
+    class_ids: Sequence[str],
+    read: Callable[[int], bytes],
+    location: Callable[[int], str],
+    listing: str,
+) -> Split:
     """Return a split of samples that a function reads by position, in shards of ``BLOCK_ROWS`` samples.
 
     Samples are read one after the other, in one thread.
@@ -221,7 +233,12 @@ def indexed_split(labels: npt.NDArray[np.int32], class_ids: Sequence[str], read:
     return make_labelled_split(labels, iter_rows, location, listing)
 
 
-def make_labelled_split(labels: npt.NDArray[np.int32], iter_samples_of_rows: Callable[[list[int]], Iterator[Sample | SampleFile]], location: Callable[[int], str], listing_digest: str) -> Split:
+def make_labelled_split(
+    labels: npt.NDArray[np.int32],
+    iter_samples_of_rows: Callable[[list[int]], Iterator[Sample | SampleFile]],
+    location: Callable[[int], str],
+    listing_digest: str,
+) -> Split:
     """Return a split of samples whose labels are known, in shards of ``BLOCK_ROWS`` samples.
 
     Parameters

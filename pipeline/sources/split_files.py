@@ -8,13 +8,32 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
 from sfm.errors import InputError
-from sfm.pipeline.sources.data_files import DataFile, find_files_by_pattern, is_remote_url, list_files_below, resolve_local_path
+from sfm.pipeline.sources.data_files import (
+    DataFile,
+    find_files_by_pattern,
+    is_remote_url,
+    list_files_below,
+    resolve_local_path,
+)
 from sfm.pipeline.sources.inventory import Inventory, could_be_folder_name, get_unused_kind
 from sfm.text import format_names
 
-
-SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test", "heldout": "test", "holdout": "test", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "heldout": "test",
+    "holdout": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+}
 SPLIT_WORDS_HELP = "train or training; test, testing, eval or held-out; val, valid, validation or dev"
 
 _WORD = re.compile(r"[a-z]+")
@@ -54,7 +73,9 @@ class SplitFiles:
         if self.unused_val:
             note = f"held out is val: {self.test_split_word} has no labels ({name})"
             unused = Counter(self.inventory.unused_by_kind) - Counter({"of val": len(self.unused_val)})
-            files = SplitFiles(self.train, self.unused_val, Inventory(dict(unused), (note,)), test_split_word="val")
+            files = SplitFiles(
+                self.train, self.unused_val, Inventory(dict(unused), (note,)), test_split_word="val"
+            )
             files = files.replace_unlabelled_test(has_labels)
         else:
             note = f"{self.test_split_word} is not used: it has no labels ({name})"
@@ -70,7 +91,12 @@ def find_split_named_in_path(path: str) -> str | None:
     return next((SPLIT_WORDS[word] for word in _WORD.findall(text) if word in SPLIT_WORDS), None)
 
 
-def find_split_files(location: str, file_suffixes: tuple[str, ...], train_name: str | None = None, test_name_or_pattern: str | None = None) -> SplitFiles:
+def find_split_files(
+    location: str,
+    file_suffixes: tuple[str, ...],
+    train_name: str | None = None,
+    test_name_or_pattern: str | None = None,
+) -> SplitFiles:
     """Find the files of both splits of a dataset.
 
     Parameters
@@ -95,10 +121,20 @@ def find_split_files(location: str, file_suffixes: tuple[str, ...], train_name: 
     if is_pattern and train_name is not None:
         raise InputError(f"{location} names files: ?train= chooses among those of a folder; leave it out")
     if is_pattern and test_name_or_pattern is not None:
-        test_pattern = test_name_or_pattern if "/" in test_name_or_pattern else posixpath.join(posixpath.dirname(location), test_name_or_pattern)
+        test_pattern = (
+            test_name_or_pattern
+            if "/" in test_name_or_pattern
+            else posixpath.join(posixpath.dirname(location), test_name_or_pattern)
+        )
         return SplitFiles(find_files_by_pattern(location), find_files_by_pattern(test_pattern), Inventory())
-    if test_name_or_pattern is not None and (any(sign in test_name_or_pattern for sign in "{*/") or test_name_or_pattern.endswith(file_suffixes)):
-        raise InputError(f"{location} is a folder: ?test= takes the name of a split in it, such as val; name the training " f"files, too, to use a pattern: {location.rstrip('/')}/train-*{file_suffixes[0]}" f"?test={test_name_or_pattern}")
+    if test_name_or_pattern is not None and (
+        any(sign in test_name_or_pattern for sign in "{*/") or test_name_or_pattern.endswith(file_suffixes)
+    ):
+        raise InputError(
+            f"{location} is a folder: ?test= takes the name of a split in it, such as val; name the training "
+            f"files, too, to use a pattern: {location.rstrip('/')}/train-*{file_suffixes[0]}"
+            f"?test={test_name_or_pattern}"
+        )
     unused: Counter[str] = Counter()
     if is_pattern:
         root, files = posixpath.dirname(re.split(r"[{*]", location)[0]), find_files_by_pattern(location)
@@ -117,11 +153,15 @@ def find_split_files(location: str, file_suffixes: tuple[str, ...], train_name: 
         [file_by_path[path] for path in chosen.test],
         Inventory(dict(unused), chosen.notes, chosen.no_held_out_reason),
         [file_by_path[path] for path in chosen.unused_val],
-        find_split_named_in_path(chosen.test[0]) or "" if chosen.test and test_name_or_pattern is None else "",
+        find_split_named_in_path(chosen.test[0]) or ""
+        if chosen.test and test_name_or_pattern is None
+        else "",
     )
 
 
-def list_data_files(root: str, file_suffixes: tuple[str, ...], unused_by_kind: Counter[str]) -> list[DataFile]:
+def list_data_files(
+    root: str, file_suffixes: tuple[str, ...], unused_by_kind: Counter[str]
+) -> list[DataFile]:
     """Return the files of a folder or prefix whose names end in one of some suffixes; count the others.
 
     Raises
@@ -153,7 +193,9 @@ class _SplitPaths:
     unused_val: tuple[str, ...] = ()
 
 
-def divide_paths_into_splits(location: str, paths: Sequence[str], train_name: str | None, test_name: str | None) -> _SplitPaths:
+def divide_paths_into_splits(
+    location: str, paths: Sequence[str], train_name: str | None, test_name: str | None
+) -> _SplitPaths:
     """Assign files to splits by their paths below the dataset's folder.
 
     Raises
@@ -166,19 +208,29 @@ def divide_paths_into_splits(location: str, paths: Sequence[str], train_name: st
         paths_by_word[find_split_named_in_path(path)].append(path)
     hint = "choose with ?train=NAME&test=NAME, or write PATTERN?test=PATTERN"
     if train_name is None and test_name is None and len(paths_by_word[None]) == len(paths):
-        reason = f"cannot tell training from held-out files in {location} by words in their names " f"({SPLIT_WORDS_HELP}): {hint}"
+        reason = (
+            f"cannot tell training from held-out files in {location} by words in their names "
+            f"({SPLIT_WORDS_HELP}): {hint}"
+        )
         return _SplitPaths(list(paths), [], no_held_out_reason=reason)
     if test_name:
         held_out = find_paths_of_split(location, paths, test_name, paths_by_word)
     else:
         held_out = paths_by_word["test"] or paths_by_word["val"]
-    training = find_paths_of_split(location, paths, train_name, paths_by_word) if train_name else paths_by_word["train"]
+    training = (
+        find_paths_of_split(location, paths, train_name, paths_by_word)
+        if train_name
+        else paths_by_word["train"]
+    )
     held_out_set = set(held_out)
     training = [path for path in training if path not in held_out_set]
     used = held_out_set.union(training)
     strays = [path for path in paths_by_word[None] if path not in used]
     if strays and (train_name is None or test_name is None):
-        raise InputError(f"{location} holds files of no known split: {format_names(strays)}; known are the words " f"{SPLIT_WORDS_HELP}: rename them, {hint}")
+        raise InputError(
+            f"{location} holds files of no known split: {format_names(strays)}; known are the words "
+            f"{SPLIT_WORDS_HELP}: rename them, {hint}"
+        )
     if not training:
         raise InputError(f"no training file in {location} (found: {format_names(list(paths))}): {hint}")
     unused_val: list[str] = []
@@ -187,11 +239,15 @@ def divide_paths_into_splits(location: str, paths: Sequence[str], train_name: st
     notes: tuple[str, ...] = ()
     if unused_val:
         notes = (f"held out is test, not val ({format_names(unused_val, 2)}); ?test=val chooses it",)
-    no_held_out_reason = "" if held_out else f"{location} has training files only ({SPLIT_WORDS_HELP}): {hint}"
+    no_held_out_reason = (
+        "" if held_out else f"{location} has training files only ({SPLIT_WORDS_HELP}): {hint}"
+    )
     return _SplitPaths(training, held_out, notes, no_held_out_reason, tuple(unused_val))
 
 
-def find_paths_of_split(location: str, paths: Sequence[str], split_name: str, paths_by_split: Mapping[str | None, list[str]]) -> list[str]:
+def find_paths_of_split(
+    location: str, paths: Sequence[str], split_name: str, paths_by_split: Mapping[str | None, list[str]]
+) -> list[str]:
     """Return the paths that hold a name as a word, or else those of the split that the name means.
 
     Raises
@@ -204,7 +260,9 @@ def find_paths_of_split(location: str, paths: Sequence[str], split_name: str, pa
     if not matches and (word := find_split_named_in_path(split_name)) is not None:
         matches = paths_by_split[word]
     if not matches:
-        raise InputError(f"no file in {location} is of a split {split_name}: there are {format_names(list(paths))}")
+        raise InputError(
+            f"no file in {location} is of a split {split_name}: there are {format_names(list(paths))}"
+        )
     return matches
 
 
@@ -230,7 +288,11 @@ def require_one_dataset(location: str, train_paths: Sequence[str], test_paths: S
     same_named = set().union(*(folders for folders in folders_by_name.values() if len(folders) > 1))
     folders = sorted(same_named | (complete if len(complete) > 1 else set()))
     if folders:
-        raise InputError(f"{location} holds several datasets, in {format_names([folder or '.' for folder in folders])}: " f"choose one, such as {location.rstrip('/')}/{next(filter(None, folders))}, or name the files: " f"PATTERN?test=PATTERN")
+        raise InputError(
+            f"{location} holds several datasets, in {format_names([folder or '.' for folder in folders])}: "
+            f"choose one, such as {location.rstrip('/')}/{next(filter(None, folders))}, or name the files: "
+            f"PATTERN?test=PATTERN"
+        )
 
 
 def cut_path_before_split_part(path: str) -> tuple[str, str]:

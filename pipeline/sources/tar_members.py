@@ -6,19 +6,38 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import BinaryIO, cast
+
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile, open_stream
 from sfm.pipeline.sources.inventory import HIDDEN_KIND, IMAGE_EXTENSIONS, SPECIAL_FILE_KIND, get_extension
-from sfm.pipeline.sources.limits import MAX_HEADER_BYTES, MAX_IMAGE_BYTES, MAX_LABEL_BYTES, MAX_MEMBERS, MAX_PATH_CHARACTERS
+from sfm.pipeline.sources.limits import (
+    MAX_HEADER_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_LABEL_BYTES,
+    MAX_MEMBERS,
+    MAX_PATH_CHARACTERS,
+)
 from sfm.text import first_error_line, sanitize_line
-from typing import BinaryIO, cast
-
 
 LABEL_EXTENSIONS = ("cls", "json", "txt")
 GZIP_MAGIC = b"\x1f\x8b"
-UNSUPPORTED_COMPRESSION = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x04\x22\x4d\x18": "lz4"}
+UNSUPPORTED_COMPRESSION = {
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 TAR_BUFFER_BYTES = 1 << 20
-TAR_READ_ERRORS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, RecursionError, OverflowError)
+TAR_READ_ERRORS = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    ValueError,
+    RecursionError,
+    OverflowError,
+)
 """Errors of tarfile and gzip on damaged and malicious files."""
 
 Content = bytes | int
@@ -80,9 +99,13 @@ def decompress_if_gzip(stream: BinaryIO, location: str) -> BinaryIO:
         If it is compressed with another format than gzip.
     """
     start = stream.peek(8)[:8]  # type: ignore[attr-defined]
-    compression = next((name for magic, name in UNSUPPORTED_COMPRESSION.items() if start.startswith(magic)), None)
+    compression = next(
+        (name for magic, name in UNSUPPORTED_COMPRESSION.items() if start.startswith(magic)), None
+    )
     if compression:
-        raise InputError(f"{location} is compressed with {compression}: unpack it, or compress it with gzip instead")
+        raise InputError(
+            f"{location} is compressed with {compression}: unpack it, or compress it with gzip instead"
+        )
     return cast("BinaryIO", gzip.GzipFile(fileobj=stream)) if start.startswith(GZIP_MAGIC) else stream
 
 
@@ -116,19 +139,26 @@ def iter_tar_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[t
         try:
             unpacked = decompress_if_gzip(raw_stream, file.url)
             stream = PositionLimitedStream(unpacked)
-            with tarfile.open(fileobj=cast("BinaryIO", stream), mode="r|", tarinfo=_StrictTarInfo, bufsize=TAR_BUFFER_BYTES) as archive:
+            with tarfile.open(
+                fileobj=cast("BinaryIO", stream), mode="r|", tarinfo=_StrictTarInfo, bufsize=TAR_BUFFER_BYTES
+            ) as archive:
                 count = 0
                 while (info := read_next_tar_header(archive, stream)) is not None:
                     count += 1
                     if count > MAX_MEMBERS:
-                        raise InputError(f"{file.url} has more than {MAX_MEMBERS:,} members: cut it into several")
+                        raise InputError(
+                            f"{file.url} has more than {MAX_MEMBERS:,} members: cut it into several"
+                        )
                     if is_possible_sample_member(file, info, unused_by_kind):
                         yield info.name, read_tar_member_content(file, archive, info)
             read_gzip_to_verify_checksum(unpacked)
         except InputError:
             raise
         except TAR_READ_ERRORS as error:
-            raise InputError(f"{file.url} is damaged, truncated or no tar archive: {first_error_line(error)}; " "write it again") from error
+            raise InputError(
+                f"{file.url} is damaged, truncated or no tar archive: {first_error_line(error)}; "
+                "write it again"
+            ) from error
 
 
 def read_next_tar_header(archive: tarfile.TarFile, stream: PositionLimitedStream) -> tarfile.TarInfo | None:
@@ -148,13 +178,17 @@ def read_next_tar_header(archive: tarfile.TarFile, stream: PositionLimitedStream
         stream.max_position = archive.offset + MAX_HEADER_BYTES
         has_name = info.isdir() or PurePosixPath(info.name).name
         if info.size < 0 or not has_name or len(info.name) > MAX_PATH_CHARACTERS:
-            raise tarfile.ReadError(f"a member of {info.size} bytes has a name of {len(info.name)} characters")
+            raise tarfile.ReadError(
+                f"a member of {info.size} bytes has a name of {len(info.name)} characters"
+            )
     if sum(len(name) + len(text) for name, text in archive.pax_headers.items()) > MAX_HEADER_BYTES:
         raise tarfile.ReadError(f"the global headers are longer than {MAX_HEADER_BYTES:,} bytes")
     return info
 
 
-def read_tar_member_content(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Content | None:
+def read_tar_member_content(
+    file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo
+) -> Content | None:
     """Return the content of a member that is an image or a label; None for others.
 
     Raises
@@ -169,7 +203,9 @@ def read_tar_member_content(file: DataFile, archive: tarfile.TarFile, info: tarf
     if info.issparse():
         raise InputError(f"{location} is a sparse file: write the shard without tar --sparse")
     if extension in LABEL_EXTENSIONS and info.size > MAX_LABEL_BYTES:
-        raise InputError(f"{location} has {info.size:,} bytes: labels and captions of {MAX_LABEL_BYTES:,} are read")
+        raise InputError(
+            f"{location} has {info.size:,} bytes: labels and captions of {MAX_LABEL_BYTES:,} are read"
+        )
     if info.size > MAX_IMAGE_BYTES:
         return info.size
     body = archive.extractfile(info)
@@ -195,7 +231,10 @@ def is_possible_sample_member(file: DataFile, info: tarfile.TarInfo, unused_by_k
     elif not (info.islnk() or info.issym()):
         kind = SPECIAL_FILE_KIND
     elif get_extension(info.name) in (*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS):
-        raise InputError(f"{info.name} in {file.url} is a link to {info.linkname}: write the shard with the files " f"themselves (tar --dereference --hard-dereference)")
+        raise InputError(
+            f"{info.name} in {file.url} is a link to {info.linkname}: write the shard with the files "
+            f"themselves (tar --dereference --hard-dereference)"
+        )
     else:
         kind = "links"
     unused_by_kind[kind] += 1

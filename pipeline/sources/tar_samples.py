@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile
 from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS, get_extension, get_unused_kind
 from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_MEMBER_GROUP_BYTES
-from sfm.pipeline.sources.tar_members import Content, LABEL_EXTENSIONS, iter_tar_members
+from sfm.pipeline.sources.tar_members import LABEL_EXTENSIONS, Content, iter_tar_members
 from sfm.text import format_names
-
 
 MAX_HELD_SAMPLES = 16
 """Maximum number of buffered samples with dotted names, which may be parts of one sample."""
@@ -57,13 +57,19 @@ class TarMemberGroup:
             raise InputError(f"{location} twice")
         self.content_bytes += len(content) if isinstance(content, bytes) else 0
         if self.content_bytes > MAX_MEMBER_GROUP_BYTES:
-            raise InputError(f"{location} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together")
+            raise InputError(
+                f"{location} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together"
+            )
         contents[extension] = content
 
     def describe_endings(self) -> str:
         """Describe the extensions of the members, for messages."""
         endings = [f".{extension}" for extension in self.contents]
-        endings += [f"{stem.removeprefix(self.key)}.{extension}" for stem, contents in self.dotted_contents.items() for extension in contents]
+        endings += [
+            f"{stem.removeprefix(self.key)}.{extension}"
+            for stem, contents in self.dotted_contents.items()
+            for extension in contents
+        ]
         endings += [name.removeprefix(self.key) for name in self.unused_names]
         return format_names(endings) if len(endings) != 1 else f"only {endings[0]}"
 
@@ -75,7 +81,9 @@ def split_member_name(name: str) -> tuple[str, str]:
     return str(path.with_name(stem)), extension.lower()
 
 
-def iter_sample_contents(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple[str, dict[str, Content]]]:
+def iter_sample_contents(
+    file: DataFile, unused_by_kind: Counter[str]
+) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of a shard: the key of each, and its images and labels by extension.
 
     Neighbouring members that share the name up to the first dot are one sample, as WebDataset has it; members
@@ -116,7 +124,9 @@ def iter_sample_contents(file: DataFile, unused_by_kind: Counter[str]) -> Iterat
         yield from iter_group_samples(group, file, unused_by_kind, is_partial)
 
 
-def iter_group_samples(group: TarMemberGroup, file: DataFile, unused_by_kind: Counter[str], is_partly_yielded: bool) -> Iterator[tuple[str, dict[str, Content]]]:
+def iter_group_samples(
+    group: TarMemberGroup, file: DataFile, unused_by_kind: Counter[str], is_partly_yielded: bool
+) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of a group of members: one, or as many as there are dotted names.
 
     Parameters
@@ -139,7 +149,10 @@ def iter_group_samples(group: TarMemberGroup, file: DataFile, unused_by_kind: Co
         yield from iter_dotted_samples(group, file)
         return
     if is_partly_yielded:
-        raise InputError(f"{group.key} in {file.url} has an image or label besides many with more dots in their " f"names: cannot tell which belong together; rename them without dots")
+        raise InputError(
+            f"{group.key} in {file.url} has an image or label besides many with more dots in their "
+            f"names: cannot tell which belong together; rename them without dots"
+        )
     images = [extension for extension in group.contents if extension in IMAGE_EXTENSIONS]
     if len(images) != 1:
         found = " and ".join(f".{image}" for image in images) or group.describe_endings()
@@ -162,5 +175,9 @@ def iter_dotted_samples(group: TarMemberGroup, file: DataFile) -> Iterator[tuple
         images = [extension for extension in contents if extension in IMAGE_EXTENSIONS]
         if len(images) != 1 or len(contents) == len(images):
             error_type = MissingLabelError if len(images) == 1 else InputError
-            raise error_type(f"{stem}.{next(iter(contents))} in {file.url} cannot be paired: beside an image there must " f"be a label of the same name (.{', .'.join(LABEL_EXTENSIONS)}); " f"found {group.describe_endings()}")
+            raise error_type(
+                f"{stem}.{next(iter(contents))} in {file.url} cannot be paired: beside an image there must "
+                f"be a label of the same name (.{', .'.join(LABEL_EXTENSIONS)}); "
+                f"found {group.describe_endings()}"
+            )
         yield stem, contents

@@ -1,10 +1,13 @@
 """``torchvision:NAME?root=PATH``: the classification datasets of torchvision."""
 
 import difflib
-import numpy as np
-import numpy.typing as npt
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.class_labels import class_id_from_number, normalize_name_for_comparison
@@ -13,8 +16,6 @@ from sfm.pipeline.sources.file_tree import describe_dangling_link
 from sfm.pipeline.sources.source import Source, Split, compute_digest, file_split, indexed_split
 from sfm.pipeline.sources.spec_options import parse_spec_options, parse_yes_no_option, require_known_options
 from sfm.text import first_error_line, sanitize_line
-from typing import Any
-
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -71,7 +72,9 @@ def open_torchvision_source(place_with_options: str) -> Source:
     if "root" not in options:
         raise InputError(f"{spec} does not say where the dataset is: write torchvision:{name}?root=PATH")
     root, download = expand_home(options["root"]), parse_yes_no_option(spec, options, "download")
-    train, test = (open_torchvision_split(spec, name, root, download, arguments) for arguments in SPLIT_ARGUMENTS[name])
+    train, test = (
+        open_torchvision_split(spec, name, root, download, arguments) for arguments in SPLIT_ARGUMENTS[name]
+    )
     labels = [get_label_numbers(train), get_label_numbers(test)]
     ids, names = make_class_ids_and_names(train, labels)
     if any(not len(numbers) or numbers.min() < 0 or numbers.max() >= len(ids) for numbers in labels):
@@ -87,7 +90,9 @@ def open_torchvision_source(place_with_options: str) -> Source:
     )
 
 
-def open_torchvision_split(spec: str, dataset_name: str, root: Path, allow_download: bool, split_arguments: dict[str, Any]) -> Any:
+def open_torchvision_split(
+    spec: str, dataset_name: str, root: Path, allow_download: bool, split_arguments: dict[str, Any]
+) -> Any:
     """Return a split as a dataset of torchvision.
 
     Raises
@@ -104,7 +109,9 @@ def open_torchvision_split(spec: str, dataset_name: str, root: Path, allow_downl
     except Exception as error:  # torchvision and scipy may raise any exception on damaged files.
         hint = "" if allow_download else ", or fetch it with &download=yes"
         line = sanitize_line(first_error_line(error), 300)
-        raise InputError(f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}") from error
+        raise InputError(
+            f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
+        ) from error
 
 
 def get_label_numbers(dataset: Any) -> npt.NDArray[np.int64]:
@@ -126,13 +133,18 @@ def list_image_files_unless_arrays(dataset: Any) -> list[str] | None:
     return [os.fspath(path) for path, _ in pairs]
 
 
-def make_class_ids_and_names(dataset: Any, label_numbers_by_split: list[npt.NDArray[np.int64]]) -> tuple[list[str], list[str]]:
+def make_class_ids_and_names(
+    dataset: Any, label_numbers_by_split: list[npt.NDArray[np.int64]]
+) -> tuple[list[str], list[str]]:
     """Return class ids and display names, by label number.
 
     Ids are WordNet ids if the dataset has them, else its class names if they differ, else numbers.
     """
     count = 1 + max(int(split.max(initial=0)) for split in label_numbers_by_split)
-    names = [name if isinstance(name, str) else name[0] for name in getattr(dataset, "classes", map(class_id_from_number, range(count)))]
+    names = [
+        name if isinstance(name, str) else name[0]
+        for name in getattr(dataset, "classes", map(class_id_from_number, range(count)))
+    ]
     if hasattr(dataset, "wnids"):
         return list(dataset.wnids), names
     if len({normalize_name_for_comparison(name) for name in names}) == len(names):
@@ -140,14 +152,34 @@ def make_class_ids_and_names(dataset: Any, label_numbers_by_split: list[npt.NDAr
     return [class_id_from_number(label) for label in range(len(names))], names
 
 
-def make_torchvision_split(dataset: Any, location: str, label_numbers: npt.NDArray[np.int64], class_ids: list[str]) -> Split:
+def make_torchvision_split(
+    dataset: Any, location: str, label_numbers: npt.NDArray[np.int64], class_ids: list[str]
+) -> Split:
     """Return the split of a torchvision dataset; arrays are encoded as portable pixmaps."""
     position_by_number = np.argsort(np.argsort(class_ids)).astype(np.int32)
     sorted_labels = position_by_number[label_numbers]
     files = list_image_files_unless_arrays(dataset)
     if files is None:
-        return indexed_split(labels=sorted_labels, class_ids=sorted(class_ids), read=lambda i: encode_pixmap(np.asarray(dataset.data[i])), location=lambda i: f"image {i} of the {location}", listing=compute_digest(location, str(len(label_numbers)), label_numbers.tobytes(), np.asarray(dataset.data[:64]).tobytes()))
-    return file_split(labels=sorted_labels, class_ids=sorted(class_ids), path=files.__getitem__, listing=compute_digest(location, label_numbers.tobytes(), *(describe_file_state(path) for path in files)))
+        return indexed_split(
+            labels=sorted_labels,
+            class_ids=sorted(class_ids),
+            read=lambda i: encode_pixmap(np.asarray(dataset.data[i])),
+            location=lambda i: f"image {i} of the {location}",
+            listing=compute_digest(
+                location,
+                str(len(label_numbers)),
+                label_numbers.tobytes(),
+                np.asarray(dataset.data[:64]).tobytes(),
+            ),
+        )
+    return file_split(
+        labels=sorted_labels,
+        class_ids=sorted(class_ids),
+        path=files.__getitem__,
+        listing=compute_digest(
+            location, label_numbers.tobytes(), *(describe_file_state(path) for path in files)
+        ),
+    )
 
 
 def describe_file_state(path: str) -> str:

@@ -1,11 +1,19 @@
 """``wds:PATTERN``: WebDataset tar shards, streamed from a disk, a web server or a bucket."""
 
-import numpy as np
-import numpy.typing as npt
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import ParsedClassList, class_id_from_label, format_label_if_numeric, format_label_list_for_digest, read_class_list
+from sfm.pipeline.sources.class_labels import (
+    ParsedClassList,
+    class_id_from_label,
+    format_label_if_numeric,
+    format_label_list_for_digest,
+    read_class_list,
+)
 from sfm.pipeline.sources.class_subsets import take_positions
 from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_file_states
 from sfm.pipeline.sources.decode import decode_image
@@ -18,7 +26,6 @@ from sfm.pipeline.sources.split_files import find_split_files
 from sfm.pipeline.sources.tar_members import Content
 from sfm.pipeline.sources.tar_samples import MissingLabelError, iter_sample_contents
 from sfm.untrusted_files import parse_json
-
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNSUPPORTED_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
@@ -110,7 +117,9 @@ def make_wds_split(files: Sequence[DataFile], label_list: ParsedClassList | None
     return Split(tuple(map(make_shard, files)), listing)
 
 
-def iter_shard_samples(file: DataFile, label_list: ParsedClassList | None, unused_by_kind: Counter[str]) -> Iterator[Sample]:
+def iter_shard_samples(
+    file: DataFile, label_list: ParsedClassList | None, unused_by_kind: Counter[str]
+) -> Iterator[Sample]:
     """Yield the samples of a tar file as it is streamed.
 
     Parameters
@@ -131,12 +140,16 @@ def iter_shard_samples(file: DataFile, label_list: ParsedClassList | None, unuse
         used = (image_extension, label_extension)
         unused_by_kind.update(f".{extension}" for extension in contents if extension not in used)
         image = contents[image_extension]
-        data, fault = (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image_fault(image))
+        data, fault = (
+            (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image_fault(image))
+        )
         class_id = class_id_from_label(label, label_list, location)
         yield Sample(data, class_id, location, format_label_if_numeric(label), fault)
 
 
-def find_label_and_extension(contents_by_extension: Mapping[str, Content], location: str) -> tuple[str, object]:
+def find_label_and_extension(
+    contents_by_extension: Mapping[str, Content], location: str
+) -> tuple[str, object]:
     """Return the extension of the member that holds a sample's label, and the label as it is stored.
 
     Raises
@@ -144,7 +157,11 @@ def find_label_and_extension(contents_by_extension: Mapping[str, Content], locat
     InputError
         If there is no label (:class:`MissingLabelError`), or it cannot be read.
     """
-    texts = {extension: content for extension, content in contents_by_extension.items() if isinstance(content, bytes)}
+    texts = {
+        extension: content
+        for extension, content in contents_by_extension.items()
+        if isinstance(content, bytes)
+    }
     try:
         if "cls" in texts:
             return "cls", texts["cls"].decode()
@@ -158,4 +175,6 @@ def find_label_and_extension(contents_by_extension: Mapping[str, Content], locat
             return "txt", texts["txt"].decode()
     except ValueError as error:
         raise InputError(f"{location} has a label that cannot be read: {error}") from error
-    raise MissingLabelError(f"{location} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json")
+    raise MissingLabelError(
+        f"{location} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json"
+    )

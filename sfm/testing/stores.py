@@ -3,14 +3,17 @@
 import datetime
 import hashlib
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
 import numpy as np
 import numpy.typing as npt
 import obstore
 import pytest
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from obstore.store import MemoryStore, ObjectStore
+
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
@@ -24,8 +27,6 @@ from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
-from typing import Any, Literal
-
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -36,7 +37,9 @@ WRITERS = 4
 
 NO_AGE = datetime.timedelta(0)
 
-CLASSIFIER = ClassifierCard(solver="none", l2=1.0, iterations=1, converged=True, held_out_top1=0.5, held_out_top5=None)
+CLASSIFIER = ClassifierCard(
+    solver="none", l2=1.0, iterations=1, converged=True, held_out_top1=0.5, held_out_top5=None
+)
 
 
 class StoreTests:
@@ -98,7 +101,9 @@ class StoreTests:
         draft.discard()
         assert read_all_objects(store) == before
 
-    def test_exactly_one_of_several_writers_of_a_key_wins(self, location: str | ObjectStore, store: Store) -> None:
+    def test_exactly_one_of_several_writers_of_a_key_wins(
+        self, location: str | ObjectStore, store: Store
+    ) -> None:
         """Of several writers of one key exactly one publishes; the others notice and discard their runs."""
         barrier = threading.Barrier(WRITERS)
 
@@ -142,7 +147,12 @@ class StoreTests:
 
     def test_no_object_is_ever_overwritten(self, store: Store) -> None:
         """Publishing, replacing and removing add objects and change none."""
-        steps: list[Callable[[], object]] = [lambda: publish_random_entry(store), lambda: publish_random_entry(store, seed=1, replace=True), lambda: remove_entry(store, store.list_summaries()[0]), lambda: publish_random_entry(store, seed=2)]
+        steps: list[Callable[[], object]] = [
+            lambda: publish_random_entry(store),
+            lambda: publish_random_entry(store, seed=1, replace=True),
+            lambda: remove_entry(store, store.list_summaries()[0]),
+            lambda: publish_random_entry(store, seed=2),
+        ]
         for step in steps:
             before = read_all_objects(store)
             step()
@@ -166,7 +176,9 @@ class StoreTests:
         remove_entry(store, summary)
         assert store.list_entries_and_problems() == ([], [])
         assert before.items() < read_all_objects(store).items()
-        assert [garbage.reason for garbage in collect_garbage(store, delete_replaced_now=True).deleted] == ["removed"]
+        assert [garbage.reason for garbage in collect_garbage(store, delete_replaced_now=True).deleted] == [
+            "removed"
+        ]
         assert list_run_ids(store) == set()
         assert [status.state for status in read_commit_statuses(store)] == ["tombstone"]
         assert publish_random_entry(store).generation == 3
@@ -199,7 +211,11 @@ class StoreTests:
         """A changed or missing object is an error that names it, never another number."""
         summary = publish_random_entry(store)
         run = f"runs/{store.read_entry_commit(summary).run}"
-        path = {"commit": make_commit_path(summary), "metadata": f"{run}/train/mean/zarr.json", "chunk": f"{run}/train/mean/c/0/0"}[kind]
+        path = {
+            "commit": make_commit_path(summary),
+            "metadata": f"{run}/train/mean/zarr.json",
+            "chunk": f"{run}/train/mean/c/0/0",
+        }[kind]
         data = read_all_objects(store)[path]
         if fault == "missing":
             obstore.delete(store.objects, [path])
@@ -216,7 +232,9 @@ class StoreTests:
         """An entry that requires something unknown is refused with advice to upgrade; others are listed."""
         other = publish_random_entry(store, fingerprint="e" * 64)
         summary = publish_random_entry(store)
-        rewrite_commit_with_valid_digests(store, summary, lambda content: content["schema"].update(requires=["future"]))
+        rewrite_commit_with_valid_digests(
+            store, summary, lambda content: content["schema"].update(requires=["future"])
+        )
         summaries, reasons = store.list_entries_and_problems()
         assert summaries == [other]
         assert len(reasons) == 1
@@ -267,7 +285,20 @@ class StoreTests:
 
 def make_backbone_card(spec: str = "lite0", image_size: int = 96, weights: str = "w") -> BackboneCard:
     """Return a card of a backbone that need not exist."""
-    return BackboneCard(spec=spec, model=f"timm_{spec}", rule="pre-logits", weights=hashlib.sha256(weights.encode()).hexdigest(), preprocessing=Preprocessing(input_size=image_size, resize=image_size, resampling="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), features=FEATURES)
+    return BackboneCard(
+        spec=spec,
+        model=f"timm_{spec}",
+        rule="pre-logits",
+        weights=hashlib.sha256(weights.encode()).hexdigest(),
+        preprocessing=Preprocessing(
+            input_size=image_size,
+            resize=image_size,
+            resampling="bicubic",
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        ),
+        features=FEATURES,
+    )
 
 
 def write_random_arrays(draft: Draft, seed: int = 0) -> Arrays:
@@ -285,14 +316,41 @@ def write_random_arrays(draft: Draft, seed: int = 0) -> Arrays:
     return arrays
 
 
-def publish_random_draft(draft: Draft, *, dataset: str = "toy", backbone: BackboneCard | None = None, fingerprint: str = "f" * 64, role: Literal["full", "tuning"] = "full", options: dict[str, Any] | None = None, leaves: list[str] | None = None, test_samples: int = TEST_SAMPLES, replace: bool = False) -> PublishResult:
+def publish_random_draft(
+    draft: Draft,
+    *,
+    dataset: str = "toy",
+    backbone: BackboneCard | None = None,
+    fingerprint: str = "f" * 64,
+    role: Literal["full", "tuning"] = "full",
+    options: dict[str, Any] | None = None,
+    leaves: list[str] | None = None,
+    test_samples: int = TEST_SAMPLES,
+    replace: bool = False,
+) -> PublishResult:
     """Publish a draft of random arrays with plausible cards."""
     ids = [f"n{i}" for i in range(CLASSES)]
     return publish_draft(
         draft,
         backbone or make_backbone_card(),
-        DatasetCard(name=dataset, class_ids=ids, class_names=ids, train_samples=TRAIN_SAMPLES, test_samples=test_samples, fingerprint=fingerprint, leaves=leaves or [fingerprint]),
-        ExtractionCard(options={"seed": 0} if options is None else options, role=role, versions={}, device="cpu", threads=1, seconds=1.0, images_per_second=20.0),
+        DatasetCard(
+            name=dataset,
+            class_ids=ids,
+            class_names=ids,
+            train_samples=TRAIN_SAMPLES,
+            test_samples=test_samples,
+            fingerprint=fingerprint,
+            leaves=leaves or [fingerprint],
+        ),
+        ExtractionCard(
+            options={"seed": 0} if options is None else options,
+            role=role,
+            versions={},
+            device="cpu",
+            threads=1,
+            seconds=1.0,
+            images_per_second=20.0,
+        ),
         CLASSIFIER,
         replace=replace,
     )
@@ -317,7 +375,9 @@ def list_run_ids(store: Store) -> set[str]:
     return {path.split("/")[1] for path in paths} - {"zarr.json"}
 
 
-def rewrite_commit_with_valid_digests(store: Store, summary: Summary, change_in_place: Callable[[dict[str, Any]], object]) -> None:
+def rewrite_commit_with_valid_digests(
+    store: Store, summary: Summary, change_in_place: Callable[[dict[str, Any]], object]
+) -> None:
     """Change the content of a commit in place, with valid digests, as another program could write it."""
     path = make_commit_path(summary)
     content = json.loads(bytes(obstore.get(store.objects, path).bytes()))["commit"]

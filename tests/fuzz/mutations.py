@@ -2,10 +2,8 @@
 
 import contextlib
 import copy
-import google_crc32c
 import io
 import json
-import numpy as np
 import os
 import shutil
 import struct
@@ -13,11 +11,13 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from fuzz.hostile import MAKE, written
-from fuzz.signing import is_small
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numpy as np
+from fuzz.hostile import MAKE, written
+from fuzz.signing import is_small
 
 Json = dict[str, Any]
 
@@ -105,7 +105,8 @@ BLOBS: dict[str, bytes] = {
     "deep": b"[" * 100_000,
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9999 9999\n%%EndComments\nshowpage\n",
     "icon": b"\0\0\1\0\1\0\0\0\0\0\1\0 \0\xff\xff\xff\x7f\x16\0\0\0",
-    "bitmap": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "bitmap": b"BM"
+    + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
     "gif": b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\2\2D\1\0;",
     "jpeg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x11\0\x02\x11\1\x03\x11\1\xff\xd9",
     "portable pixmap": b"P6 60000 60000 255\n",
@@ -178,7 +179,19 @@ def apply_path(file: Path, change: Json) -> None:
             out.truncate(2**36)
 
 
-PATHS = (*("gone", "link folder", "link file", "link itself", "link parent", "link zeros", "pipe", "folder", "huge"),)
+PATHS = (
+    *(
+        "gone",
+        "link folder",
+        "link file",
+        "link itself",
+        "link parent",
+        "link zeros",
+        "pipe",
+        "folder",
+        "huge",
+    ),
+)
 
 
 def _canary(file: Path) -> Path:
@@ -187,7 +200,9 @@ def _canary(file: Path) -> Path:
 
 # -- chunks and arrays ---------------------------------------------------------------------------------------
 
-BLOSC = {"version": (0, "B"), "flags": (2, "B"), "typesize": (3, "B")} | {name: (at, "<I") for at, name in ((4, "nbytes"), (8, "blocksize"), (12, "cbytes"))}
+BLOSC = {"version": (0, "B"), "flags": (2, "B"), "typesize": (3, "B")} | {
+    name: (at, "<I") for at, name in ((4, "nbytes"), (8, "blocksize"), (12, "cbytes"))
+}
 
 
 def apply_blosc(file: Path, change: Json) -> None:
@@ -242,7 +257,11 @@ def spoil(array: Any, how: str) -> Any:
     return spoiled
 
 
-ARRAY_DAMAGE = (*("nan", "inf", "one nan", "huge", "one huge", "negative", "zero", "one off", "transposed", "flat"), *("deeper", "scalar", "empty", "short", "long", "wide", "vast"), *("float64", "int8", "bool", "complex64", "uint64", "float16", "datetime64[ns]"))
+ARRAY_DAMAGE = (
+    *("nan", "inf", "one nan", "huge", "one huge", "negative", "zero", "one off", "transposed", "flat"),
+    *("deeper", "scalar", "empty", "short", "long", "wide", "vast"),
+    *("float64", "int8", "bool", "complex64", "uint64", "float16", "datetime64[ns]"),
+)
 
 
 def apply_array(folder: Path, change: Json) -> None:
@@ -252,17 +271,37 @@ def apply_array(folder: Path, change: Json) -> None:
 
     old = zarr.open_array(folder, mode="r", zarr_format=3)
     with np.errstate(all="ignore"):
-        spoiled = np.ascontiguousarray(spoil(old[...], change["how"])).reshape(np.shape(spoil(old[...], change["how"])))
+        spoiled = np.ascontiguousarray(spoil(old[...], change["how"])).reshape(
+            np.shape(spoil(old[...], change["how"]))
+        )
     names = old.metadata.dimension_names or ()
     fits = spoiled.ndim == len(names)
     shutil.rmtree(folder)
-    new = zarr.create_array(folder, shape=spoiled.shape, chunks=tuple(max(1, n) for n in spoiled.shape) or "auto", dtype=spoiled.dtype, compressors=[BloscCodec(cname="zstd"), Crc32cCodec()], dimension_names=names if fits else None, config={"write_empty_chunks": True}, zarr_format=3)
+    new = zarr.create_array(
+        folder,
+        shape=spoiled.shape,
+        chunks=tuple(max(1, n) for n in spoiled.shape) or "auto",
+        dtype=spoiled.dtype,
+        compressors=[BloscCodec(cname="zstd"), Crc32cCodec()],
+        dimension_names=names if fits else None,
+        config={"write_empty_chunks": True},
+        zarr_format=3,
+    )
     new[...] = spoiled
 
 
 # -- containers ----------------------------------------------------------------------------------------------
 
-TAR = {"name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "type": (156, 1), "link": (157, 100), "magic": (257, 8), "prefix": (345, 155)}
+TAR = {
+    "name": (0, 100),
+    "mode": (100, 8),
+    "size": (124, 12),
+    "mtime": (136, 12),
+    "type": (156, 1),
+    "link": (157, 100),
+    "magic": (257, 8),
+    "prefix": (345, 155),
+}
 
 
 def apply_tar(file: Path, change: Json) -> None:
@@ -300,7 +339,9 @@ def apply_pax(file: Path, change: Json) -> None:
     file.write_bytes(block + file.read_bytes())
 
 
-PNG = {"width": (16, ">I"), "height": (20, ">I")} | {name: (at, "B") for at, name in ((24, "depth"), (25, "colour"), (26, "compression"), (28, "interlace"))}
+PNG = {"width": (16, ">I"), "height": (20, ">I")} | {
+    name: (at, "B") for at, name in ((24, "depth"), (25, "colour"), (26, "compression"), (28, "interlace"))
+}
 
 PNG_CHUNKS: dict[str, tuple[bytes, bytes]] = {
     "text bomb": (b"zTXt", b"key\0\0" + bomb(512)),
@@ -349,20 +390,28 @@ def apply_parquet(file: Path, change: Json) -> None:
     table = pq.read_table(file)
     if "metadata" in change:
         with contextlib.suppress(UnicodeEncodeError):
-            described = written(change_json(json.loads(table.schema.metadata[b"huggingface"]), change["metadata"]))
+            described = written(
+                change_json(json.loads(table.schema.metadata[b"huggingface"]), change["metadata"])
+            )
             table = table.replace_schema_metadata({"huggingface": described})
     else:
         column = change["column"]
         cells = table[column].to_pylist()
         row = change["row"] % len(cells)
-        value = BLOBS.get(change["value"], change["value"]) if isinstance(change["value"], str) else change["value"]
+        value = (
+            BLOBS.get(change["value"], change["value"])
+            if isinstance(change["value"], str)
+            else change["value"]
+        )
         if column == "image" and isinstance(value, bytes):
             value = cells[row] | {"bytes": value}
         values = [value] * len(cells) if change.get("all") else [*cells[:row], value, *cells[row + 1 :]]
         try:
             changed = pa.array(values)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-            changed = pa.array([value] * len(cells)) if isinstance(value, float | bool) else pa.nulls(len(cells))
+            changed = (
+                pa.array([value] * len(cells)) if isinstance(value, float | bool) else pa.nulls(len(cells))
+            )
         table = table.set_column(table.schema.get_field_index(column), column, changed)
     pq.write_table(table, file, row_group_size=change.get("group"))
 
@@ -395,7 +444,14 @@ def apply_lines(file: Path, change: Json) -> None:
     file.write_bytes("\n".join([*lines, ""]).encode("utf-8", "surrogatepass"))
 
 
-PICKLES: dict[str, bytes] = {"command": b"\x80\x02cos\nsystem\nq\0X\x15\0\0\0touch ../../canary/ranq\1\x85q\2Rq\3.", "number": b"\x80\x02K\1.", "list": b"\x80\x02]q\0K\1a.", "text keys": b"\x80\x02}q\0(K\1K\2u.", "nested": b"\x80\x02" + b"]" * 3000 + b"a" * 2999 + b".", "nothing": b""}
+PICKLES: dict[str, bytes] = {
+    "command": b"\x80\x02cos\nsystem\nq\0X\x15\0\0\0touch ../../canary/ranq\1\x85q\2Rq\3.",
+    "number": b"\x80\x02K\1.",
+    "list": b"\x80\x02]q\0K\1a.",
+    "text keys": b"\x80\x02}q\0(K\1K\2u.",
+    "nested": b"\x80\x02" + b"]" * 3000 + b"a" * 2999 + b".",
+    "nothing": b"",
+}
 
 
 def apply_pickle(file: Path, change: Json) -> None:

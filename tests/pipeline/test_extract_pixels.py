@@ -1,12 +1,14 @@
 """Transparent and deep images through an extraction: what is in the entry, in its key, and in the counts."""
 
 import io
-import numpy as np
-import pytest
 import shutil
 import tarfile
-from PIL import Image, ImageDraw
 from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
@@ -20,7 +22,6 @@ from sfm.pipeline.sources import SOURCE_KINDS, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.sample import Sample
 from sfm.stats_store.store import open_store
-
 
 TRAIN, TEST = 4, 2
 ALL = 2 * (TRAIN + TEST)
@@ -74,7 +75,10 @@ def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_
     assert red.published[0].summary.fingerprint == white.published[0].summary.fingerprint
     for again, first in (("", white), ("?background=#FFFFFF", white), ("?background=#ff0000", red)):
         repeat = run_extraction(store, source + again, exemplars=2)
-        assert (repeat.pass_summary.images_read, repeat.published[0].summary) == (0, first.published[0].summary)
+        assert (repeat.pass_summary.images_read, repeat.published[0].summary) == (
+            0,
+            first.published[0].summary,
+        )
         assert repeat.cards == first.cards
 
 
@@ -84,7 +88,19 @@ def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
         Image.open(file).convert("RGBA").save(file)
     first = run_extraction(tmp_path / "s", f"folder:{root}")
     assert first.cards[0].composited == 0
-    assert first.cards[0].options == {"origin": "extracted", "role": "full", "sub_classes": [2], "exemplars": 0, "keep_train_features": False, "no_held_out": False, "limit_per_class": None, "tune_fraction": None, "seed": 0, "precision": "float32", "views": 1}
+    assert first.cards[0].options == {
+        "origin": "extracted",
+        "role": "full",
+        "sub_classes": [2],
+        "exemplars": 0,
+        "keep_train_features": False,
+        "no_held_out": False,
+        "limit_per_class": None,
+        "tune_fraction": None,
+        "seed": 0,
+        "precision": "float32",
+        "views": 1,
+    }
     again = run_extraction(tmp_path / "s", f"folder:{root}?background=black")
     assert (again.pass_summary.images_read, again.published[0].summary) == (0, first.published[0].summary)
     reread = run_extraction(tmp_path / "s", f"folder:{root}?background=black", rehash=True)
@@ -140,7 +156,10 @@ def test_opaque_images_of_an_earlier_entry_that_were_read_again_need_no_hint(tmp
     source, store = f"folder:{write_dataset(tmp_path / 'icons', 'RGB')}", tmp_path / "s"
     old = earlier(store, source)
     reread = run_extraction(store, source, rehash=True)
-    assert (reread.published[0].outcome, reread.published[0].summary) == ("already there", old.published[0].summary)
+    assert (reread.published[0].outcome, reread.published[0].summary) == (
+        "already there",
+        old.published[0].summary,
+    )
     assert (reread.cards[0].composited, reread.cards[0].dark, reread.notes) == (0, 0, ())
 
 
@@ -154,7 +173,10 @@ def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):
     assert full.composited_example.endswith(f"test/ellipse/{TRAIN}.png")
     assert (tuning.role, tuning.composited, "background" in tuning.options) == ("tuning", 0, False)
     assert run_extraction(store, f"folder:{root}", tune_fraction=0.5).pass_summary.images_read == 0
-    assert run_extraction(store, f"folder:{root}?background=black", tune_fraction=0.5).pass_summary.images_read == ALL
+    assert (
+        run_extraction(store, f"folder:{root}?background=black", tune_fraction=0.5).pass_summary.images_read
+        == ALL
+    )
 
 
 def test_images_that_are_held_out_of_the_training_split_are_counted_once(tmp_path):
@@ -244,16 +266,33 @@ def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_pa
     assert bright.cards[0].options["white"] == 4095
     assert read_arrays(store, bright)["exemplar/image"].max() == 255
     assert run_extraction(store, f"folder:{root}?white=4095.0", exemplars=2).pass_summary.images_read == 0
-    with pytest.raises(InputError, match=r"cannot decode .*\.tif: it has pixels from 0 to 4095, beyond 0 to white=99"):
+    with pytest.raises(
+        InputError, match=r"cannot decode .*\.tif: it has pixels from 0 to 4095, beyond 0 to white=99"
+    ):
         run_extraction(store, f"folder:{root}?white=99")
 
 
 def test_a_dry_run_says_what_it_saw(tmp_path):
-    planned = estimate_extraction(ExtractConfig(source=f"folder:{write_dataset(tmp_path / 'icons')}", store=str(tmp_path / "s"), backbone=["lite0"], image_size=32, dry_run=True))
+    planned = estimate_extraction(
+        ExtractConfig(
+            source=f"folder:{write_dataset(tmp_path / 'icons')}",
+            store=str(tmp_path / "s"),
+            backbone=["lite0"],
+            image_size=32,
+            dry_run=True,
+        )
+    )
     assert (planned.probed, planned.composited, planned.dark) == (2 * TRAIN, 2 * TRAIN, 0)
 
 
-@pytest.mark.parametrize(("option", "complaint"), [("background=pink", "background=pink is no colour: write background=white, black or #rrggbb"), ("white=bright", "white=bright is no brightness"), ("background=black&background=white", "background is given twice")])
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("background=pink", "background=pink is no colour: write background=white, black or #rrggbb"),
+        ("white=bright", "white=bright is no brightness"),
+        ("background=black&background=white", "background is given twice"),
+    ],
+)
 def test_every_source_has_the_options_and_refuses_what_they_cannot_be(tmp_path, option, complaint):
     for source in (f"folder:{write_dataset(tmp_path / 'icons')}", "builtin:fashion-mnist-6k"):
         with pytest.raises(InputError, match=complaint):

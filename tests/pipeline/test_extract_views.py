@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
 from sfm.backbones.preprocessing import crop_image_views, resize_and_crop_image
@@ -10,7 +11,6 @@ from sfm.pipeline.decoding import render_views
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.store import open_store
-
 
 SQUARE = Preprocessing(input_size=20, resize=20, resampling="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -57,7 +57,15 @@ def test_views_depend_on_the_image_and_the_seed_alone(picture):
 
 
 def make_config(store, **options) -> ExtractConfig:
-    given = {"source": "builtin:fashion-mnist-6k", "store": str(store), "backbone": ["lite0"], "image_size": 32, "limit_per_class": 10, "sub_classes": (2,), "keep_train_features": True}
+    given = {
+        "source": "builtin:fashion-mnist-6k",
+        "store": str(store),
+        "backbone": ["lite0"],
+        "image_size": 32,
+        "limit_per_class": 10,
+        "sub_classes": (2,),
+        "keep_train_features": True,
+    }
     return ExtractConfig(**{**given, **options})
 
 

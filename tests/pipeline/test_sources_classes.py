@@ -1,14 +1,21 @@
 """Subsets by class list: the papers' of ImageNet, lists of one's own; and classes that cannot be used."""
 
-import pytest
 import re
-import torchvision.datasets
 from pathlib import Path
-from sfm.errors import InputError
-from sfm.pipeline.sources import open_source
-from sfm.pipeline.sources.class_labels import LIST_ALIASES, class_id_from_label, get_wordnet_display_names, list_shipped_class_lists, read_class_list
+
+import pytest
+import torchvision.datasets
 from timm.data import ImageNetInfo
 
+from sfm.errors import InputError
+from sfm.pipeline.sources import open_source
+from sfm.pipeline.sources.class_labels import (
+    LIST_ALIASES,
+    class_id_from_label,
+    get_wordnet_display_names,
+    list_shipped_class_lists,
+    read_class_list,
+)
 
 LISTS_OF_TEN = [name for name in list_shipped_class_lists() if name not in ("imagenet-100", "imagenet-1k")]
 
@@ -26,16 +33,30 @@ def test_a_shipped_list_is_a_sorted_subset_of_the_thousand_with_names(name):
     assert len(found.class_ids) == {"imagenet-1k": 1000, "imagenet-100": 100}.get(name, 10)
     assert found.class_ids == sorted(found.class_ids)
     assert set(found.class_ids) <= set(read_class_list("imagenet-1k").class_ids)
-    assert [found.display_names[class_id] for class_id in found.class_ids] == get_wordnet_display_names(found.class_ids)
+    assert [found.display_names[class_id] for class_id in found.class_ids] == get_wordnet_display_names(
+        found.class_ids
+    )
 
 
 def test_the_lists_of_ten_hold_what_their_papers_say():
     names = {name: set(read_class_list(name).display_names.values()) for name in LISTS_OF_TEN}
-    assert names["imagenet-fruits"] == {*("pineapple", "banana", "strawberry", "orange", "lemon", "pomegranate", "fig", "bell pepper"), *("cucumber", "Granny Smith")}
-    assert names["imagenet-cats"] == {*("tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat", "lion", "tiger", "jaguar"), *("snow leopard", "lynx")}
-    assert names["imagenet-birds"] == {*("peacock", "flamingo", "macaw", "pelican", "king penguin", "bald eagle", "toucan", "ostrich"), *("black swan", "sulphur-crested cockatoo")}
+    assert names["imagenet-fruits"] == {
+        *("pineapple", "banana", "strawberry", "orange", "lemon", "pomegranate", "fig", "bell pepper"),
+        *("cucumber", "Granny Smith"),
+    }
+    assert names["imagenet-cats"] == {
+        *("tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat", "lion", "tiger", "jaguar"),
+        *("snow leopard", "lynx"),
+    }
+    assert names["imagenet-birds"] == {
+        *("peacock", "flamingo", "macaw", "pelican", "king penguin", "bald eagle", "toucan", "ostrich"),
+        *("black swan", "sulphur-crested cockatoo"),
+    }
     assert set(read_class_list("imagenette").class_ids) == set(torchvision.datasets.Imagenette._WNID_TO_CLASS)
-    assert set(read_class_list("imagewoof").class_ids) == {*("n02086240", "n02087394", "n02088364", "n02089973", "n02093754"), *("n02096294", "n02099601", "n02105641", "n02111889", "n02115641")}
+    assert set(read_class_list("imagewoof").class_ids) == {
+        *("n02086240", "n02087394", "n02088364", "n02089973", "n02093754"),
+        *("n02096294", "n02099601", "n02105641", "n02111889", "n02115641"),
+    }
 
 
 def test_other_names_of_a_list_mean_the_same():
@@ -59,19 +80,39 @@ def test_a_shipped_list_names_the_subset(image_folder):
         for old, new in zip(("bag", "boot", "trouser"), ids, strict=True):
             (image_folder / split / old).rename(image_folder / split / new)
     whole = open_source(f"folder:{image_folder}")
-    assert dict(zip(whole.class_ids, whole.class_names, strict=True)) == {"n02099601": "golden retriever", "n02123045": "tabby", "n02123159": "tiger cat"}
+    assert dict(zip(whole.class_ids, whole.class_names, strict=True)) == {
+        "n02099601": "golden retriever",
+        "n02123045": "tabby",
+        "n02123159": "tiger cat",
+    }
     with pytest.raises(InputError, match="has no class n02123394, n02123597"):
         open_source(f"folder:{image_folder}?classes=imagemeow")
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("bag\nhat\n", "has no class hat"), ("bag\nbagg\n", r"has no class bagg: did you mean bag\?"), ("bag\nboot\nbag\n", "line 3 of class list .* repeats the class bag"), ("# nothing\n", "holds no class"), ("bag\n", "fewer than two classes")])
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("bag\nhat\n", "has no class hat"),
+        ("bag\nbagg\n", r"has no class bagg: did you mean bag\?"),
+        ("bag\nboot\nbag\n", "line 3 of class list .* repeats the class bag"),
+        ("# nothing\n", "holds no class"),
+        ("bag\n", "fewer than two classes"),
+    ],
+)
 def test_a_list_that_does_not_fit_is_refused(image_folder, tmp_path, text, complaint):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(InputError, match=complaint):
         open_source(f"folder:{image_folder}?classes={tmp_path / 'list.txt'}")
 
 
-@pytest.mark.parametrize(("listed", "complaint"), [("imagenett", "did you mean imagenette"), ("/no/such/list.txt", "neither a file nor a list by that name"), ("imagenette&classes=imagewoof", "classes is given twice")])
+@pytest.mark.parametrize(
+    ("listed", "complaint"),
+    [
+        ("imagenett", "did you mean imagenette"),
+        ("/no/such/list.txt", "neither a file nor a list by that name"),
+        ("imagenette&classes=imagewoof", "classes is given twice"),
+    ],
+)
 def test_a_list_that_does_not_exist_gets_a_hint(image_folder, listed, complaint):
     with pytest.raises(InputError, match=complaint):
         open_source(f"folder:{image_folder}?classes={listed}")

@@ -1,22 +1,26 @@
 """Image files as they are found in the world: every kind is decoded, or refused with a reason."""
 
 import io
-import numpy as np
-import pytest
 import struct
 import zlib
-from PIL import Image
-from hypothesis import given, settings, strategies as st
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peak_memory import peak_memory
+from PIL import Image
+
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.pipeline.sources.decode import decode_image, load_readable_formats
 
-
 GREY_RAMP = np.arange(24 * 32, dtype=np.float64).reshape(24, 32) / (24 * 32 - 1)
 COLOUR_RAMP = np.stack([GREY_RAMP, GREY_RAMP[::-1], GREY_RAMP[:, ::-1]], axis=-1)
 RGB = Image.fromarray(np.rint(255 * COLOUR_RAMP).astype(np.uint8))
-PREPROCESSING = Preprocessing(input_size=16, resize=16, resampling="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PREPROCESSING = Preprocessing(
+    input_size=16, resize=16, resampling="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
 
 
 def encode_image(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -47,12 +51,20 @@ def decode_and_preprocess(data: bytes) -> np.ndarray:
         (encode_image(RGB.convert("P", palette=Image.Palette.ADAPTIVE, colors=256), "PNG"), 24),
         (encode_image(RGB, "GIF", save_all=True, append_images=[Image.new("RGB", RGB.size)]), 64),
         (encode_image(RGB, "PNG", save_all=True, append_images=[Image.new("RGB", RGB.size)]), 0),
-        (encode_image(RGB, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", RGB.size)]), 0),
+        (
+            encode_image(
+                RGB, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", RGB.size)]
+            ),
+            0,
+        ),
     ],
     ids=lambda value: f"{value[:12]!r}" if isinstance(value, bytes) else None,
 )
 def test_every_kind_of_file_shows_the_same_picture_and_a_moving_one_its_first_frame(data, tolerance):
-    assert np.abs(decode_and_preprocess(data) - decode_and_preprocess(encode_image(RGB, "PNG"))).max() <= tolerance
+    assert (
+        np.abs(decode_and_preprocess(data) - decode_and_preprocess(encode_image(RGB, "PNG"))).max()
+        <= tolerance
+    )
 
 
 GREY_16_BIT = Image.fromarray(np.rint(65535 * GREY_RAMP).astype(np.uint16))
@@ -61,15 +73,28 @@ GREY_8_BIT = Image.fromarray(np.rint(255 * GREY_RAMP).astype(np.uint8))
 
 @pytest.mark.parametrize(
     "data",
-    [encode_image(GREY_8_BIT, "PNG"), encode_image(GREY_8_BIT.convert("LA"), "PNG"), encode_image(GREY_16_BIT, "PNG"), encode_image(GREY_16_BIT, "TIFF"), encode_image(Image.fromarray(np.rint(65535 * GREY_RAMP).astype(np.int32)), "TIFF")],
+    [
+        encode_image(GREY_8_BIT, "PNG"),
+        encode_image(GREY_8_BIT.convert("LA"), "PNG"),
+        encode_image(GREY_16_BIT, "PNG"),
+        encode_image(GREY_16_BIT, "TIFF"),
+        encode_image(Image.fromarray(np.rint(65535 * GREY_RAMP).astype(np.int32)), "TIFF"),
+    ],
     ids=["8 bits", "with transparency", "16 bits", "16-bit TIFF", "16 of 32 bits"],
 )
 def test_grey_is_scaled_not_clipped_however_deep_it_is(data):
-    assert np.abs(decode_and_preprocess(data) - resize_and_crop_image(GREY_8_BIT, PREPROCESSING).astype(int)).max() <= 1
+    assert (
+        np.abs(
+            decode_and_preprocess(data) - resize_and_crop_image(GREY_8_BIT, PREPROCESSING).astype(int)
+        ).max()
+        <= 1
+    )
 
 
 def test_16_bit_colour_is_scaled_too():
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.rint(65535 * COLOUR_RAMP).astype(np.uint16))
+    rows = b"".join(
+        b"\0" + row.astype(">u2").tobytes() for row in np.rint(65535 * COLOUR_RAMP).astype(np.uint16)
+    )
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", 32, 24, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)))
     data = b"\x89PNG\r\n\x1a\n" + b"".join(make_png_chunk(*chunk) for chunk in (*chunks, (b"IEND", b"")))
     assert np.abs(decode_and_preprocess(data) - decode_and_preprocess(encode_image(RGB, "PNG"))).max() <= 1
@@ -121,7 +146,16 @@ def test_pixels_of_unknown_range_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
-@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0\x2a", b"Exif\0\0XX no tags", b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x05\x01\x12", b"Exif\0\0II\x2a\0\xff\xff\xff\xff"], ids=["cut short", "of no kind", "cut in a tag", "pointing nowhere"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0MM\0\x2a",
+        b"Exif\0\0XX no tags",
+        b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x05\x01\x12",
+        b"Exif\0\0II\x2a\0\xff\xff\xff\xff",
+    ],
+    ids=["cut short", "of no kind", "cut in a tag", "pointing nowhere"],
+)
 def test_an_image_whose_exif_cannot_be_read_is_an_image(kind, exif, recwarn):
     try:
         data = encode_image(RGB, kind, exif=exif, quality=98)
@@ -147,13 +181,25 @@ def test_odd_modes_are_converted(mode):
     assert np.abs(seen - (255 if mode == "1" else 128)).max() <= 4
 
 
-@pytest.mark.parametrize(("data", "complaint"), [(b"", "empty"), (b"<html>not found</html>", "not an image of a known format"), (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"), (encode_image(RGB, "JPEG")[:-40], "truncated"), (encode_image(RGB, "PNG")[:90], "truncated")])
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "not an image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
+        (encode_image(RGB, "JPEG")[:-40], "truncated"),
+        (encode_image(RGB, "PNG")[:90], "truncated"),
+    ],
+)
 def test_what_is_no_whole_image_is_refused_with_a_reason(data, complaint):
     with pytest.raises(ValueError, match=complaint):
         decode_image(data)
 
 
-ENCODED_FILES = [encode_image(RGB, kind, **({"quality": 90} if kind in ("JPEG", "WEBP") else {})) for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "MPO")]
+ENCODED_FILES = [
+    encode_image(RGB, kind, **({"quality": 90} if kind in ("JPEG", "WEBP") else {}))
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "MPO")
+]
 
 
 def try_decode(data: bytes) -> tuple[int, int] | str:
@@ -166,7 +212,11 @@ def try_decode(data: bytes) -> tuple[int, int] | str:
 
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=400)
-@given(data=st.sampled_from(ENCODED_FILES), cut=st.floats(0.05, 1), harm=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6))
+@given(
+    data=st.sampled_from(ENCODED_FILES),
+    cut=st.floats(0.05, 1),
+    harm=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6),
+)
 def test_damage_gives_an_image_or_a_reason_and_nothing_else(data, cut, harm):
     spoilt = bytearray(data[: max(1, int(cut * len(data)))])
     for place, value in harm:

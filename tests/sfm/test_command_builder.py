@@ -2,10 +2,12 @@
 
 import json
 import os
-import pytest
 import threading
 from pathlib import Path
+
+import pytest
 from pydantic import BaseModel
+
 from sfm.cli import app
 from sfm.command_builder import make_config_from_file_and_options
 from sfm.config_fields import get_config_file_rule
@@ -46,9 +48,17 @@ def run_refused_command(capsys: pytest.CaptureFixture[str], *arguments: object) 
         (["store", "gc", "s", "--older-than", "1d", "--older-than", "2d"], "--older-than"),
     ],
 )
-def test_an_option_of_one_value_that_is_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[object], option: str) -> None:
+def test_an_option_of_one_value_that_is_given_twice_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[object],
+    option: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_refused_command(capsys, *arguments) == (f"error: {option} takes one value and is given 2 times: give it once")
+    assert run_refused_command(capsys, *arguments) == (
+        f"error: {option} takes one value and is given 2 times: give it once"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -69,7 +79,9 @@ def test_options_of_several_values_and_switches_may_be_repeated(capsys: pytest.C
 )
 def test_a_path_in_the_home_folder_may_be_given_with_a_tilde(config: BaseModel) -> None:
     paths = [value for _, value in config if isinstance(value, Path)]
-    paths += [path for _, value in config if isinstance(value, list) for path in value if isinstance(path, Path)]
+    paths += [
+        path for _, value in config if isinstance(value, list) for path in value if isinstance(path, Path)
+    ]
     assert paths
     assert [path for path in paths if not path.is_relative_to(Path.home())] == []
 
@@ -94,7 +106,9 @@ def test_every_field_says_whether_a_file_may_give_it(model: type[BaseModel]) -> 
 def test_every_command_with_a_config_is_of_these_models() -> None:
     import sfm.api
 
-    public = {value for value in vars(sfm.api).values() if isinstance(value, type) and issubclass(value, BaseModel)}
+    public = {
+        value for value in vars(sfm.api).values() if isinstance(value, type) and issubclass(value, BaseModel)
+    }
     configs = {model for model in public if model.__name__.endswith("Config")}
     # A resolved config is what a run came out with: no command takes it from a file.
     assert {model for model in configs if not model.__name__.startswith("Resolved")} == set(CONFIGS)
@@ -105,13 +119,20 @@ def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path)
     own = {"store": "mine", "out": tmp_path / "out", "classes": tmp_path / "classes.txt"}
     found = make_config_from_file_and_options(DistillConfig, "distill", file, dict(own))
     assert found == DistillConfig(**RECIPE, **own)
-    assert make_config_from_file_and_options(DistillConfig, "distill", file, {}, is_file_trusted=True) == DistillConfig(**RECIPE, **PLACES)
+    assert make_config_from_file_and_options(
+        DistillConfig, "distill", file, {}, is_file_trusted=True
+    ) == DistillConfig(**RECIPE, **PLACES)
 
 
-def test_places_in_a_file_are_refused_by_name_with_both_ways_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write_config_file(tmp_path, {**RECIPE, **PLACES})
     line = run_refused_command(capsys, "distill", "--config", file, "--store", "mine")
-    assert line.endswith("sets --classes /etc/passwd, --out /home/you: a file gives the recipe only, of usual size; give " "--classes --out on the command line, or --trust-config if the file is your own")
+    assert line.endswith(
+        "sets --classes /etc/passwd, --out /home/you: a file gives the recipe only, of usual size; give "
+        "--classes --out on the command line, or --trust-config if the file is your own"
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +161,9 @@ def test_places_in_a_file_are_refused_by_name_with_both_ways_out(tmp_path: Path,
         ("extract", {"workers": 4096}, "--workers 4096"),
     ],
 )
-def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, config: dict[str, object], named: str) -> None:
+def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, config: dict[str, object], named: str
+) -> None:
     line = run_refused_command(capsys, command, "--config", write_config_file(tmp_path, config, command))
     assert f"sets {named}" in line
     assert "a file gives the recipe only" in line
@@ -148,7 +171,9 @@ def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_f
 
 def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
     off = {"staging": None, "scheduler": None, "exemplars": 0, "replace": False, "backbone": ["lite0"]}
-    found = make_config_from_file_and_options(ExtractConfig, "extract", write_config_file(tmp_path, off, "extract"), {"source": "x", "store": "s"})
+    found = make_config_from_file_and_options(
+        ExtractConfig, "extract", write_config_file(tmp_path, off, "extract"), {"source": "x", "store": "s"}
+    )
     assert found.model_dump()["exemplars"] == 0
 
 
@@ -159,15 +184,25 @@ def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
         (b'{"command": "distill", "config": [[1, 2]]}', "is not a run.json"),
         (b'{"command": "x\\u001b[2J", "config": {}}', r"is of `sfm x\x1b[2J`"),
         (b'{"command": "' + b"x" * 10**6 + b'", "config": {}}', "x…`, not of"),
-        (b'{"command": "distill", "config": {"steps": 1000000000000}}', "--steps 1000000000000: input should be less"),
+        (
+            b'{"command": "distill", "config": {"steps": 1000000000000}}',
+            "--steps 1000000000000: input should be less",
+        ),
         (b'{"command": "distill", "config": {"seed": ' + b"9" * 4000 + b"}}", "--seed 999"),
         (b'{"command": "distill", "config": {"learning_rate": NaN}}', "--learning-rate nan"),
-        (b'{"command": "distill", "config": {' + b",".join(b'"a%d": 1' % i for i in range(999)) + b"}}", "'a2'"),
+        (
+            b'{"command": "distill", "config": {' + b",".join(b'"a%d": 1' % i for i in range(999)) + b"}}",
+            "'a2'",
+        ),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused_in_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, message: str) -> None:
+def test_a_file_that_is_no_configuration_is_refused_in_one_short_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, message: str
+) -> None:
     (tmp_path / "run.json").write_bytes(text)
-    line = run_refused_command(capsys, "distill", "--config", tmp_path / "run.json", "--store", "s", "--out", tmp_path / "o")
+    line = run_refused_command(
+        capsys, "distill", "--config", tmp_path / "run.json", "--store", "s", "--out", tmp_path / "o"
+    )
     assert message in line
     assert len(line) < 1500
 
