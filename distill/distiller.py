@@ -14,7 +14,7 @@ from sfm.backbones.execution.determinism import (
     deterministic_if_supported,
     tf32_disabled,
 )
-from sfm.backbones.execution.preparation import PreparedModel, count_cuda_graph_bytes, optimize_backbone
+from sfm.backbones.execution.preparation import Prepared, count_cuda_graph_bytes, optimize_backbone
 from sfm.backbones.spec import parse_spec
 from sfm.distill.activation_memory import (
     choose_kept_graph_count,
@@ -79,9 +79,9 @@ class Distiller:
     config : ResolvedDistillConfig
         Resolved values of everything that shapes the images.
     backbone : Backbone
-        In its precision; prepared for its execution mode once :meth:`prepare_model` was called.
-    prepared : PreparedModel or None
-        What :meth:`prepare_model` returned.
+        In its precision; prepared for its execution mode once :meth:`prepare` was called.
+    prepared : Prepared or None
+        What :meth:`prepare` returned.
     state : DistillState
 
     Raises
@@ -129,7 +129,7 @@ class Distiller:
             config, entry.summary.entry_digest, class_ids, measured, group, resume_from
         )
         self.objective = make_objective(self.config, centres, self.backbone.device)
-        self.prepared: PreparedModel | None = None
+        self.prepared: Prepared | None = None
         self.state = init_distill_state(self.config, self.backbone.device, group)
 
     @classmethod
@@ -144,13 +144,13 @@ class Distiller:
         entry, backbone = open_entry_and_backbone(config, progress)
         return cls(config, entry, backbone)
 
-    def prepare(self) -> PreparedModel:
+    def prepare(self) -> Prepared:
         """Prepare the backbone for the config's execution mode; the first step calls this if needed.
 
         Returns
         -------
-        PreparedModel
-            `fallback_reason` explains a fallback to another mode, which the config then has, too.
+        Prepared
+            `reason` explains a fallback to another mode, which the config then has, too.
         """
         if self.prepared:
             return self.prepared
@@ -162,9 +162,7 @@ class Distiller:
                 views = self.config.micro_batch * self.config.views
                 self.backbone, self.prepared = optimize_backbone(self.backbone, views, choice.mode)
         self._optimized = None
-        execution = ExecutionChoice(
-            mode=self.prepared.mode, reason=self.prepared.fallback_reason or choice.reason
-        )
+        execution = ExecutionChoice(mode=self.prepared.mode, reason=self.prepared.reason or choice.reason)
         self.config = self.config.model_copy(update={"execution": execution, "repeatable": repeatable})
         if self.backbone.device.type == "cuda":
             # Do not count compilation and graph capture in peak memory.

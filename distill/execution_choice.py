@@ -6,7 +6,7 @@ import torch
 
 from sfm.backbones.execution.compilation import can_compile_for
 from sfm.backbones.execution.modes import ExecutionOption
-from sfm.backbones.execution.preparation import PreparedModel
+from sfm.backbones.execution.preparation import Prepared
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import UNKNOWN_EXECUTION_REASON, ExecutionChoice, ResolvedDistillConfig
 from sfm.errors import InputError
@@ -101,7 +101,7 @@ def keep_saved_execution(saved: ResolvedDistillConfig, option: ExecutionOption) 
     return saved.execution
 
 
-def require_execution_mode(prepared: PreparedModel, choice: ExecutionChoice, *, is_resumed: bool) -> None:
+def require_execution_mode(prepared: Prepared, choice: ExecutionChoice, *, is_resumed: bool) -> None:
     """Refuse a fallback where the run was begun in another mode, or was to be compiled.
 
     Raises
@@ -114,6 +114,6 @@ def require_execution_mode(prepared: PreparedModel, choice: ExecutionChoice, *, 
     # Before modes were saved, input-grad meant wherever it gains.
     is_known = choice.reason != UNKNOWN_EXECUTION_REASON or choice.mode != "input-grad"
     if is_resumed and is_known:
-        raise InputError(f"{prepared.fallback_reason}, but in this run it was")
+        raise InputError(f"{prepared.reason}, but in this run it was")
     if choice.mode == "compiled" and choice.reason == "asked for":
-        raise InputError(f"{prepared.fallback_reason}, leave out --compile yes")
+        raise InputError(f"{prepared.reason}, leave out --compile yes")

@@ -63,7 +63,7 @@ def make_run_record(config: DistillConfig, distiller: Distiller, images_digest: 
             "compiled": mode == "compiled",
             "captured": mode in ("compiled", "cuda-graph"),
             "repeatable": resolved.repeatable,
-            "obstacle": distiller.prepared.fallback_reason if distiller.prepared else None,
+            "obstacle": distiller.prepared.reason if distiller.prepared else None,
         },
         "devices": resolved.devices,
         "images": images_digest,

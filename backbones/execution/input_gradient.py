@@ -30,12 +30,12 @@ class InputGradAttempt:
     ----------
     model : nn.Module
         The changed copy, or the model itself.
-    fallback_reason : str or None
+    reason : str or None
         Why the model itself is returned although it has convolutions.
     """
 
     model: nn.Module
-    fallback_reason: str | None = None
+    reason: str | None = None
 
 
 def make_input_grad_model(model: nn.Module, example_images: Tensor) -> InputGradAttempt:

@@ -276,7 +276,7 @@ def test_a_model_that_reads_the_weights_of_its_convolutions_is_returned_unchange
     size = model.default_cfg["input_size"][1]
     found = make_input_grad_model(model, seeded(1, 3, size, size))
     assert found.model is model
-    assert found.fallback_reason
+    assert found.reason
 
 
 def test_a_batch_too_large_for_the_cache_has_the_gradient_of_its_images_one_by_one() -> None:

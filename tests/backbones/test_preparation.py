@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.execution import make_example_images, optimize_backbone, prepare_model
+from sfm.backbones.execution import make_example_images, optimize_backbone, prepare
 from sfm.backbones.execution.preparation import prepare_for_inference
 
 
@@ -18,9 +18,9 @@ def lite0() -> Backbone:
 
 
 def test_eager_is_the_model_itself(lite0: Backbone) -> None:
-    prepared = prepare_model(lite0, make_example_images(lite0, 2), "eager")
+    prepared = prepare(lite0, make_example_images(lite0, 2), "eager")
     assert prepared.model is lite0.model
-    assert (prepared.mode, prepared.fallback_reason) == ("eager", None)
+    assert (prepared.mode, prepared.reason) == ("eager", None)
     assert prepare_for_inference(lite0, "eager") is lite0
 
 
@@ -40,4 +40,4 @@ def test_a_transformer_gains_nothing_from_input_gradients_only_and_says_so(tmp_p
     changed, prepared = optimize_backbone(backbone, 1, "input-grad")
     assert changed.model is backbone.model
     assert prepared.mode == "eager"
-    assert prepared.fallback_reason == "the model has no convolutions that would gain"
+    assert prepared.reason == "the model has no convolutions that would gain"

@@ -90,21 +90,20 @@ def test_a_mode_that_fails_falls_back_to_the_next_one_and_says_why(
     monkeypatch.setattr(preparation, "CudaGraphModel", lambda model, example: model)
     prepared = optimize_backbone(lite0, 2, "compiled")[1]
     assert prepared.mode == "cuda-graph"
-    assert prepared.fallback_reason == "the backbone cannot be compiled: no such kernel"
+    assert prepared.reason == "the backbone cannot be compiled: no such kernel"
     monkeypatch.setattr(preparation, "compile_model_if_equivalent", lambda *_: None)
     assert (
-        optimize_backbone(lite0, 2, "compiled")[1].fallback_reason
-        == "the compiled backbone computes other features"
+        optimize_backbone(lite0, 2, "compiled")[1].reason == "the compiled backbone computes other features"
     )
     monkeypatch.setattr(preparation, "CudaGraphModel", fail)
     prepared = optimize_backbone(lite0, 2, "cuda-graph")[1]
     assert prepared.mode == "input-grad"
-    assert prepared.fallback_reason == "the backbone cannot be recorded: no such kernel"
+    assert prepared.reason == "the backbone cannot be recorded: no such kernel"
     monkeypatch.setattr("sfm.backbones.execution.input_gradient.replace_convolutions", fail)
     changed, prepared = optimize_backbone(lite0, 2, "input-grad")
     assert changed.model is lite0.model
     assert prepared.mode == "eager"
-    assert "cannot be replaced: RuntimeError: no such kernel" in str(prepared.fallback_reason)
+    assert "cannot be replaced: RuntimeError: no such kernel" in str(prepared.reason)
     assert "runs in mode eager, not input-grad: convolutions cannot be replaced" in caplog.text
 
 
