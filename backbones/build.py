@@ -144,7 +144,7 @@ def load_backbone(
     preprocessing = _resolve_preprocessing(parsed, image_size)
     model, choice = _load_model_with_weights_note(parsed)
     if choice:
-        progress(Progress(f"weights of {strip_weights_folder(spec)} from {choice}", 1, 1, "sets"))
+        progress(Progress(f"weights of {strip_folder_of_weights_file(spec)} from {choice}", 1, 1, "sets"))
     try:
         digest = digest_weights(
             select_feature_tensors(model.state_dict(), _list_classifier_module_names(parsed, model))
@@ -159,7 +159,7 @@ def load_backbone(
     convolutional = sum(isinstance(module, nn.Conv2d) for module in folded.modules()) > 1
     layout = torch.channels_last if convolutional else torch.contiguous_format
     card = BackboneCard(
-        spec=strip_weights_folder(spec),
+        spec=strip_folder_of_weights_file(spec),
         model=parsed.model,
         rule=parsed.feature_rule,
         weights=digest,
@@ -174,7 +174,7 @@ def load_backbone(
     return Backbone(card, folded, place, mean, std, layout)
 
 
-def strip_weights_folder(spec: str) -> str:
+def strip_folder_of_weights_file(spec: str) -> str:
     """Return a spec without the folder of its file, which would leak into shared cards."""
     name, at, file = spec.partition("@")
     return f"{name}{at}{PurePath(file).name}" if at else spec

@@ -54,10 +54,10 @@ def _make_scaled_colour_matrix(device: torch.device, dtype: torch.dtype) -> Tens
 
 
 @cache
-def _make_column_upsampling_matrix(
+def _make_width_upsampling_matrix(
     level_pixels: int, canvas_pixels: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Return the matrix that upsamples rows of a level, multiplied from the right: (side, canvas)."""
+    """Return the matrix that upsamples the width of a level, multiplied from the right: (side, canvas)."""
     matrix = make_interpolation_matrices(
         np.zeros(1), np.full(1, float(level_pixels)), level_pixels, canvas_pixels
     )
@@ -65,10 +65,10 @@ def _make_column_upsampling_matrix(
 
 
 @lru_cache(maxsize=4)
-def _make_sparse_row_upsampling(
+def _make_sparse_height_upsampling(
     level_sides: tuple[int, ...], canvas_pixels: int, plane_count: int, device: torch.device
 ) -> SparseMatrix:
-    """Return the sparse matrix that upsamples the columns of levels and adds them up.
+    """Return the sparse matrix that upsamples the height of levels and adds them up.
 
     Its columns are the rows of all levels of the first plane, then those of the second, ...: in backward,
     where a row of a coarse level is a sum of very many, every thread has its share.
@@ -92,7 +92,7 @@ def _make_sparse_row_upsampling(
 
 
 @cache
-def _make_dense_row_upsampling(
+def _make_dense_height_upsampling(
     level_sides: tuple[int, ...], canvas_pixels: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Return the same matrix for one plane, dense, shape (canvas, rows of all levels)."""
@@ -106,12 +106,12 @@ def _make_dense_row_upsampling(
 def upsample_rows(
     stacked_levels: Tensor, level_sides: tuple[int, ...], canvas_pixels: int, *, use_dense_matrices: bool
 ) -> Tensor:
-    """Upsample the columns of levels, and add them up; its gradient is :func:`upsample_rows_backward`.
+    """Upsample the height of levels, and add them up; its gradient is :func:`upsample_rows_backward`.
 
     Parameters
     ----------
     stacked_levels : Tensor, shape (planes, sum of sides, canvas)
-        The levels of each plane, upsampled along rows and stacked on each other; contiguous.
+        The levels of each plane, already of the canvas's width, stacked on each other; contiguous.
     level_sides : tuple of int
         Of the levels.
     canvas_pixels : int
@@ -125,9 +125,9 @@ def upsample_rows(
     """
     planes, device = len(stacked_levels), stacked_levels.device
     if use_dense_matrices:
-        matrix = _make_dense_row_upsampling(level_sides, canvas_pixels, device, stacked_levels.dtype)
+        matrix = _make_dense_height_upsampling(level_sides, canvas_pixels, device, stacked_levels.dtype)
         return torch.bmm(matrix.expand(planes, -1, -1), stacked_levels)
-    sparse = _make_sparse_row_upsampling(level_sides, canvas_pixels, planes, device)
+    sparse = _make_sparse_height_upsampling(level_sides, canvas_pixels, planes, device)
     return multiply_sparse(stacked_levels.view(-1, canvas_pixels), sparse).view(
         planes, canvas_pixels, canvas_pixels
     )
@@ -152,9 +152,9 @@ def upsample_rows_backward(
     """
     planes, device = len(gradient), gradient.device
     if use_dense_matrices:
-        matrix = _make_dense_row_upsampling(level_sides, canvas_pixels, device, gradient.dtype)
+        matrix = _make_dense_height_upsampling(level_sides, canvas_pixels, device, gradient.dtype)
         return torch.bmm(matrix.T.expand(planes, -1, -1), gradient)
-    sparse = _make_sparse_row_upsampling(level_sides, canvas_pixels, planes, device)
+    sparse = _make_sparse_height_upsampling(level_sides, canvas_pixels, planes, device)
     return multiply_sparse_transposed(gradient.view(-1, canvas_pixels), sparse).view(
         planes, -1, canvas_pixels
     )
@@ -169,7 +169,7 @@ class _DecodePyramid(torch.autograd.Function):
         coarse = [level for level in levels if level.shape[-1] < canvas]
         sides = tuple(level.shape[-1] for level in coarse)
         stacked = [
-            (level.reshape(-1, side) @ _make_column_upsampling_matrix(side, canvas, device, dtype)).view(
+            (level.reshape(-1, side) @ _make_width_upsampling_matrix(side, canvas, device, dtype)).view(
                 -1, side, canvas
             )
             for level, side in zip(coarse, sides, strict=True)
@@ -199,7 +199,7 @@ class _DecodePyramid(torch.autograd.Function):
         )
         matrix_options = canvas, images.device, images.dtype
         levels = [
-            (rows.reshape(-1, canvas) @ _make_column_upsampling_matrix(side, *matrix_options).T).view(
+            (rows.reshape(-1, canvas) @ _make_width_upsampling_matrix(side, *matrix_options).T).view(
                 count, 3, side, side
             )
             for rows, side in zip(torch.split(stacked, ctx.sides, dim=1), ctx.sides, strict=True)

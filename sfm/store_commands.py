@@ -160,7 +160,7 @@ def store_verify(
             print_json({"entries": [store_tables.make_verdict_document(v) for v in verdicts]})
         else:
             store_tables.print_verdicts(f"Store {url}", verdicts)
-        damaged = sum(not v.is_sound and v.is_readable for v in verdicts)
+        damaged = sum(not v.is_sound and v.is_access_granted for v in verdicts)
         if damaged:
             raise print_error_and_make_exit(
                 f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1

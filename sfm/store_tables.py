@@ -257,7 +257,7 @@ def make_verdict_document(verdict: EntryVerdict) -> dict[str, Any]:
     """Return the document of a verdict for ``sfm store verify --json``."""
     return {
         "sound": verdict.is_sound,
-        "readable": verdict.is_readable,
+        "readable": verdict.is_access_granted,
         "problems": verdict.problems,
         "commit": verdict.commit_path,
         "objects": verdict.object_count,
@@ -277,7 +277,7 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
             v.summary.role if v.summary else "–",
             str(v.object_count),
             format_size(v.size_bytes),
-            "sound" if v.is_sound else "DAMAGED" if v.is_readable else "not read",
+            "sound" if v.is_sound else "DAMAGED" if v.is_access_granted else "not read",
         ]
         for v in verdicts
     ]
@@ -287,7 +287,7 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
     )
     for verdict in verdicts:
         for problem in verdict.problems:
-            print_line(problem if verdict.is_readable else f"note: left out: {problem}")
+            print_line(problem if verdict.is_access_granted else f"note: left out: {problem}")
 
 
 def make_copy_document(result: CopyResult) -> dict[str, Any]:

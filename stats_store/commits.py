@@ -25,7 +25,7 @@ from sfm.stats_store.cards import (
     Summary,
 )
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256, encode_canonical_json
-from sfm.stats_store.schema import UpgradeError, require_supported_schema
+from sfm.stats_store.schema import UpgradeNeededError, require_supported_schema
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES, parse_json
 
@@ -108,7 +108,7 @@ def parse_commit(encoded_commit: bytes, path: str) -> Commit:
     ------
     DamageError
         If they do not match their own digest, belong to another path, or hold invalid values.
-    UpgradeError
+    UpgradeNeededError
         If it was written with a schema that this version cannot read.
     """
     commit = parse_commit_or_damage(encoded_commit, path)
@@ -124,7 +124,7 @@ def parse_commit_or_damage(encoded_commit: bytes, path: str) -> Commit | DamageE
 
     Raises
     ------
-    DamageError, UpgradeError
+    DamageError, UpgradeNeededError
         See :func:`parse_commit`.
     """
     with PARSE_LOCK:
@@ -237,7 +237,7 @@ def parse_entry_cards(commit: Commit, run_zarr_json: bytes) -> EntryCards:
     ------
     DamageError
         If they hold invalid values, or differ from the commit.
-    UpgradeError
+    UpgradeNeededError
         If a newer version wrote values that this one does not know.
     """
     subject, minor = f"damaged object runs/{commit.run}/zarr.json", commit.schema_version.minor
@@ -294,7 +294,7 @@ def validate_card(
 
 def convert_validation_error(
     error: ValidationError, error_subject: str, schema_minor: int
-) -> DamageError | UpgradeError:
+) -> DamageError | UpgradeNeededError:
     """Return the exception for invalid values: damage, or an upgrade error if a newer schema may allow them.
 
     Parameters
@@ -309,5 +309,5 @@ def convert_validation_error(
     text = f"{error_subject}: {location}: {reason}" if location else f"{error_subject}: {reason}"
     line = sanitize_line(text, max_length=500)
     if schema_minor > SCHEMA_MINOR and all(problem["type"] in NEWER_SCHEMA_ERRORS for problem in problems):
-        return UpgradeError(f"{line}; it is of schema 1.{schema_minor}: upgrade sfm-distill")
+        return UpgradeNeededError(f"{line}; it is of schema 1.{schema_minor}: upgrade sfm-distill")
     return DamageError(line)

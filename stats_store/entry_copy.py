@@ -35,7 +35,7 @@ from sfm.stats_store.objects import (
     sync_objects_to_disk,
 )
 from sfm.stats_store.publication import create_encoded_commit
-from sfm.stats_store.schema import UpgradeError
+from sfm.stats_store.schema import UpgradeNeededError
 from sfm.stats_store.store import Store
 from sfm.stats_store.verification import EntryVerifier, VerifiedObjectCounter
 from sfm.stats_store.verified_objects import read_published_object
@@ -205,7 +205,7 @@ class EntryCopier:
         """Verify an entry in the target, before or after its commit; return one line per problem."""
         with translate_errors(self.target.url):
             verdict = self.verifier.verify_entry("", commit)
-        if not verdict.is_readable:
+        if not verdict.is_access_granted:
             raise AccessDeniedError(verdict.problems[0])
         return verdict.problems
 
@@ -238,7 +238,7 @@ class EntryCopier:
             cards = parse_entry_cards(commit, metadata["zarr.json"])
             metadata_by_path = {f"runs/{commit.run}/{name}": data for name, data in metadata.items()}
             parse_layouts_or_raise(commit, cards, metadata_by_path)
-        except UpgradeError as error:
+        except UpgradeNeededError as error:
             raise DamageError(f"{error}, which can verify it") from error
         for run in make_candidate_run_ids(commit):
             existing_names = self.find_resumable_objects(run, commit)

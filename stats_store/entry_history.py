@@ -16,7 +16,7 @@ from sfm.stats_store.dataset_names import split_pinned_name
 from sfm.stats_store.entry_selection import describe_entry, find_summaries
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.publication import create_commit
-from sfm.stats_store.schema import UpgradeError
+from sfm.stats_store.schema import UpgradeNeededError
 from sfm.stats_store.store import Store
 from sfm.stats_store.verified_objects import read_published_object
 
@@ -96,7 +96,7 @@ def read_commit_or_problem(store: Store, path: str) -> tuple[Commit | None, str]
     """Return a commit and "", or None and why it cannot be read."""
     try:
         return store.read_commit(path), ""
-    except (DamageError, UpgradeError, AccessDeniedError) as error:
+    except (DamageError, UpgradeNeededError, AccessDeniedError) as error:
         return None, str(error)
 
 
@@ -235,7 +235,7 @@ def find_entries_merged_from_removed(
     def contains_removed_data(summary: Summary) -> bool:
         try:
             return bool(fingerprints & set(read_dataset_card(store, summary).leaves))
-        except (DamageError, UpgradeError, AccessDeniedError) as error:
+        except (DamageError, UpgradeNeededError, AccessDeniedError) as error:
             LOG.warning("whether %s was merged from it is not known: %s", describe_entry(summary), error)
             return False
 
@@ -250,7 +250,7 @@ def read_dataset_card(store: Store, summary: Summary) -> DatasetCard:
     ------
     DamageError
         If the entry is damaged.
-    UpgradeError
+    UpgradeNeededError
         If its cards need a newer version of this program.
     """
     commit = store.read_entry_commit(summary)

@@ -114,7 +114,7 @@ def create_run_array(
     )
 
 
-class UpgradeError(InputError):
+class UpgradeNeededError(InputError):
     """Data was written by a newer version of this program, and this one cannot read it."""
 
 
@@ -129,17 +129,17 @@ def require_supported_schema(schema: SchemaVersion, error_subject: str) -> None:
 
     Raises
     ------
-    UpgradeError
+    UpgradeNeededError
         If the major version differs, or a requirement is unknown.
     """
     if schema.major != SCHEMA_MAJOR:
-        raise UpgradeError(
+        raise UpgradeNeededError(
             f"{error_subject} has schema {schema.major}.{schema.minor}; this version of sfm reads schema "
             f"{SCHEMA_MAJOR}.x: upgrade sfm-distill"
         )
     unknown = sorted(set(schema.requires) - KNOWN_REQUIREMENTS)
     if unknown:
-        raise UpgradeError(
+        raise UpgradeNeededError(
             f"{error_subject} requires {sanitize_line(', '.join(unknown), 200)}, unknown to this version: "
             f"upgrade sfm-distill"
         )

@@ -42,7 +42,7 @@ from sfm.stats_store.objects import (
     read_object,
     require_writable_store,
 )
-from sfm.stats_store.schema import UpgradeError, require_supported_schema, strip_sub_class_suffix
+from sfm.stats_store.schema import UpgradeNeededError, require_supported_schema, strip_sub_class_suffix
 from sfm.stats_store.store_index import read_store_index
 from sfm.stats_store.verified_objects import VerifiedZarrStore, read_published_object, translate_decode_errors
 
@@ -139,7 +139,7 @@ class Store:
         try:
             commit = self.read_commit(path)
             return commit.summary if commit.kind == "entry" else None
-        except (DamageError, UpgradeError, AccessDeniedError) as error:
+        except (DamageError, UpgradeNeededError, AccessDeniedError) as error:
             return str(error)
 
     def read_entry_commit(self, summary: Summary) -> Commit:

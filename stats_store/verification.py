@@ -21,7 +21,7 @@ from sfm.stats_store.commits import make_commit_path, parse_entry_cards
 from sfm.stats_store.concurrency import MAX_REQUESTS, MemoryBudget, map_concurrently
 from sfm.stats_store.digests import compute_chunked_array_digest
 from sfm.stats_store.location import AccessDeniedError, translate_errors
-from sfm.stats_store.schema import UpgradeError
+from sfm.stats_store.schema import UpgradeNeededError
 from sfm.stats_store.store import Store
 from sfm.stats_store.store_index import read_store_index
 from sfm.stats_store.verified_objects import VerifiedZarrStore, read_published_object, translate_decode_errors
@@ -51,7 +51,7 @@ class EntryVerdict:
         Number of objects in the commit, and their published size in bytes.
     problems : list of str
         One line per problem, with the path of the object; empty for an undamaged entry.
-    is_readable : bool
+    is_access_granted : bool
         False if access to a part was denied; `problems` names it.
     """
 
@@ -60,7 +60,7 @@ class EntryVerdict:
     object_count: int
     size_bytes: int
     problems: list[str]
-    is_readable: bool = True
+    is_access_granted: bool = True
 
     @property
     def is_sound(self) -> bool:
@@ -124,7 +124,7 @@ def verify_entries(
     }
     sorted_verdicts = [verdict_by_path[path] for path in paths if path in verdict_by_path]
     return sorted_verdicts + [
-        EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted_folders
+        EntryVerdict("index", None, 0, 0, [problem], is_access_granted=False) for problem in unlisted_folders
     ]
 
 
@@ -147,10 +147,10 @@ def read_commit_or_verdict(store: Store, path: str) -> Commit | EntryVerdict:
     """Return a commit, or the verdict about one that cannot be read."""
     try:
         return store.read_commit(path)
-    except (DamageError, UpgradeError) as error:
+    except (DamageError, UpgradeNeededError) as error:
         return EntryVerdict(path, None, 0, 0, [str(error)])
     except AccessDeniedError as error:
-        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], is_readable=False)
+        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], is_access_granted=False)
 
 
 class EntryVerifier:
@@ -197,7 +197,7 @@ class EntryVerifier:
                 problems += [f"damaged array {run}/{name}: {line}" for name, line in contradictions.items()]
         except AccessDeniedError as error:
             return EntryVerdict(
-                commit_path, commit.summary, len(records), size, [str(error)], is_readable=False
+                commit_path, commit.summary, len(records), size, [str(error)], is_access_granted=False
             )
         return EntryVerdict(commit_path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
 
@@ -357,7 +357,7 @@ def load_arrays_to_verify(
             cards = parse_entry_cards(commit, zarr_json_by_path[path])
             dataset = cards.dataset
             layouts, problems = parse_valid_array_layouts(commit, cards, zarr_json_by_path)
-        except (DamageError, UpgradeError) as error:
+        except (DamageError, UpgradeNeededError) as error:
             problems = [str(error)]
     return ArraysToVerify(run, commit.arrays, records_by_path, zarr_json_by_path, dataset, layouts), problems
 

@@ -141,10 +141,10 @@ def find_classes_named_like_splits(
     has_both_splits = 0 < len(folders_by_exact_split_name["train"]) < len(named)
     if has_both_splits or len(named) == len(folders) or any(map(get_class_folder_names, named)):
         return []
-    return named if all(map(could_be_class_folder, folders)) else []
+    return named if all(map(might_hold_images, folders)) else []
 
 
-def could_be_class_folder(folder: Path) -> bool:
+def might_hold_images(folder: Path) -> bool:
     """Return whether a folder holds an image or a folder, or cannot be listed."""
     try:
         entries = scan_folder(folder)

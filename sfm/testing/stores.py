@@ -24,7 +24,7 @@ from sfm.stats_store.entry_history import list_candidate_summaries, read_commit_
 from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
-from sfm.stats_store.schema import UpgradeError
+from sfm.stats_store.schema import UpgradeNeededError
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
@@ -240,7 +240,7 @@ class StoreTests:
         assert len(reasons) == 1
         assert "future" in reasons[0]
         assert "upgrade" in reasons[0]
-        with pytest.raises(UpgradeError):
+        with pytest.raises(UpgradeNeededError):
             store.open_entry(summary)
 
     def test_a_newer_minor_version_is_read_and_preserved_by_copy(self, store: Store) -> None:

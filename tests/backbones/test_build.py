@@ -16,7 +16,7 @@ from timm.layers import StdConv2d  # type: ignore[attr-defined]
 from timm.models import _registry, get_pretrained_cfg
 from torch import Tensor, nn
 
-from sfm.backbones.build import Backbone, load_backbone, strip_weights_folder
+from sfm.backbones.build import Backbone, load_backbone, strip_folder_of_weights_file
 from sfm.backbones.execution.batch_norms import fold_batch_norms
 from sfm.backbones.identity import digest_weights, select_feature_tensors
 from sfm.backbones.image_tensors import pixels_to_tensor
@@ -325,8 +325,10 @@ def test_an_unknown_device_is_refused() -> None:
 
 
 def test_a_card_does_not_tell_the_folders_of_its_writer():
-    assert strip_weights_folder("timm/resnet18@/home/ada/secret project/w.pth") == "timm/resnet18@w.pth"
-    assert strip_weights_folder("timm/resnet18.a1_in1k") == "timm/resnet18.a1_in1k"
+    assert (
+        strip_folder_of_weights_file("timm/resnet18@/home/ada/secret project/w.pth") == "timm/resnet18@w.pth"
+    )
+    assert strip_folder_of_weights_file("timm/resnet18.a1_in1k") == "timm/resnet18.a1_in1k"
 
 
 @pytest.fixture

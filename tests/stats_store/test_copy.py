@@ -120,14 +120,14 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
     assert [v.is_sound for v in verify_entries(target)] == [True]
 
 
-def test_a_stranger_who_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it(disk, tmp_path):
-    stranger = create_store(str(tmp_path / "stranger"))
-    evil = publish_random_entry(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
+def test_an_untrusted_store_that_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it(disk, tmp_path):
+    untrusted = create_store(str(tmp_path / "untrusted"))
+    evil = publish_random_entry(untrusted, 5, dataset="free-stats", fingerprint="b" * 64)
     victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
     before = content(disk)
-    take_run_id(stranger, evil, victim)
-    assert [v.is_sound for v in verify_entries(stranger)] == [True]
-    (done,) = copy_entries(stranger, disk, stranger.list_summaries())
+    take_run_id(untrusted, evil, victim)
+    assert [v.is_sound for v in verify_entries(untrusted)] == [True]
+    (done,) = copy_entries(untrusted, disk, untrusted.list_summaries())
     assert (done.outcome, done.found_object_count) == ("copied", 0)
     assert {path: data for path, data in content(disk).items() if path in before} == before
     assert not [path for path in content(disk) if path.startswith(f"runs/{victim}/") and path not in before]
@@ -135,25 +135,25 @@ def test_a_stranger_who_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it
 
 
 def test_a_run_that_a_commit_refers_to_gains_no_object_even_where_all_of_it_was_lost(disk, tmp_path):
-    stranger = create_store(str(tmp_path / "stranger"))
-    evil = publish_random_entry(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
+    untrusted = create_store(str(tmp_path / "untrusted"))
+    evil = publish_random_entry(untrusted, 5, dataset="free-stats", fingerprint="b" * 64)
     victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
     shutil.rmtree(tmp_path / "disk" / "runs" / victim)
-    take_run_id(stranger, evil, victim)
-    assert outcomes(copy_entries(stranger, disk, stranger.list_summaries())) == ["copied"]
+    take_run_id(untrusted, evil, victim)
+    assert outcomes(copy_entries(untrusted, disk, untrusted.list_summaries())) == ["copied"]
     assert not (tmp_path / "disk" / "runs" / victim).exists()
 
 
-def test_two_entries_of_a_stranger_with_one_run_id_do_not_mix(tmp_path):
-    stranger = create_store(str(tmp_path / "stranger"))
-    first = publish_random_entry(stranger, 5, dataset="a", fingerprint="a" * 64)
+def test_two_entries_of_an_untrusted_store_with_one_run_id_do_not_mix(tmp_path):
+    untrusted = create_store(str(tmp_path / "untrusted"))
+    first = publish_random_entry(untrusted, 5, dataset="a", fingerprint="a" * 64)
     second = publish_random_entry(create_store(str(tmp_path / "other")), 6, dataset="b", fingerprint="b" * 64)
     other = create_store(str(tmp_path / "other"))
-    run = stranger.read_commit(f"index/{first.key}/00000001.json").run
+    run = untrusted.read_commit(f"index/{first.key}/00000001.json").run
     take_run_id(other, second, run)
     target = create_store(str(tmp_path / "t"))
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda s: copy_entries(s, target, s.list_summaries()), (stranger, other)))
+        done = list(pool.map(lambda s: copy_entries(s, target, s.list_summaries()), (untrusted, other)))
     assert [outcomes(each) for each in done] == [["copied"]] * 2
     assert [v.problems for v in verify_entries(target)] == [[], []]
     assert len({target.read_commit(f"index/{s.key}/00000001.json").run for s in (first, second)}) == 2

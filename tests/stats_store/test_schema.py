@@ -19,7 +19,7 @@ from sfm.stats_store.publication import Draft
 from sfm.stats_store.schema import (
     DIMENSIONS,
     MAX_CHUNK_BYTES,
-    UpgradeError,
+    UpgradeNeededError,
     choose_chunk_shape,
     is_array_in_schema,
     make_dimension_names,
@@ -61,20 +61,22 @@ def rewrite_root(store: Store, **schema: object) -> None:
 def test_a_store_of_another_major_version_is_refused_with_what_to_do(store: Store, major: int) -> None:
     rewrite_root(store, major=major)
     with pytest.raises(
-        UpgradeError, match=rf"has schema {major}\.0; this version .* 1\.x: upgrade sfm-distill"
+        UpgradeNeededError, match=rf"has schema {major}\.0; this version .* 1\.x: upgrade sfm-distill"
     ):
         open_store(store.url)
 
 
 def test_a_store_that_requires_something_unknown_is_refused_with_what_to_do(store: Store) -> None:
     rewrite_root(store, requires=["encryption", "shards"])
-    with pytest.raises(UpgradeError, match=r"requires encryption, shards, unknown .* upgrade sfm-distill"):
+    with pytest.raises(
+        UpgradeNeededError, match=r"requires encryption, shards, unknown .* upgrade sfm-distill"
+    ):
         open_store(store.url)
 
 
 def test_a_writer_refuses_such_a_store_too(store: Store) -> None:
     rewrite_root(store, major=2)
-    with pytest.raises(UpgradeError, match="upgrade sfm-distill"):
+    with pytest.raises(UpgradeNeededError, match="upgrade sfm-distill"):
         create_store(store.url)
 
 
@@ -90,7 +92,7 @@ def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
     assert re.match(r"the entry of new \(index/.*\) (has schema 2\.0|requires deltas).*upgrade", reasons[0])
     assert store.list_summaries() == entries
     assert reasons[0] in caplog.text
-    with pytest.raises(UpgradeError, match=r"the entry of new .* upgrade sfm-distill"):
+    with pytest.raises(UpgradeNeededError, match=r"the entry of new .* upgrade sfm-distill"):
         store.open_entry(new)
     assert [(v.summary is None, len(v.problems)) for v in verify_entries(store) if not v.is_sound] == [
         (True, 1)
@@ -122,7 +124,7 @@ def test_a_commit_of_an_unknown_kind_is_of_a_later_version_only_if_it_says_so(st
     with pytest.raises(DamageError, match="kind: Input should be 'entry' or 'tombstone'"):
         store.open_entry(new)
     rewrite_commit(store, new, lambda content: content["schema"].update(minor=7))
-    with pytest.raises(UpgradeError, match=r"it is of schema 1\.7: upgrade sfm-distill"):
+    with pytest.raises(UpgradeNeededError, match=r"it is of schema 1\.7: upgrade sfm-distill"):
         store.open_entry(new)
 
 

@@ -32,7 +32,7 @@ from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import find_entry_history, read_commit_statuses, remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.objects import read_object
-from sfm.stats_store.schema import UpgradeError, is_array_in_schema
+from sfm.stats_store.schema import UpgradeNeededError, is_array_in_schema
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
 from sfm.stats_store.verified_objects import make_object_record
@@ -90,7 +90,7 @@ def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_vers
     complaint = PATH
     try:
         parse_commit(encode_commit(replaced(CONTENT, place, value)), PATH)
-    except (DamageError, UpgradeError) as error:
+    except (DamageError, UpgradeNeededError) as error:
         complaint = str(error)
     assert PATH in complaint
     assert complaint == sanitize_line(complaint)
@@ -102,7 +102,7 @@ def test_cards_with_any_value_anywhere_are_sound_or_damaged_or_of_a_later_versio
     complaint = COMMIT.run
     try:
         parse_entry_cards(COMMIT, json.dumps(replaced(CARDS, place, value)).encode())
-    except (DamageError, UpgradeError) as error:
+    except (DamageError, UpgradeNeededError) as error:
         complaint = str(error)
     assert COMMIT.run in complaint
     assert complaint == sanitize_line(complaint)
