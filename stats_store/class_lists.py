@@ -97,7 +97,7 @@ def parse_class_list(text: str, origin: str) -> ParsedClassList:
     Examples
     --------
     >>> parse_class_list("# languages\nc#\ngo\tGo\n", "a list")
-    ParsedClassList(origin='a list', ids=['c#', 'go'], names={'go': 'Go'})
+    ParsedClassList(origin='a list', class_ids=['c#', 'go'], display_names={'go': 'Go'})
     """
     lines: dict[str, int] = {}
     names: dict[str, str] = {}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LOCATION_KINDS = "a local path, s3://, gs:// or az:// URL"
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
-BRIEF_RETRY: "RetryConfig" = {
+SHORT_RETRY: "RetryConfig" = {
     "max_retries": 6,
     "retry_timeout": datetime.timedelta(seconds=20),
     "backoff": {
@@ -42,7 +42,7 @@ BRIEF_RETRY: "RetryConfig" = {
 }
 """For the first request: a location that does not answer is most likely misspelled, so fail soon."""
 
-PATIENT_RETRY: "RetryConfig" = {
+LONG_RETRY: "RetryConfig" = {
     "max_retries": 10,
     "retry_timeout": datetime.timedelta(minutes=3),
     "backoff": {
@@ -111,7 +111,7 @@ def make_url_absolute(url: str) -> str:
     return url if path is None else str(path.absolute())
 
 
-def connect_object_store(url: str, *, create: bool = False, use_patient_retries: bool = True) -> ObjectStore:
+def connect_object_store(url: str, *, create: bool = False, use_long_retries: bool = True) -> ObjectStore:
     """Return an obstore store of the objects below a URL; credentials come from the environment only.
 
     Parameters
@@ -120,7 +120,7 @@ def connect_object_store(url: str, *, create: bool = False, use_patient_retries:
         A local path, ``file://``, ``s3://``, ``gs://`` or ``az://``.
     create : bool
         Create the local folder if it does not exist.
-    use_patient_retries : bool
+    use_long_retries : bool
         Retry requests for up to three minutes instead of twenty seconds.
 
     Raises
@@ -147,7 +147,7 @@ def connect_object_store(url: str, *, create: bool = False, use_patient_retries:
     require_plain_url_path(parts)
     require_valid_cloud_environment(parts.scheme)
     with translate_errors(redact_url(url)):
-        return from_url(url, retry_config=PATIENT_RETRY if use_patient_retries else BRIEF_RETRY)
+        return from_url(url, retry_config=LONG_RETRY if use_long_retries else SHORT_RETRY)
 
 
 def require_plain_url_path(url_parts: SplitResult) -> None:
@@ -204,8 +204,8 @@ def explain_store_error(error: BaseException, location: str) -> str:
         match = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
         name = sanitize_line(match[1], max_length=200) if match else "unknown"
         return (
-            f"cannot use {location}: somebody made an object there that has no proper name ({name}), and no "
-            f"listing gets past it: delete it with the tools of the server"
+            f"cannot use {location}: it holds an object with an invalid name ({name}), at which every "
+            f"listing fails: delete it with the tools of the server"
         )
     if errno_value == errno.ENOSPC or "No space left on device" in text:
         return f"no space left on the disk of {location}: free some and run the same command again"

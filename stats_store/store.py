@@ -275,7 +275,7 @@ def connect_store(location: str | ObjectStore, *, create: bool) -> tuple[str, Ob
     return (
         redact_url(location),
         connect_object_store(location, create=create),
-        connect_object_store(location, create=create, use_patient_retries=False),
+        connect_object_store(location, create=create, use_long_retries=False),
     )
 
 

@@ -27,9 +27,9 @@ from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
 from sfm.stats_store.dataset_names import make_dataset_name, make_dataset_name_from_folder
 from sfm.stats_store.location import (
-    BRIEF_RETRY,
-    PATIENT_RETRY,
+    LONG_RETRY,
     REMOTE_SCHEMES,
+    SHORT_RETRY,
     connect_object_store,
     explain_store_error,
 )
@@ -234,11 +234,11 @@ def _connect_to_url(url: str, *, retry_for_long: bool) -> tuple[ObjectStore, str
             HTTPStore.from_url(
                 f"{parts.scheme}://{parts.netloc}",
                 client_options={"allow_http": parts.scheme == "http"},
-                retry_config=PATIENT_RETRY if retry_for_long else BRIEF_RETRY,
+                retry_config=LONG_RETRY if retry_for_long else SHORT_RETRY,
             ),
             path,
         )
-    return connect_object_store(f"{parts.scheme}://{parts.netloc}", use_patient_retries=retry_for_long), path
+    return connect_object_store(f"{parts.scheme}://{parts.netloc}", use_long_retries=retry_for_long), path
 
 
 @contextlib.contextmanager

@@ -290,7 +290,7 @@ def test_a_table_of_more_rows_than_bytes_is_refused(tmp_path):
         pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([make_png()])),
         pa.array(np.zeros(count, np.int8)),
     )
-    with peak_memory() as growth, pytest.raises(InputError, match="promises 2,000,000 rows in"):
+    with peak_memory() as growth, pytest.raises(InputError, match="claims 2,000,000 rows in"):
         open_source(spec)
     assert growth[0] < 64 * MIB
 

@@ -215,7 +215,7 @@ def test_files_of_one_dataset_must_number_the_classes_alike(tmp_path, pictures):
         write_tables(tmp_path / "a", pictures),
         write_tables(tmp_path / "b", pictures, CLASS_NAMES[::-1]),
     )
-    with pytest.raises(InputError, match=r"validation-00000-of-00001.parquet names its classes otherwise"):
+    with pytest.raises(InputError, match=r"validation-00000-of-00001.parquet has other class names than"):
         open_source(f"parquet:{root}/data/train-*.parquet?test={other}/data/validation-*.parquet")
 
 

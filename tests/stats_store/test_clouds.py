@@ -42,7 +42,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("sfm.stats_store.objects.RETRY_DELAYS", ())
-    monkeypatch.setitem(connect_object_store.__globals__["BRIEF_RETRY"], "max_retries", 0)
+    monkeypatch.setitem(connect_object_store.__globals__["SHORT_RETRY"], "max_retries", 0)
 
 
 @contextmanager

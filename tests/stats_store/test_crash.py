@@ -288,8 +288,8 @@ def test_an_extraction_to_a_server_that_fails_now_and_then_has_the_digests_of_an
 def test_a_server_that_stays_away_is_an_error_and_the_same_command_completes_later(
     proxy: Proxy, s3_url: str, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(location.PATIENT_RETRY, "max_retries", 1)
-    monkeypatch.setitem(location.BRIEF_RETRY, "max_retries", 1)
+    monkeypatch.setitem(location.LONG_RETRY, "max_retries", 1)
+    monkeypatch.setitem(location.SHORT_RETRY, "max_retries", 1)
     rng = random.Random(rounds)
     for number in range(rounds):
         url = f"{s3_url}-{number}"
