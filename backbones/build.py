@@ -14,10 +14,10 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from sfm.backbones.card import BackboneCard, Preprocessing
-from sfm.backbones.execution.batch_norms import fold_batch_norms
-from sfm.backbones.hub import download_hub_weights
+from sfm.backbones.execution.batch_norms import fold_batch_norms_if_equivalent
+from sfm.backbones.hub import find_or_download_hub_weights
 from sfm.backbones.identity import digest_weights, is_in_modules, select_feature_tensors
-from sfm.backbones.preprocessing import preprocessing_from_timm_config, read_input_size
+from sfm.backbones.preprocessing import preprocessing_from_timm_config, read_square_input_side
 from sfm.backbones.spec import PROJECTED, ParsedSpec, parse_spec
 from sfm.backbones.weight_files import find_packaged_weights, group_tensors_by_prefix, read_weight_file
 from sfm.constrained_types import MAX_INPUT_PIXELS
@@ -147,15 +147,17 @@ def load_backbone(
         progress(Progress(f"weights of {strip_folder_of_weights_file(spec)} from {choice}", 1, 1, "sets"))
     try:
         digest = digest_weights(
-            select_feature_tensors(model.state_dict(), _list_classifier_module_names(parsed, model))
+            select_feature_tensors(model.state_dict(), _list_unused_module_names(parsed, model))
         )
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
     size = preprocessing.input_size
     trunk = FeatureModel(model, projected=parsed.feature_rule == PROJECTED).eval().requires_grad_(False)
     example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    features = _set_size_and_count_features(trunk, example, spec)
-    folded: nn.Module = fold_batch_norms(trunk, example).requires_grad_(False) if fold_norms else trunk
+    features = _set_input_size_and_count_features(trunk, example, spec)
+    folded: nn.Module = (
+        fold_batch_norms_if_equivalent(trunk, example).requires_grad_(False) if fold_norms else trunk
+    )
     convolutional = sum(isinstance(module, nn.Conv2d) for module in folded.modules()) > 1
     layout = torch.channels_last if convolutional else torch.contiguous_format
     card = BackboneCard(
@@ -204,7 +206,7 @@ def _load_model_with_weights_note(spec: ParsedSpec) -> tuple[Any, str]:
         return _create_pretrained_model(spec), ""
     model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.timm_config_overrides))
     checkpoint = read_weight_file(path, spec.weights_prefix)
-    tensors, unused = checkpoint.tensors, _list_classifier_module_names(spec, model)
+    tensors, unused = checkpoint.tensors, _list_unused_module_names(spec, model)
     if spec.weights_package is not None:
         tensors = _rename_tensors_by_order(tensors, model, path)
     choice = _load_weights_with_prefix_note(model, tensors, unused, path, spec.model)
@@ -230,7 +232,9 @@ def _resolve_preprocessing(spec: ParsedSpec, image_size: int | None) -> Preproce
     config = {**known.to_dict(), **spec.timm_config_overrides}
     wanted = spec.image_size if image_size is None else image_size
     try:
-        return preprocessing_from_timm_config(config, read_input_size(config) if wanted is None else wanted)
+        return preprocessing_from_timm_config(
+            config, read_square_input_side(config) if wanted is None else wanted
+        )
     except InputError as error:
         raise InputError(f"backbone '{spec.text}': {error}") from error
 
@@ -243,7 +247,7 @@ def _create_pretrained_model(spec: ParsedSpec) -> Any:
         raise InputError(f"timm has no weights for '{spec.text}': name a tag that has, {advice}")
     try:
         plain = config.hf_hub_id and not config.custom_load and not config.hf_hub_filename
-        path = download_hub_weights(config.hf_hub_id) if plain else None
+        path = find_or_download_hub_weights(config.hf_hub_id) if plain else None
         overlay = {} if path is None else {"file": str(path)}
         return timm.create_model(spec.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, InputError) as error:
@@ -252,7 +256,7 @@ def _create_pretrained_model(spec: ParsedSpec) -> Any:
         ) from error
 
 
-def _list_classifier_module_names(spec: ParsedSpec, model: Any) -> list[str]:
+def _list_unused_module_names(spec: ParsedSpec, model: Any) -> list[str]:
     """Return the names of the classifier's modules, if they come after the feature."""
     named = None if spec.feature_rule == PROJECTED else model.pretrained_cfg.get("classifier")
     return [named] if isinstance(named, str) else list(named or ())
@@ -269,19 +273,19 @@ def _rename_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path)
 
 
 def _load_weights_with_prefix_note(
-    model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str], path: Path, model_name: str
+    model: Any, tensors: dict[str, Tensor], unused_module_names: Collection[str], path: Path, model_name: str
 ) -> str:
     """Load weights into a model, ignoring its classifier; return the prefix if several would fit."""
     choice = ""
-    fitted, faults = _translate_and_list_mismatches(model, tensors, unused_modules)
+    fitted, faults = _translate_and_list_mismatches(model, tensors, unused_module_names)
     if faults:
         tensors_by_prefix = group_tensors_by_prefix(
-            tensors, select_feature_tensors(model.state_dict(), unused_modules)
+            tensors, select_feature_tensors(model.state_dict(), unused_module_names)
         )
         fitting_prefixes = [
             prefix
             for prefix, prefixed in tensors_by_prefix.items()
-            if not _translate_and_list_mismatches(model, prefixed, unused_modules)[1]
+            if not _translate_and_list_mismatches(model, prefixed, unused_module_names)[1]
         ]
         prefix, choice = (
             _choose_prefix_with_note(fitting_prefixes, path, model_name)
@@ -289,12 +293,12 @@ def _load_weights_with_prefix_note(
             else (next(iter(tensors_by_prefix), ""), "")
         )
         fitted, faults = _translate_and_list_mismatches(
-            model, tensors_by_prefix.get(prefix, tensors), unused_modules
+            model, tensors_by_prefix.get(prefix, tensors), unused_module_names
         )
     if faults:
         raise InputError(f"{path} does not fit {model_name}: {_join_first_mismatches(faults)}")
     model.load_state_dict(
-        {n: t for n, t in fitted.items() if not is_in_modules(n, unused_modules)}, strict=False
+        {n: t for n, t in fitted.items() if not is_in_modules(n, unused_module_names)}, strict=False
     )
     return choice
 
@@ -318,11 +322,11 @@ def _choose_prefix_with_note(fitting_prefixes: list[str], path: Path, model_name
 
 
 def _translate_and_list_mismatches(
-    model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]
+    model: Any, tensors: dict[str, Tensor], unused_module_names: Collection[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Translate tensors to the model's names; return them with the remaining mismatches."""
     _resize_model_to_position_grid(model, tensors.get("pos_embed"))
-    faults = _describe_tensor_mismatches(model, tensors, unused_modules)
+    faults = _describe_tensor_mismatches(model, tensors, unused_module_names)
     # timm keeps the translation of the first publisher's checkpoints in the model's module.
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if not faults or translate is None:
@@ -331,7 +335,7 @@ def _translate_and_list_mismatches(
         translated = translate(dict(tensors), model)
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError):
         return tensors, faults
-    return translated, faults if _describe_tensor_mismatches(model, translated, unused_modules) else []
+    return translated, faults if _describe_tensor_mismatches(model, translated, unused_module_names) else []
 
 
 def _resize_model_to_position_grid(model: Any, stored_pos_embed: Tensor | None) -> None:
@@ -354,15 +358,17 @@ def _resize_model_to_position_grid(model: Any, stored_pos_embed: Tensor | None) 
 
 
 def _describe_tensor_mismatches(
-    model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]
+    model: Any, tensors: dict[str, Tensor], unused_module_names: Collection[str]
 ) -> list[str]:
     """Describe the tensors that are missing, unknown or of another shape, without the unused modules."""
     expected = model.state_dict()
     used_tensors = {
-        name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused_modules)
+        name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused_module_names)
     }
     missing = [
-        f"no {name}" for name in select_feature_tensors(expected, unused_modules) if name not in used_tensors
+        f"no {name}"
+        for name in select_feature_tensors(expected, unused_module_names)
+        if name not in used_tensors
     ]
     unknown = [f"unknown {name}" for name in used_tensors if name not in expected]
     misshapen = [
@@ -378,7 +384,7 @@ def _join_first_mismatches(mismatches: list[str]) -> str:
     return listed + (f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else "")
 
 
-def _set_size_and_count_features(trunk: FeatureModel, example_images: Tensor, spec: str) -> int:
+def _set_input_size_and_count_features(trunk: FeatureModel, example_images: Tensor, spec: str) -> int:
     """Set a model's input size and return its number of features."""
     size = example_images.shape[-1]
     try:

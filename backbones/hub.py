@@ -10,7 +10,7 @@ from huggingface_hub.utils import logging as hub_logging
 from sfm.errors import InputError
 
 
-def download_hub_weights(repository: str) -> Path | None:
+def find_or_download_hub_weights(repository: str) -> Path | None:
     """Return the weights file of a hub repository, from the local cache if it is there.
 
     Parameters

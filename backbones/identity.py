@@ -15,7 +15,7 @@ def is_in_modules(tensor_name: str, module_names: Collection[str]) -> bool:
 
 
 def select_feature_tensors(
-    state_dict: Mapping[str, Tensor], unused_modules: Collection[str]
+    state_dict: Mapping[str, Tensor], unused_module_names: Collection[str]
 ) -> dict[str, Tensor]:
     """Return the tensors that the feature depends on.
 
@@ -23,8 +23,8 @@ def select_feature_tensors(
     ----------
     state_dict : mapping of str to Tensor
         A model's persistent tensors under timm's names.
-    unused_modules : collection of str
-        Modules after the feature: the classifier, if the feature is its input.
+    unused_module_names : collection of str
+        Names of modules after the feature: the classifier, if the feature is its input.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def select_feature_tensors(
     return {
         name: tensor
         for name, tensor in state_dict.items()
-        if not is_in_modules(name, unused_modules) and not name.endswith("num_batches_tracked")
+        if not is_in_modules(name, unused_module_names) and not name.endswith("num_batches_tracked")
     }
 
 

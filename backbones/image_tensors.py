@@ -21,7 +21,7 @@ def pixels_to_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32)).permute(0, 3, 1, 2)
 
 
-def pixels_to_device(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+def pixels_to_tensor_on_device(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return a batch of images on a device: float32 in [0, 1], shape (batch, channel, y, x)."""
     if device.type == "cpu":
         return pixels_to_tensor(pixels)

@@ -64,7 +64,7 @@ def preprocessing_from_timm_config(timm_config: Mapping[str, Any], image_size: i
     )
 
 
-def read_input_size(timm_config: Mapping[str, Any]) -> int:
+def read_square_input_side(timm_config: Mapping[str, Any]) -> int:
     """Return the side of the input in timm's configuration of a set of weights.
 
     Raises
@@ -100,20 +100,23 @@ def resize_and_crop_image(image: Image.Image, preprocessing: Preprocessing) -> n
     if preprocessing.crop_mode in ("center", "pad") and max(image.size) > _MAX_ASPECT * shorter:
         image = _crop_centre(image, *(min(length, _MAX_ASPECT * shorter) for length in image.size))
     resized = image.resize(
-        _compute_resized_shape(image.size, preprocessing), _RESAMPLING_FILTERS[preprocessing.resampling]
+        _compute_resized_width_height(image.size, preprocessing),
+        _RESAMPLING_FILTERS[preprocessing.resampling],
     )
     return np.asarray(_pad_and_crop_centre(resized, preprocessing).convert("RGB"))
 
 
-def _compute_resized_shape(image_size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+def _compute_resized_width_height(
+    image_width_height: tuple[int, int], preprocessing: Preprocessing
+) -> tuple[int, int]:
     """Return the width and height to which an image of a given size is resized, rounded as in timm."""
-    side, (width, height) = preprocessing.resize, image_size
+    side, (width, height) = preprocessing.resize, image_width_height
     if preprocessing.crop_mode == "squash":
         return side, side
     if preprocessing.crop_mode == "border":
         ratio = max(width / side, height / side)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
-    return side * width // min(image_size), side * height // min(image_size)
+    return side * width // min(image_width_height), side * height // min(image_width_height)
 
 
 def _pad_and_crop_centre(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -130,7 +133,9 @@ def _pad_and_crop_centre(image: Image.Image, preprocessing: Preprocessing) -> Im
     return _crop_centre(image, size, size)
 
 
-def crop_image_views(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
+def crop_image_views(
+    image: Image.Image, preprocessing: Preprocessing, unit_square_crops: Crops
+) -> npt.NDArray[np.uint8]:
     """Return augmented views of an image: crops of its centre square, resized to the input size.
 
     Parameters
@@ -139,7 +144,7 @@ def crop_image_views(image: Image.Image, preprocessing: Preprocessing, crops: Cr
         Of any mode, as in :func:`resize_and_crop_image`.
     preprocessing : Preprocessing
         Its input size and resampling rule are used.
-    crops : Crops
+    unit_square_crops : Crops
         Boxes in the unit square.
 
     Returns
@@ -149,15 +154,15 @@ def crop_image_views(image: Image.Image, preprocessing: Preprocessing, crops: Cr
     image = render_image(image).image.convert("RGB")
     side, size = min(image.size), preprocessing.input_size
     square = _crop_centre(image, side, side)
-    views = np.empty((len(crops.flip), size, size, 3), dtype=np.uint8)
+    views = np.empty((len(unit_square_crops.flip), size, size, 3), dtype=np.uint8)
     for i, view in enumerate(views):
-        left, top = side * crops.left[i], side * crops.top[i]
-        right, bottom = left + side * crops.width[i], top + side * crops.height[i]
+        left, top = side * unit_square_crops.left[i], side * unit_square_crops.top[i]
+        right, bottom = left + side * unit_square_crops.width[i], top + side * unit_square_crops.height[i]
         box = (left, top, min(right, side), min(bottom, side))
         pixels = np.asarray(
             square.resize((size, size), _RESAMPLING_FILTERS[preprocessing.resampling], box=box)
         )
-        view[:] = pixels[:, ::-1] if crops.flip[i] else pixels
+        view[:] = pixels[:, ::-1] if unit_square_crops.flip[i] else pixels
     return views
 
 

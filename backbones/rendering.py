@@ -111,7 +111,7 @@ def render_image(image: Image.Image, rendering: Rendering = DEFAULT_RENDERING) -
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     alpha = get_alpha_unless_opaque(image)
-    opaque, dark = drop_alpha_and_detect_dark(image, rendering.white)
+    opaque, dark = make_opaque_8bit_and_detect_dark(image, rendering.white)
     if alpha is None:
         return RenderedImage(opaque, dark=dark)
     background = Image.new("RGB", image.size, ImageColor.getrgb(rendering.background))
@@ -135,10 +135,12 @@ def get_alpha_unless_opaque(image: Image.Image) -> Image.Image | None:
     return None if alpha.getextrema()[0] == 255 else alpha
 
 
-def drop_alpha_and_detect_dark(image: Image.Image, white_value: float | None) -> tuple[Image.Image, bool]:
+def make_opaque_8bit_and_detect_dark(
+    image: Image.Image, white_value: float | None
+) -> tuple[Image.Image, bool]:
     """Return an image without transparency, ``L`` or ``RGB``, and whether it is dark."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return scale_grey_and_detect_dark(image, white_value)
+        return scale_grey_to_8bit_and_detect_dark(image, white_value)
     if image.mode == "L" and "transparency" not in image.info:
         # Grey images are resized as grey: a third of the work, and the same pixels.
         return image, False
@@ -155,7 +157,9 @@ def drop_alpha_and_detect_dark(image: Image.Image, white_value: float | None) ->
     return colours, bool(np.asarray(colours).max() < 256 * MAX_DARK_SHARE)
 
 
-def scale_grey_and_detect_dark(image: Image.Image, white_value: float | None) -> tuple[Image.Image, bool]:
+def scale_grey_to_8bit_and_detect_dark(
+    image: Image.Image, white_value: float | None
+) -> tuple[Image.Image, bool]:
     """Scale a grey image of more than 8 bits to 8; return it and whether it is dark.
 
     Pillow's own conversion clips at 255 instead.

@@ -130,7 +130,7 @@ def parse_spec(text: str) -> ParsedSpec:
     return ParsedSpec(text, model=model, weights_tag=tag or None, weights_path=weights)
 
 
-def make_spec_absolute(text: str) -> str:
+def make_spec_weights_path_absolute(text: str) -> str:
     """Return a spec with the absolute path of its weights file."""
     name, at, path = text.strip().partition("@")
     return f"{name}@{expand_home(path).absolute()}" if at and path else text

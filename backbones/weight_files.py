@@ -80,14 +80,14 @@ def read_weight_file(path: Path, prefix: str = "") -> LoadedWeights:
         If the file cannot be read or holds no tensors; it is named.
     """
     loaded = _load_checkpoint_safely(path)
-    tensors, choice = _find_weights_and_choice(loaded)
+    tensors, choice = _find_weights_and_choice_note(loaded)
     odd = next((name for name, tensor in tensors.items() if not _is_plain_tensor(tensor)), None)
     if odd is not None:
         raise InputError(
             f"{path} is damaged: {sanitize_line(odd, 100)} is not a tensor of numbers that it holds"
         )
     if not tensors:
-        raise InputError(f"{path} holds no named tensors{_describe_tensor_parts(loaded)}")
+        raise InputError(f"{path} holds no named tensors{_describe_parts_with_tensors(loaded)}")
     cleaned = {_strip_wrapper_prefixes(name): tensor for name, tensor in tensors.items()}
     if len(cleaned) < len(tensors):
         counts = Counter(map(_strip_wrapper_prefixes, tensors))
@@ -160,7 +160,7 @@ def _load_checkpoint_safely(path: Path) -> Any:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        _require_uncompressed(path)
+        _refuse_file_that_expands_in_memory(path)
         # timm's training keeps its arguments in a Namespace, which is plain data.
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # These tensors are refused below.
@@ -178,7 +178,7 @@ def _load_checkpoint_safely(path: Path) -> Any:
         ) from error
 
 
-def _require_uncompressed(path: Path) -> None:
+def _refuse_file_that_expands_in_memory(path: Path) -> None:
     """Refuse a file of `torch.save` that takes more memory than it has bytes.
 
     Such files are zip archives that compress nothing, or of an earlier format. A compressed archive may be of
@@ -224,7 +224,7 @@ def _describe_unsafe_classes(path: Path) -> str:
     return f": {names} in it may run any code; where you trust it, save only its weights: {advice}"
 
 
-def _find_weights_and_choice(content: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
+def _find_weights_and_choice_note(content: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
     """Return the mapping that holds the weights, and its key if there are several."""
     if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
         return {}, ""
@@ -232,19 +232,19 @@ def _find_weights_and_choice(content: Any, depth: int = 0) -> tuple[dict[str, Te
     if not container_keys:
         named = {n: t for n, t in content.items() if isinstance(n, str) and isinstance(t, Tensor)}
         return {name: tensor for name, tensor in named.items() if name != _AVERAGE_COUNT_KEY}, ""
-    tensors, choice = _find_weights_and_choice(content[container_keys[0]], depth + 1)
+    tensors, choice = _find_weights_and_choice_note(content[container_keys[0]], depth + 1)
     return tensors, choice or (
         f"{container_keys[0]}, not {' or '.join(container_keys[1:])}" if container_keys[1:] else ""
     )
 
 
-def _describe_tensor_parts(loaded: Any) -> str:
+def _describe_parts_with_tensors(loaded: Any) -> str:
     """Describe the parts of a checkpoint that hold tensors, where none is known to be the weights."""
     parts = loaded.items() if isinstance(loaded, Mapping) else ()
     named = [
         sanitize_line(str(key), 100)
         for key, part in parts
-        if isinstance(key, str) and isinstance(part, Mapping) and _find_weights_and_choice(part)[0]
+        if isinstance(key, str) and isinstance(part, Mapping) and _find_weights_and_choice_note(part)[0]
     ]
     if not named:
         return ""

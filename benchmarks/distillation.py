@@ -55,7 +55,7 @@ from measurement import log_progress, write_json
 from safetensors.torch import save_file
 
 from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
-from sfm.backbones.execution.process_settings import set_cublas_workspace
+from sfm.backbones.execution.process_settings import set_default_cublas_workspace
 
 VIT = "random/vit_base_patch14_dinov2"
 SECTIONS = ["time", "memory", "accuracy", "agreement"]
@@ -174,7 +174,7 @@ def make_accuracy_config(case: StepCase, options: argparse.Namespace, scratch: P
 def main() -> None:
     """Measure, print, and write the figures."""
     configure_malloc_to_keep_memory()
-    set_cublas_workspace()
+    set_default_cublas_workspace()
     options = parse_benchmark_options()
     result: dict[str, Any] = {
         "benchmark": "distillation",

@@ -34,11 +34,11 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.crops import Crops
 from sfm.backbones.execution import conv_kernels, input_grad_layers, input_gradient, optimize_backbone
 from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
-from sfm.backbones.execution.preparation import prepare_for_inference
+from sfm.backbones.execution.preparation import optimize_for_cpu_inference
 from sfm.backbones.views import apply_crops, make_interpolation_matrices
 from sfm.distill import augment, train_step
 from sfm.distill.flow import compute_flow, sfm_loss
-from sfm.distill.pyramid import make_colour_matrix
+from sfm.distill.pyramid import make_decorrelated_to_rgb_matrix
 from sfm.pipeline.runtime import BATCH_IMAGES
 
 ALL, EAGER, FOLDING, ALLOCATOR = "everything", "eager", "folded batch norms", "kept freed memory"
@@ -101,7 +101,7 @@ def decode_plainly(levels: Sequence[Tensor], canvas: int) -> Tensor:
     wide = [level @ get_upsampling((side,), canvas).T for level, side in zip(coarse, sides, strict=True)]
     total = get_upsampling(sides, canvas) @ torch.cat(wide, dim=2)
     total = total + levels[-1] if len(coarse) < len(levels) else total
-    return torch.matmul(2 * make_colour_matrix(), total.flatten(2)).view(total.shape).sigmoid()
+    return torch.matmul(2 * make_decorrelated_to_rgb_matrix(), total.flatten(2)).view(total.shape).sigmoid()
 
 
 def crop_plainly(images: Tensor, crops: Crops, out: int) -> Tensor:
@@ -119,10 +119,10 @@ OPTIMISATIONS: dict[str, list[tuple[Any, str, Any]]] = {
     FOLDING: [],
     "hand-written pyramid and crops": [
         (train_step, "decode_pyramid", decode_plainly),
-        (augment, "apply_crops_per_image", crop_plainly),
+        (augment, "apply_several_crops_per_image", crop_plainly),
     ],
     "  pyramid alone": [(train_step, "decode_pyramid", decode_plainly)],
-    "  crops alone": [(augment, "apply_crops_per_image", crop_plainly)],
+    "  crops alone": [(augment, "apply_several_crops_per_image", crop_plainly)],
     EAGER: [],
 }
 """What to replace to leave out an optimisation."""
@@ -158,7 +158,7 @@ def make_variants(spec: str, case: Case) -> dict[str, Callable[[], object]]:
 
 def make_extract_forward(backbone: Backbone, eager: bool) -> Callable[[], object]:
     """Return a function that extracts the features of a batch."""
-    optimized = prepare_for_inference(backbone, "eager" if eager else "auto")
+    optimized = optimize_for_cpu_inference(backbone, "eager" if eager else "auto")
     side = backbone.card.preprocessing.input_size
     images = torch.rand(BATCH_IMAGES["cpu"] // (2 if side > 128 else 1), 3, side, side)
     return torch.inference_mode()(partial(optimized.features, images))

@@ -88,7 +88,7 @@ def choose_micro_batch_size(
     return math.ceil(image_count / math.ceil(image_count / most))
 
 
-def choose_kept_graph_count(
+def choose_kept_graph_image_count(
     image_count: int, views_per_image: int, bytes_per_view: int, free_bytes: int, device_type: str = "cpu"
 ) -> int:
     """Return the number of images whose autograd graphs are kept between forward and backward.

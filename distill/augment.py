@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.crops import Crops, draw_crops
-from sfm.distill.resample import apply_crops_per_image
+from sfm.distill.resample import apply_several_crops_per_image
 from sfm.random_streams import make_rng
 
 AUGMENTATION_STREAM = 102
@@ -48,15 +48,17 @@ class AugmentationParameters:
         return AugmentationParameters(crops, self.is_noisy[view_slice], self.noise_seeds[view_slice])
 
 
-def draw_augmentation(seed: int, step: int, view_count: int, image_pixels: int) -> AugmentationParameters:
+def draw_augmentation(
+    seed: int, step: int, total_view_count: int, image_pixels: int
+) -> AugmentationParameters:
     """Draw the augmentation of a step. It depends on the arguments only, not on earlier draws.
 
     Parameters
     ----------
     seed, step : int
         Of the run, and the number of the step in it.
-    view_count : int
-        Number of views.
+    total_view_count : int
+        Number of views of all images, in all processes.
     image_pixels : int
         Side of the images that are augmented, in pixels.
 
@@ -66,9 +68,9 @@ def draw_augmentation(seed: int, step: int, view_count: int, image_pixels: int) 
     """
     rng = make_rng(seed, AUGMENTATION_STREAM, step)
     return AugmentationParameters(
-        crops=draw_crops(rng, view_count, image_pixels),
-        is_noisy=rng.uniform(size=view_count) < NOISE_SHARE,
-        noise_seeds=rng.integers(2**63 - 1, size=view_count),
+        crops=draw_crops(rng, total_view_count, image_pixels),
+        is_noisy=rng.uniform(size=total_view_count) < NOISE_SHARE,
+        noise_seeds=rng.integers(2**63 - 1, size=total_view_count),
     )
 
 
@@ -89,7 +91,7 @@ def augment(images: Tensor, parameters: AugmentationParameters, output_pixels: i
     Tensor, shape (N * A, 3, image_size, image_size)
         Noise is added without clipping, so values may leave [0, 1].
     """
-    views = apply_crops_per_image(images, parameters.crops, output_pixels)
+    views = apply_several_crops_per_image(images, parameters.crops, output_pixels)
     noisy = np.flatnonzero(parameters.is_noisy)
     noise = views.new_empty((len(noisy), *views.shape[1:]))
     generator = torch.Generator(views.device)

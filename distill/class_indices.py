@@ -12,12 +12,14 @@ from sfm.stats_store.cards import DatasetCard
 from sfm.stats_store.class_lists import ParsedClassList, find_class_id, normalize_class_id, read_class_file
 
 
-def find_class_indices(classes: Path | tuple[str, ...] | None, card: DatasetCard) -> npt.NDArray[np.int64]:
+def find_class_indices(
+    class_file_or_names: Path | tuple[str, ...] | None, card: DatasetCard
+) -> npt.NDArray[np.int64]:
     """Return the indices of the classes that a file or a list names, in the entry's order.
 
     Parameters
     ----------
-    classes : Path, tuple of str, or None
+    class_file_or_names : Path, tuple of str, or None
         A class list (see :func:`~sfm.stats_store.class_lists.parse_class_list`) whose ids may also be
         display names, or such names. None means all classes.
     card : DatasetCard
@@ -31,12 +33,12 @@ def find_class_indices(classes: Path | tuple[str, ...] | None, card: DatasetCard
     InputError
         If the file cannot be read, or a name is unknown, ambiguous or repeated.
     """
-    if classes is None:
+    if class_file_or_names is None:
         return np.arange(len(card.class_ids))
-    if isinstance(classes, tuple):
-        class_list = ParsedClassList("`classes` of the configuration", list(classes), {})
+    if isinstance(class_file_or_names, tuple):
+        class_list = ParsedClassList("`classes` of the configuration", list(class_file_or_names), {})
     else:
-        class_list = read_class_file(expand_home(classes))
+        class_list = read_class_file(expand_home(class_file_or_names))
     indices: list[int] = []
     for name in class_list.class_ids:
         index = _find_class_index(name, card, class_list.origin)

@@ -17,7 +17,7 @@ from sfm.stats_store.digests import compute_chunked_array_digest
 DECODE_BATCH = 64
 
 
-def decode_pixels(levels: Sequence[Tensor], canvas_pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
+def iterate_decoded_pixels(levels: Sequence[Tensor], canvas_pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the images of pyramids one by one as 8-bit arrays of shape (canvas, canvas, 3).
 
     Parameters
@@ -34,7 +34,7 @@ def decode_pixels(levels: Sequence[Tensor], canvas_pixels: int) -> Iterator[npt.
 
 def compute_images_digest(levels: Sequence[Tensor], canvas_pixels: int) -> str:
     """Return the digest of the images' pixels, to detect later edits."""
-    blocks = (image[None] for image in decode_pixels(levels, canvas_pixels))
+    blocks = (image[None] for image in iterate_decoded_pixels(levels, canvas_pixels))
     return compute_chunked_array_digest(
         blocks, np.dtype(np.uint8), (len(levels[0]), canvas_pixels, canvas_pixels, 3)
     )

@@ -17,17 +17,17 @@ from sfm.backbones.execution.determinism import (
 from sfm.backbones.execution.preparation import Prepared, count_cuda_graph_bytes, optimize_backbone
 from sfm.backbones.spec import parse_spec
 from sfm.distill.activation_memory import (
-    choose_kept_graph_count,
+    choose_kept_graph_image_count,
     choose_micro_batch_size,
     measure_activation_bytes_per_view,
     measure_free_memory_bytes,
 )
 from sfm.distill.class_indices import find_class_indices
 from sfm.distill.config import DistillConfig
-from sfm.distill.distilled_images import decode_pixels
+from sfm.distill.distilled_images import iterate_decoded_pixels
 from sfm.distill.execution_choice import choose_execution, keep_saved_execution, should_compile
 from sfm.distill.mixed_precision import convert_precision
-from sfm.distill.objective import make_objective, read_centres
+from sfm.distill.objective import make_objective, read_target_centres
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import (
     ExecutionChoice,
@@ -116,7 +116,9 @@ class Distiller:
         self.group, self.entry = group, entry
         self.backbone = convert_precision(backbone, config.precision)
         indices = find_class_indices(config.classes, entry.dataset)
-        centres = read_centres(entry, config.ipc, indices, use_sub_classes=config.centres == "sub-class")
+        centres = read_target_centres(
+            entry, config.ipc, indices, use_sub_classes=config.centres == "sub-class"
+        )
         class_ids = [entry.dataset.class_ids[index] for index in indices]
         views = config.steps * len(class_ids) * config.ipc * config.views
         device = self.backbone.device
@@ -244,7 +246,7 @@ class Distiller:
 
         Call it in all processes of a group; rank 0 gets all images.
         """
-        images = np.stack(list(decode_pixels(self.gather_levels(), self.config.canvas_pixels)))
+        images = np.stack(list(iterate_decoded_pixels(self.gather_levels(), self.config.canvas_pixels)))
         return images.reshape(-1, self.config.ipc, *images.shape[1:])
 
     def count_cuda_graph_bytes(self) -> int:
@@ -329,7 +331,7 @@ def resolve_distill_config(
         raise InputError(
             f"{classes} classes cannot be shared among {group.size} processes: use fewer --devices"
         )
-    images = group.count_rows(classes, config.ipc)[0]
+    images = group.count_rows_per_process(classes, config.ipc)[0]
     micro_batch, graphs = config.micro_batch, config.graphs
     if resume_from:
         micro_batch = micro_batch or resume_from.micro_batch
@@ -343,7 +345,7 @@ def resolve_distill_config(
         memory = (images, config.views, view_bytes, free, backbone.device.type)
         # The process with the least free memory decides for all.
         micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch_size(*memory))
-        graphs = -group.all_reduce_max(-choose_kept_graph_count(*memory)) if graphs is None else graphs
+        graphs = -group.all_reduce_max(-choose_kept_graph_image_count(*memory)) if graphs is None else graphs
     resolved = ResolvedDistillConfig(
         dataset=entry_digest,
         classes=class_ids,

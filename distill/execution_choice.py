@@ -18,15 +18,18 @@ MIN_VIEWS_TO_COMPILE = 100_000
 
 
 def should_compile(
-    compile_option: CompileOption, view_count: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
+    compile_option: CompileOption,
+    total_view_count: int,
+    device: torch.device,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> bool:
     """Return whether to compile; compiled models are also recorded, which takes a GPU and one process.
 
     Parameters
     ----------
     compile_option : {"auto", "yes", "no"}
-    view_count : int
-        Total number over all steps.
+    total_view_count : int
+        Over all steps.
     device : torch.device
     group : ProcessGroup
 
@@ -43,13 +46,13 @@ def should_compile(
         )
     can = group.size == 1 and can_compile_for(device)
     return can and (
-        compile_option == "yes" or (compile_option == "auto" and view_count >= MIN_VIEWS_TO_COMPILE)
+        compile_option == "yes" or (compile_option == "auto" and total_view_count >= MIN_VIEWS_TO_COMPILE)
     )
 
 
 def choose_execution(
     config: ResolvedDistillConfig,
-    option: ExecutionOption,
+    execution_option: ExecutionOption,
     compile_option: CompileOption,
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
@@ -64,7 +67,7 @@ def choose_execution(
     InputError
         If the options contradict each other, or the run is to be compiled and cannot be.
     """
-    if option == "eager":
+    if execution_option == "eager":
         if compile_option == "yes":
             raise InputError("--execution eager compiles nothing: leave out --compile yes")
         return ExecutionChoice(mode="eager", reason="asked for")
@@ -85,7 +88,9 @@ def choose_execution(
     return ExecutionChoice(mode="cuda-graph", reason="on a GPU")
 
 
-def keep_saved_execution(saved: ResolvedDistillConfig, option: ExecutionOption) -> ExecutionChoice:
+def keep_saved_execution(
+    saved_config: ResolvedDistillConfig, execution_option: ExecutionOption
+) -> ExecutionChoice:
     """Return the execution mode of a saved run, which a resumed one keeps.
 
     Raises
@@ -93,15 +98,15 @@ def keep_saved_execution(saved: ResolvedDistillConfig, option: ExecutionOption) 
     InputError
         If the option is "eager" and the saved run was not.
     """
-    if option == "eager" and saved.execution.mode != "eager":
+    if execution_option == "eager" and saved_config.execution.mode != "eager":
         raise InputError(
-            f"cannot resume the run: --execution was auto (mode {saved.execution.mode}) and is eager now; "
-            "repeat its own options, or choose another --out"
+            f"cannot resume the run: --execution was auto (mode {saved_config.execution.mode}) and is eager "
+            "now; repeat its own options, or choose another --out"
         )
-    return saved.execution
+    return saved_config.execution
 
 
-def require_execution_mode(prepared: Prepared, choice: ExecutionChoice, *, is_resumed: bool) -> None:
+def require_no_unwanted_fallback(prepared: Prepared, choice: ExecutionChoice, *, is_resumed: bool) -> None:
     """Refuse a fallback where the run was begun in another mode, or was to be compiled.
 
     Raises

@@ -12,7 +12,7 @@ from sfm.backbones.build import Backbone
 Precision = Literal["float32", "bf16"]
 
 
-class AutocastModel(nn.Module):
+class BFloat16AutocastModel(nn.Module):
     """A model whose forward pass is in bfloat16 where that is safe, and in float32 elsewhere."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,4 +43,4 @@ def convert_precision(backbone: Backbone, precision: Precision) -> Backbone:
         # Autocast would convert these in every forward pass, and keep the copies until backward.
         if type(module) in (nn.Linear, nn.Conv2d):
             module.to(torch.bfloat16)
-    return replace(backbone, model=AutocastModel(model))
+    return replace(backbone, model=BFloat16AutocastModel(model))

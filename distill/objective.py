@@ -31,7 +31,7 @@ class ClassCentres:
     own_centres: npt.NDArray[np.float64]
 
 
-def read_centres(
+def read_target_centres(
     entry: Entry, images_per_class: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True
 ) -> ClassCentres:
     """Read the target centres of `images_per_class` images per class.

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sfm.atomic import make_folder_unless_link
 from sfm.config_fields import MAX_CANVAS_PIXELS
-from sfm.distill.distilled_images import decode_pixels
+from sfm.distill.distilled_images import iterate_decoded_pixels
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.run_files import translate_run_errors, write_run_file
+from sfm.distill.run_files import translate_run_write_errors, write_run_file
 from sfm.image_files import read_png_as_rgb
 from sfm.text import sanitize_line
 
@@ -67,17 +67,17 @@ def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas
     """
     side = min(canvas_pixels, MAX_TILE_PIXELS)
     sheet = Image.new("RGB", (len(levels[0]) * side, side))
-    for column, image in enumerate(decode_pixels(levels, canvas_pixels)):
+    for column, image in enumerate(iterate_decoded_pixels(levels, canvas_pixels)):
         small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
         sheet.paste(small, (column * side, 0))
     data = BytesIO()
     sheet.save(data, "PNG", optimize=True)
-    with translate_run_errors(folder):
+    with translate_run_write_errors(folder):
         make_folder_unless_link(folder)
     write_run_file(folder / f"step_{step:08d}.png", data.getvalue())
 
 
-def draw_preview(
+def draw_preview_png(
     images_folder: Path, class_folder_names: Sequence[str], class_labels: Sequence[str], title: str
 ) -> bytes:
     """Draw a labelled sheet of written images.
@@ -155,12 +155,12 @@ def strip_common_caption_prefix(names: Sequence[str]) -> list[str]:
     """
     unnumbered = [re.sub(r"^\d+[\s._\-/]+", "", name) for name in names]
     numbered = all(re.match(r"\d+[\s._\-/]+", name) for name in names)
-    shortest = unnumbered if numbered and are_still_distinct(unnumbered, names) else list(names)
+    shortest = unnumbered if numbered and are_nonempty_and_as_distinct(unnumbered, names) else list(names)
     shared = re.match(r".*[^\w]|.*_|", os.path.commonprefix(shortest), re.DOTALL)  # noqa: RUF071
     shortened = [name[shared.end() if shared else 0 :] for name in shortest]
-    return shortened if are_still_distinct(shortened, names) else shortest
+    return shortened if are_nonempty_and_as_distinct(shortened, names) else shortest
 
 
-def are_still_distinct(shortened_names: Sequence[str], full_names: Sequence[str]) -> bool:
+def are_nonempty_and_as_distinct(shortened_names: Sequence[str], full_names: Sequence[str]) -> bool:
     """Return whether shortened names are as distinct as the full names, and none is empty."""
     return len(full_names) > 1 and all(shortened_names) and len(set(shortened_names)) == len(set(full_names))

@@ -68,7 +68,7 @@ class ProcessGroup:
             stops.append(stops[-1] + quotient + (rank < remainder))
         return [slice(start * rows_per_class, stop * rows_per_class) for start, stop in pairwise(stops)]
 
-    def count_rows(self, class_count: int, rows_per_class: int = 1) -> list[int]:
+    def count_rows_per_process(self, class_count: int, rows_per_class: int = 1) -> list[int]:
         """Return the number of rows of each process; see :meth:`split_rows`."""
         return [rows.stop - rows.start for rows in self.split_rows(class_count, rows_per_class)]
 
@@ -76,24 +76,24 @@ class ProcessGroup:
         """Return which rows are this process's; see :meth:`split_rows`."""
         return self.split_rows(class_count, rows_per_class)[self.rank]
 
-    def all_gather(self, rows: Tensor, own_rows: slice, total_rows: int) -> Tensor:
+    def all_gather(self, rows: Tensor, own_rows: slice, total_row_count: int) -> Tensor:
         """Return the rows of all processes in order, shape (total, ...)."""
         if self.size == 1:
             return rows
         # A sum with zeros: exact, and unlike a gather it takes parts of different sizes on every backend.
-        gathered = rows.new_zeros((total_rows, *rows.shape[1:]))
+        gathered = rows.new_zeros((total_row_count, *rows.shape[1:]))
         gathered[own_rows] = rows
         with _translate_dist_errors():
             dist.all_reduce(gathered)
         return gathered
 
-    def gather_to_rank0(self, rows: Tensor, rows_per_process: Sequence[int]) -> Tensor:
+    def gather_to_rank0(self, rows: Tensor, row_count_by_rank: Sequence[int]) -> Tensor:
         """Return the rows of all processes in rank 0, on the CPU; other ranks get their own.
 
         Parameters
         ----------
-        rows : Tensor, shape (counts[rank], ...)
-        rows_per_process : sequence of int
+        rows : Tensor, shape (row_count_by_rank[rank], ...)
+        row_count_by_rank : sequence of int
             Number of rows of each process.
         """
         if self.size == 1:
@@ -104,11 +104,11 @@ class ProcessGroup:
                 if len(own):
                     dist.send(own, 0)
                 return own
-            gathered = own.new_empty((sum(rows_per_process), *own.shape[1:]))
-            parts = torch.split(gathered, list(rows_per_process))
+            gathered = own.new_empty((sum(row_count_by_rank), *own.shape[1:]))
+            parts = torch.split(gathered, list(row_count_by_rank))
             parts[0].copy_(own)
             for rank in range(1, self.size):
-                if rows_per_process[rank]:
+                if row_count_by_rank[rank]:
                     dist.recv(parts[rank], rank)
         return gathered
 

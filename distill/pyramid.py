@@ -19,8 +19,8 @@ from sfm.distill.resample import (
     SparseMatrix,
     compute_bilinear_taps,
     make_sparse_matrix,
-    multiply_sparse,
-    multiply_sparse_transposed,
+    multiply_sparse_without_autograd,
+    multiply_transposed_without_autograd,
 )
 from sfm.random_streams import make_rng
 
@@ -41,7 +41,7 @@ def list_level_resolutions(canvas_pixels: int) -> tuple[int, ...]:
 
 
 @cache
-def make_colour_matrix() -> Tensor:
+def make_decorrelated_to_rgb_matrix() -> Tensor:
     """Return the matrix from decorrelated colours to RGB, shape (3, 3): colours of natural images co-vary."""
     matrix = torch.tensor(_DECORRELATION)
     longest: Tensor = torch.linalg.vector_norm(matrix, dim=0).max()
@@ -49,8 +49,8 @@ def make_colour_matrix() -> Tensor:
 
 
 @cache
-def _make_scaled_colour_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return 2 * make_colour_matrix().to(device, dtype)
+def _make_doubled_rgb_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return 2 * make_decorrelated_to_rgb_matrix().to(device, dtype)
 
 
 @cache
@@ -128,7 +128,7 @@ def upsample_rows(
         matrix = _make_dense_height_upsampling(level_sides, canvas_pixels, device, stacked_levels.dtype)
         return torch.bmm(matrix.expand(planes, -1, -1), stacked_levels)
     sparse = _make_sparse_height_upsampling(level_sides, canvas_pixels, planes, device)
-    return multiply_sparse(stacked_levels.view(-1, canvas_pixels), sparse).view(
+    return multiply_sparse_without_autograd(stacked_levels.view(-1, canvas_pixels), sparse).view(
         planes, canvas_pixels, canvas_pixels
     )
 
@@ -155,7 +155,7 @@ def upsample_rows_backward(
         matrix = _make_dense_height_upsampling(level_sides, canvas_pixels, device, gradient.dtype)
         return torch.bmm(matrix.T.expand(planes, -1, -1), gradient)
     sparse = _make_sparse_height_upsampling(level_sides, canvas_pixels, planes, device)
-    return multiply_sparse_transposed(gradient.view(-1, canvas_pixels), sparse).view(
+    return multiply_transposed_without_autograd(gradient.view(-1, canvas_pixels), sparse).view(
         planes, -1, canvas_pixels
     )
 
@@ -180,7 +180,7 @@ class _DecodePyramid(torch.autograd.Function):
         )
         if len(coarse) < len(levels):
             total += levels[-1].flatten(2)
-        colours = _make_scaled_colour_matrix(device, dtype).expand(count, -1, -1)
+        colours = _make_doubled_rgb_matrix(device, dtype).expand(count, -1, -1)
         images = torch.bmm(colours, total).sigmoid_().view(count, 3, canvas, canvas)
         ctx.save_for_backward(images)
         ctx.sides, ctx.colours, ctx.dense = sides, colours, dense
@@ -229,13 +229,13 @@ def decode_pyramid(levels: Sequence[Tensor], canvas_pixels: int) -> Tensor:
     return images
 
 
-def append_level(
+def append_level_and_rescale(
     levels: Sequence[Tensor],
     level_pixels: int,
-    image_count: int,
+    total_image_count: int,
     seed: int,
     device: torch.device,
-    image_rows: slice | None = None,
+    own_image_rows: slice | None = None,
 ) -> list[Tensor]:
     """Return n levels from n-1: the new one is drawn from N(0, 1)/n, the others are scaled by (n-1)/n.
 
@@ -247,12 +247,12 @@ def append_level(
         May be empty: the first level is N(0, 1).
     level_pixels : int
         Side of the new level, in pixels.
-    image_count : int
+    total_image_count : int
         Number of images of the run.
     seed : int
         Of the run. An image's new level depends on it, on n, and on the image's index only.
     device : torch.device
-    image_rows : slice, optional
+    own_image_rows : slice, optional
         Which of the images the levels are of; default: all.
 
     Returns
@@ -261,17 +261,23 @@ def append_level(
         New leaves that require gradients, float32.
     """
     n = len(levels) + 1
-    noise = _draw_noise(make_rng(seed, LEVEL_STREAM, n), level_pixels, image_rows or slice(0, image_count))
+    noise = _draw_noise(
+        make_rng(seed, LEVEL_STREAM, n), level_pixels, own_image_rows or slice(0, total_image_count)
+    )
     scaled = [level.detach() * ((n - 1) / n) for level in levels]
     new_level = torch.from_numpy(noise).to(device) / n
     return [level.requires_grad_() for level in (*scaled, new_level)]
 
 
-def _draw_noise(rng: np.random.Generator, level_pixels: int, image_rows: slice) -> npt.NDArray[np.float32]:
+def _draw_noise(
+    rng: np.random.Generator, level_pixels: int, own_image_rows: slice
+) -> npt.NDArray[np.float32]:
     """Draw the noise of all images up to the last of some rows; return that of these rows."""
-    noise = np.empty((image_rows.stop - image_rows.start, 3, level_pixels, level_pixels), dtype=np.float32)
+    noise = np.empty(
+        (own_image_rows.stop - own_image_rows.start, 3, level_pixels, level_pixels), dtype=np.float32
+    )
     unused = np.empty_like(noise[0])
-    for image in range(image_rows.stop):
-        out = unused if image < image_rows.start else noise[image - image_rows.start]
+    for image in range(own_image_rows.stop):
+        out = unused if image < own_image_rows.start else noise[image - own_image_rows.start]
         rng.standard_normal(dtype=np.float32, out=out)
     return noise

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from sfm.backbones.spec import make_spec_absolute
+from sfm.backbones.spec import make_spec_weights_path_absolute
 from sfm.config_fields import MAX_IMAGES_PER_CLASS
 from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat
 from sfm.distill.config import DistillConfig
@@ -23,7 +23,9 @@ from sfm.untrusted_files import parse_json, read_bounded_file
 DISTILLATION_PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
 
 
-def make_run_record(config: DistillConfig, distiller: Distiller, images_digest: str) -> dict[str, Any]:
+def make_run_record_without_result(
+    config: DistillConfig, distiller: Distiller, images_digest: str
+) -> dict[str, Any]:
     """Return the content of ``run.json`` without the result: loss, time and memory.
 
     Parameters
@@ -82,7 +84,7 @@ def make_portable_config(
     """
     return config.model_dump(mode="json") | {
         "store": make_url_absolute(store_url),
-        "backbone": make_spec_absolute(config.backbone),
+        "backbone": make_spec_weights_path_absolute(config.backbone),
         "classes": None if config.classes is None else resolved.classes,
         "out": str(config.out.absolute()),
         "threads": resolved.threads,
@@ -107,7 +109,7 @@ def read_run_record(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If it is not what :func:`make_run_record` gives.
+        If it is not what ``sfm distill`` writes.
     """
     try:
         record: dict[str, Any] = parse_json(read_bounded_file(path))

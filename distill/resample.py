@@ -67,13 +67,13 @@ def make_sparse_matrix(
     return SparseMatrix(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-def multiply_sparse(dense: Tensor, matrix: SparseMatrix) -> Tensor:
+def multiply_sparse_without_autograd(dense: Tensor, matrix: SparseMatrix) -> Tensor:
     """Multiply a matrix by a table, shape (columns, width), without autograd: see :func:`resample_rows`."""
     weights = matrix.weights.to(dense.dtype)
     return F.embedding_bag(matrix.columns, dense, mode="sum", per_sample_weights=weights)
 
 
-def multiply_sparse_transposed(dense: Tensor, matrix: SparseMatrix) -> Tensor:
+def multiply_transposed_without_autograd(dense: Tensor, matrix: SparseMatrix) -> Tensor:
     """Multiply the transpose of a matrix by a table, shape (rows, width), without autograd."""
     weights = matrix.transposed_weights.to(dense.dtype)
     return F.embedding_bag(
@@ -85,12 +85,12 @@ class _ResampleRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, matrix: SparseMatrix) -> Tensor:
         ctx.matrix = matrix
-        return multiply_sparse(table, matrix)
+        return multiply_sparse_without_autograd(table, matrix)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return multiply_sparse_transposed(gradient.contiguous(), ctx.matrix), None
+        return multiply_transposed_without_autograd(gradient.contiguous(), ctx.matrix), None
 
 
 def resample_rows(dense: Tensor, matrix: SparseMatrix) -> Tensor:
@@ -144,7 +144,7 @@ def compute_bilinear_taps(
     return pixels, np.stack([1 - fraction, fraction], axis=-1)
 
 
-def apply_crops_per_image(images: Tensor, crops: Crops, output_pixels: int) -> Tensor:
+def apply_several_crops_per_image(images: Tensor, crops: Crops, output_pixels: int) -> Tensor:
     """Cut crops out of images and resize them, several per image.
 
     Parameters
@@ -172,14 +172,17 @@ def apply_crops_per_image(images: Tensor, crops: Crops, output_pixels: int) -> T
 
 
 def _resample_height(
-    images: Tensor, views_per_image: int, pixels: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
+    images: Tensor,
+    views_per_image: int,
+    tap_rows: npt.NDArray[np.int64],
+    tap_weights: npt.NDArray[np.float64],
 ) -> Tensor:
     """Resample the second last axis of images (n, channel, size, width), several times every image."""
     count, channels, size, width = images.shape
-    view_count, out, _ = pixels.shape
+    view_count, out, _ = tap_rows.shape
     plane = (np.arange(view_count) // views_per_image)[:, None] * channels + np.arange(channels)
-    columns = plane[:, :, None, None] * size + pixels[:, None]
-    entries = np.broadcast_to(weights[:, None], columns.shape)
+    columns = plane[:, :, None, None] * size + tap_rows[:, None]
+    entries = np.broadcast_to(tap_weights[:, None], columns.shape)
     matrix = make_sparse_matrix(
         columns.reshape(-1, 2), entries.reshape(-1, 2), count * channels * size, images.device
     )

@@ -17,37 +17,37 @@ from sfm.backbones.execution.wait_policy import CoreWaitMonitor
 from sfm.distill.config import DistillConfig
 from sfm.distill.distilled_images import (
     compute_images_digest,
-    decode_pixels,
+    iterate_decoded_pixels,
     make_class_folder_names,
     write_images,
 )
 from sfm.distill.distiller import Distiller, open_entry_and_backbone
-from sfm.distill.execution_choice import require_execution_mode
-from sfm.distill.preview import draw_preview, gather_growth_sheet_levels, write_growth_sheet
+from sfm.distill.execution_choice import require_no_unwanted_fallback
+from sfm.distill.preview import draw_preview_png, gather_growth_sheet_levels, write_growth_sheet
 from sfm.distill.process_group import DistributedEnv, ProcessGroup, init_process_group, read_distributed_env
 from sfm.distill.record import (
     list_reproducibility_notes,
-    make_run_record,
+    make_run_record_without_result,
     read_peak_memory_bytes,
     read_run_record,
 )
 from sfm.distill.run_checkpoints import (
     RunCheckpoint,
     delete_old_checkpoints,
-    find_newest_checkpoint,
+    find_newest_intact_checkpoint,
     read_state_dict,
-    require_same_config,
+    require_resumable_config,
     save_checkpoint,
 )
 from sfm.distill.run_files import (
-    log_errors_as_warnings,
-    translate_run_errors,
+    log_write_errors_as_warnings,
+    translate_run_write_errors,
     write_run_file,
     write_run_folder,
 )
 from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt
 from sfm.distill.stop_signals import catch_stop_signals
-from sfm.distill.training_history import append_history_row, open_history, sync_history
+from sfm.distill.training_history import append_and_flush_history_row, open_truncated_history, sync_history
 from sfm.distill.worker_processes import spawn_workers
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
@@ -133,7 +133,7 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     resume_from = saved[1].config if saved else None
     distiller = Distiller(config, entry, backbone, group, resume_from)
     if resume_from:
-        require_same_config(resume_from, distiller.config, config.out)
+        require_resumable_config(resume_from, distiller.config, config.out)
         if (config.out / "run.json").exists():
             return DistillResult(config.out, read_run_record(config.out / "run.json"))
     with limit_cpu_threads(distiller.config.threads):
@@ -145,7 +145,7 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     record: dict[str, Any] = {}
     if group.is_rank0:
         digest = compute_images_digest(levels, distiller.config.canvas_pixels)
-        record = make_run_record(config, distiller, digest)
+        record = make_run_record_without_result(config, distiller, digest)
         record |= {"loss": checkpoint.loss, "wall_seconds": checkpoint.seconds, "peak_memory_bytes": peak}
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
         record = escape_non_utf8_values(record)
@@ -171,10 +171,10 @@ def start_or_resume_run(
     """
     start = time.perf_counter()
     choice = distiller.config.execution
-    require_execution_mode(distiller.prepare(), choice, is_resumed=saved is not None)
+    require_no_unwanted_fallback(distiller.prepare(), choice, is_resumed=saved is not None)
     if saved:
         path, checkpoint = saved
-        require_same_config(checkpoint.config, distiller.config, config.out)
+        require_resumable_config(checkpoint.config, distiller.config, config.out)
         features = distiller.backbone.card.features
         distiller.load_state_dict(read_state_dict(path, checkpoint, features, distiller.group))
         checkpoint = checkpoint.model_copy(update={"config": distiller.config})
@@ -182,7 +182,7 @@ def start_or_resume_run(
         checkpoint = RunCheckpoint(config=distiller.config, step=0, loss=None, seconds=0.0)
         state_dict = distiller.state_dict()
         if distiller.group.is_rank0:
-            with translate_run_errors(config.out):
+            with translate_run_write_errors(config.out):
                 config.out.mkdir(parents=True, exist_ok=True)
             save_checkpoint(config.out / "checkpoint", checkpoint, state_dict)
     seconds = checkpoint.seconds + time.perf_counter() - start
@@ -209,12 +209,12 @@ def run_steps(
     progress(Progress("distil", done, total, "steps", note="; ".join(list_reproducibility_notes(resolved))))
     core_watch = CoreWaitMonitor(resolved.threads)
     start = time.perf_counter() - checkpoint.seconds
-    opened = open_history(config.out / "history.csv", done) if group.is_rank0 else nullcontext()
+    opened = open_truncated_history(config.out / "history.csv", done) if group.is_rank0 else nullcontext()
     with opened as history, catch_stop_signals() as stop_requested:
         for output in distiller:
             seconds = time.perf_counter() - start
             if history:
-                append_history_row(history, output, seconds)
+                append_and_flush_history_row(history, output, seconds)
             figures = {"loss": output.loss}
             progress(Progress("distil", output.step, total, "steps", figures, core_watch.advise_once()))
             is_last = output.step == total
@@ -250,7 +250,9 @@ def write_results(out: Path, distiller: Distiller, levels: Sequence[Tensor], rec
     names = [names_by_id[class_id] for class_id in resolved.classes]
     folders = make_class_folder_names(resolved.classes, names)
     with write_run_folder(out / "images") as partial_folder:
-        write_images(partial_folder, decode_pixels(levels, resolved.canvas_pixels), folders, resolved.ipc)
+        write_images(
+            partial_folder, iterate_decoded_pixels(levels, resolved.canvas_pixels), folders, resolved.ipc
+        )
     classes = [
         {"index": index, "class_id": class_id, "name": name}
         for index, (class_id, name) in enumerate(zip(resolved.classes, names, strict=True))
@@ -259,8 +261,8 @@ def write_results(out: Path, distiller: Distiller, levels: Sequence[Tensor], rec
     write_run_file(out / "run.json", json.dumps(record, indent=1).encode())
     delete_old_checkpoints(out / "checkpoint", 1)
     title = f"{card.name}, distilled on {record['backbone']['spec']}"
-    with log_errors_as_warnings(out / "preview.png"):
-        write_run_file(out / "preview.png", draw_preview(out / "images", folders, names, title))
+    with log_write_errors_as_warnings(out / "preview.png"):
+        write_run_file(out / "preview.png", draw_preview_png(out / "images", folders, names, title))
 
 
 def find_resumable_checkpoint(out: Path, allow_resume: bool) -> tuple[Path, RunCheckpoint] | None:
@@ -276,17 +278,17 @@ def find_resumable_checkpoint(out: Path, allow_resume: bool) -> tuple[Path, RunC
         raise InputError(f"--out {out} is a file: give a directory")
     for name in ("checkpoint", "growth"):
         require_no_link(out / name)
-    saved = find_newest_checkpoint(out / "checkpoint")
+    saved = find_newest_intact_checkpoint(out / "checkpoint")
     if saved and not allow_resume:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
         raise InputError(f"--out {out} holds {state}: choose another directory, or resume it with --resume")
     # Hidden files are the lock of this run and clutter of file managers.
-    if not saved and holds_files(out):
+    if not saved and holds_user_files(out):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
 
 
-def holds_files(folder: Path) -> bool:
+def holds_user_files(folder: Path) -> bool:
     """Return whether a folder holds files other than clutter, or too many folders to search."""
     try:
         return any(path.is_file() and not is_hidden_or_system_file(path.name) for path in folder.rglob("*"))

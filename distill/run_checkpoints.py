@@ -16,7 +16,7 @@ from sfm.constrained_types import FiniteFloat, NonNegativeFloat
 from sfm.deletion import delete_below
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import ResolvedDistillConfig
-from sfm.distill.run_files import translate_run_errors, write_run_folder
+from sfm.distill.run_files import translate_run_write_errors, write_run_folder
 from sfm.distill.state_dict import (
     LAST_FEATURES,
     describe_invalid_values,
@@ -40,7 +40,7 @@ MAX_VALUE_CHARACTERS = 100
 """Characters of a config's value in an error."""
 
 CHANGEABLE_FIELDS = ("threads", "threads_before", "execution")
-"""Fields that a resumed run may change; ``require_execution_mode`` checks the last one."""
+"""Fields that a resumed run may change; ``require_no_unwanted_fallback`` checks the last one."""
 
 
 class RunCheckpoint(BaseModel):
@@ -102,8 +102,8 @@ def delete_old_checkpoints(folder: Path, kept_count: int) -> None:
         If a checkpoint cannot be deleted, or the folder is a link.
     """
     require_no_link(folder)
-    kept = _list_checkpoints(folder)[:kept_count]
-    with translate_run_errors(folder):
+    kept = _list_checkpoints_newest_first(folder)[:kept_count]
+    with translate_run_write_errors(folder):
         for path in folder.iterdir():
             if path in kept or not path.is_dir():
                 continue
@@ -114,7 +114,7 @@ def delete_old_checkpoints(folder: Path, kept_count: int) -> None:
                 delete_below(folder.parent, f"{folder.name}/{path.name}")
 
 
-def find_newest_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
+def find_newest_intact_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
     """Find the newest intact checkpoint; None if there is none at all.
 
     A damaged checkpoint is skipped: the run resumes from an earlier one.
@@ -124,7 +124,7 @@ def find_newest_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
     DamageError
         If there are checkpoints and none is intact.
     """
-    paths = _list_checkpoints(folder)
+    paths = _list_checkpoints_newest_first(folder)
     for path in paths:
         try:
             checkpoint = RunCheckpoint.model_validate_json(read_bounded_file(path / "checkpoint.json"))
@@ -142,7 +142,7 @@ def find_newest_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
 def read_state_dict(
     path: Path, checkpoint: RunCheckpoint, feature_count: int, group: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, Tensor]:
-    """Read the state that :func:`find_newest_checkpoint` found: of all images, or those of this process.
+    """Read the state that :func:`find_newest_intact_checkpoint` found: of all images, or of this process.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def read_state_dict(
     return {"step": torch.tensor(checkpoint.step), **tensors}
 
 
-def require_same_config(saved: ResolvedDistillConfig, config: ResolvedDistillConfig, out: Path) -> None:
+def require_resumable_config(saved: ResolvedDistillConfig, config: ResolvedDistillConfig, out: Path) -> None:
     """Refuse to resume a run with another config; threads and the reason of the execution mode may differ.
 
     Raises
@@ -196,7 +196,7 @@ def require_same_config(saved: ResolvedDistillConfig, config: ResolvedDistillCon
         )
 
 
-def _list_checkpoints(folder: Path) -> list[Path]:
+def _list_checkpoints_newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"), reverse=True)
 
 

@@ -15,7 +15,7 @@ LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def translate_run_errors(path: Path) -> Iterator[None]:
+def translate_run_write_errors(path: Path) -> Iterator[None]:
     """Turn a failure to write `path` (disk full, no permission) into an :class:`InputError`."""
     try:
         yield
@@ -27,7 +27,7 @@ def translate_run_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def log_errors_as_warnings(path: Path) -> Iterator[None]:
+def log_write_errors_as_warnings(path: Path) -> Iterator[None]:
     """Log a failure to write `path`, which no other file depends on, as a warning."""
     try:
         yield
@@ -44,7 +44,7 @@ def write_run_file(path: Path, data: bytes) -> None:
     InputError
         If it cannot be written.
     """
-    with translate_run_errors(path):
+    with translate_run_write_errors(path):
         atomic_write(path, data)
 
 
@@ -59,5 +59,5 @@ def write_run_folder(path: Path) -> Iterator[Path]:
     InputError
         If it cannot be written.
     """
-    with translate_run_errors(path), atomic_folder(path, replace=True) as partial:
+    with translate_run_write_errors(path), atomic_folder(path, replace=True) as partial:
         yield partial

@@ -20,7 +20,7 @@ def gather_levels(
     state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS
 ) -> list[Tensor]:
     """Return the pyramids of a state, of shapes (C * K, 3, r, r) in the first process."""
-    counts = group.count_rows(len(config.classes), config.ipc)
+    counts = group.count_rows_per_process(len(config.classes), config.ipc)
     return [group.gather_to_rank0(level.detach(), counts) for level in state.levels]
 
 
@@ -28,7 +28,7 @@ def gather_state(
     state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, Tensor]:
     """Return the tensors of a state by name: those of all images in the first process."""
-    counts = group.count_rows(len(config.classes), config.ipc)
+    counts = group.count_rows_per_process(len(config.classes), config.ipc)
     tensors = {f"{index}/level": level for index, level in enumerate(gather_levels(state, config, group))}
     for name, moments in (("first", state.adam.first_moments), ("second", state.adam.second_moments)):
         for index, moment in enumerate(moments):
@@ -62,7 +62,7 @@ def list_expected_state_tensors(
     }
     types: TensorSpecs = {name: ("F32", shape) for name, shape in shapes.items()}
     types[ADAM_STEPS] = ("I64", ())
-    is_split = config.micro_batch < group.count_rows(len(config.classes), config.ipc)[0]
+    is_split = config.micro_batch < group.count_rows_per_process(len(config.classes), config.ipc)[0]
     if step and config.gradient == "one-pass" and is_split:
         types[LAST_FEATURES] = ("F32", (config.image_count * config.views, feature_count))
     return types

@@ -30,7 +30,7 @@ from sfm.backbones.build import Backbone
 from sfm.distill.adam import AdamState, adam_step, init_adam
 from sfm.distill.augment import AugmentationParameters, augment, draw_augmentation
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import append_level, decode_pyramid, list_level_resolutions
+from sfm.distill.pyramid import append_level_and_rescale, decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import InputError
 
@@ -38,6 +38,9 @@ GradientMethod = Literal["exact", "one-pass"]
 
 Objective = Callable[[Tensor], Tensor]
 """From features of shape (C, K, A, D) to a loss of shape ()."""
+
+LossAndAllFeatures = tuple[float, Tensor]
+"""Loss of all images before the update, and their features, shape (C * K * A, D)."""
 
 GradientCallback = Callable[[slice, list[Tensor]], None]
 """Takes a slice of the batch's images, and the gradient with respect to each of their levels."""
@@ -126,7 +129,7 @@ class ImageBatch:
         return len(self.levels[0])
 
     @property
-    def feature_rows(self) -> slice:
+    def own_feature_rows(self) -> slice:
         """Rows of this process's features among those of all images."""
         classes, ipc, views = self.class_image_view_counts
         return self.group.own_rows(classes, ipc * views)
@@ -139,7 +142,7 @@ class ImageBatch:
     def all_gather_features(self, features: Tensor) -> Tensor:
         """Return the features of all images, shape (C * K * A, D), from each process's own."""
         classes, ipc, views = self.class_image_view_counts
-        return self.group.all_gather(features, self.feature_rows, classes * ipc * views)
+        return self.group.all_gather(features, self.own_feature_rows, classes * ipc * views)
 
 
 @dataclass(frozen=True)
@@ -152,14 +155,14 @@ class MicroBatching:
         Images that go through the backbone together.
     gradient_method : {"exact", "one-pass"}
         How gradients are computed from several micro-batches.
-    kept_graph_count : int
+    kept_graph_image_count : int
         Images whose graphs are kept while the others go forward, for "exact". At least those of one
         micro-batch are.
     """
 
     micro_batch_size: int
     gradient_method: GradientMethod
-    kept_graph_count: int
+    kept_graph_image_count: int
 
 
 def init_distill_state(
@@ -179,7 +182,7 @@ def add_pyramid_level(
     """Return the levels with the next finer one added."""
     resolution = list_level_resolutions(config.canvas_pixels)[len(levels)]
     rows = group.own_rows(len(config.classes), config.ipc)
-    return append_level(levels, resolution, config.image_count, config.seed, device, rows)
+    return append_level_and_rescale(levels, resolution, config.image_count, config.seed, device, rows)
 
 
 def train_step(
@@ -221,7 +224,7 @@ def train_step(
             f"lower the learning rate ({config.learning_rate:g})"
         ) from error
     state.adam.step_count += 1
-    if config.gradient == "one-pass" and config.micro_batch < group.count_rows(classes, ipc)[0]:
+    if config.gradient == "one-pass" and config.micro_batch < group.count_rows_per_process(classes, ipc)[0]:
         state.last_features = features
     state.step += 1
     return StepOutput(state.step, loss, learning_rate, state.levels[-1].shape[-1])
@@ -257,7 +260,7 @@ def compute_gradients(
     batching: MicroBatching,
     last_features: Tensor | None,
     on_gradient: GradientCallback,
-) -> tuple[float, Tensor]:
+) -> LossAndAllFeatures:
     """Compute the loss, and pass each micro-batch's gradient to `on_gradient`.
 
     Parameters
@@ -300,17 +303,17 @@ def compute_exact_gradients(
     objective: Objective,
     batching: MicroBatching,
     on_gradient: GradientCallback,
-) -> tuple[float, Tensor]:
+) -> LossAndAllFeatures:
     """Pass the gradient of the whole batch to `on_gradient`; see :func:`compute_gradients`."""
     graphs: list[tuple[list[Tensor], Tensor]] = []
     own_features = []
     micro_batches = list(split_images(batch.image_count, batching.micro_batch_size))
     for images in micro_batches:
         keep_graph = (
-            images is micro_batches[-1] or batch.image_count - images.start <= batching.kept_graph_count
+            images is micro_batches[-1] or batch.image_count - images.start <= batching.kept_graph_image_count
         )
         with torch.set_grad_enabled(keep_graph):
-            levels = detach_levels(batch, images)
+            levels = detach_as_leaf_levels(batch, images)
             features = compute_features(batch, backbone, levels, images)
         own_features.append(features.detach())
         if keep_graph:
@@ -320,12 +323,12 @@ def compute_exact_gradients(
     loss = objective(all_features.view(*batch.class_image_view_counts, -1))
     (grad_features,) = torch.autograd.grad(loss, all_features)
     loss_value = require_finite_loss(loss)
-    grad_features = grad_features[batch.feature_rows]
+    grad_features = grad_features[batch.own_feature_rows]
     for images in reversed(micro_batches):
         if graphs:
             levels, features = graphs.pop()
         else:
-            levels = detach_levels(batch, images)
+            levels = detach_as_leaf_levels(batch, images)
             features = compute_features(batch, backbone, levels, images)
         on_gradient(
             images, compute_level_gradients(features, levels, grad_features[batch.get_view_slice(images)])
@@ -340,7 +343,7 @@ def compute_stale_gradients(
     micro_batch_size: int,
     last_features: Tensor,
     on_gradient: GradientCallback,
-) -> tuple[float, Tensor]:
+) -> LossAndAllFeatures:
     """Pass gradients to `on_gradient` that use the last known features of all other images.
 
     Raises
@@ -349,9 +352,9 @@ def compute_stale_gradients(
         For a micro-batch; `on_gradient` has been called for those before it then.
     """
     all_features = last_features.clone()
-    offset = batch.feature_rows.start
+    offset = batch.own_feature_rows.start
     for images in split_images(batch.image_count, micro_batch_size):
-        levels = detach_levels(batch, images)
+        levels = detach_as_leaf_levels(batch, images)
         features = compute_features(batch, backbone, levels, images)
         views = batch.get_view_slice(images)
         start, stop = offset + views.start, offset + views.stop
@@ -360,7 +363,7 @@ def compute_stale_gradients(
         require_finite_loss(loss)
         all_features[start:stop] = features.detach()
         on_gradient(images, compute_level_gradients(loss, levels))
-    all_features = batch.all_gather_features(all_features[batch.feature_rows])
+    all_features = batch.all_gather_features(all_features[batch.own_feature_rows])
     return require_finite_loss(objective(all_features.view(*batch.class_image_view_counts, -1))), all_features
 
 
@@ -395,6 +398,6 @@ def split_images(image_count: int, micro_batch_size: int) -> Iterator[slice]:
     )
 
 
-def detach_levels(batch: ImageBatch, image_slice: slice) -> list[Tensor]:
+def detach_as_leaf_levels(batch: ImageBatch, image_slice: slice) -> list[Tensor]:
     """Return the pyramids of some images as leaf tensors, so that gradients have their size."""
     return [level.detach()[image_slice].requires_grad_() for level in batch.levels]

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from sfm.distill.run_files import translate_run_errors, write_run_file
+from sfm.distill.run_files import translate_run_write_errors, write_run_file
 from sfm.distill.train_step import StepOutput
 from sfm.errors import InputError
 from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
@@ -13,7 +13,7 @@ from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
 COLUMNS = ("step", "loss", "learning_rate", "resolution", "seconds")
 
 
-def open_history(path: Path, kept_step_count: int) -> TextIO:
+def open_truncated_history(path: Path, kept_step_count: int) -> TextIO:
     """Open a history for appending, cut to the first `kept_step_count` rows; create it unless it exists.
 
     Raises
@@ -23,7 +23,7 @@ def open_history(path: Path, kept_step_count: int) -> TextIO:
     """
     rows = read_history_lines(path)[1 : kept_step_count + 1]
     write_run_file(path, "".join(f"{line}\n" for line in (",".join(COLUMNS), *rows)).encode())
-    with translate_run_errors(path):
+    with translate_run_write_errors(path):
         return path.open("a", newline="")
 
 
@@ -44,7 +44,7 @@ def read_history_lines(path: Path) -> list[str]:
         raise InputError(f"cannot read {path}: {reason}; move it away") from error
 
 
-def append_history_row(history: TextIO, output: StepOutput, elapsed_seconds: float) -> None:
+def append_and_flush_history_row(history: TextIO, output: StepOutput, elapsed_seconds: float) -> None:
     """Add the row of a step; `elapsed_seconds` is the wall time of the run until now.
 
     Raises
@@ -59,7 +59,7 @@ def append_history_row(history: TextIO, output: StepOutput, elapsed_seconds: flo
         output.resolution,
         f"{elapsed_seconds:.3f}",
     )
-    with translate_run_errors(Path(history.name)):
+    with translate_run_write_errors(Path(history.name)):
         csv.writer(history, lineterminator="\n").writerow(row)
         history.flush()
 
@@ -72,5 +72,5 @@ def sync_history(history: TextIO) -> None:
     InputError
         If they cannot be written.
     """
-    with translate_run_errors(Path(history.name)):
+    with translate_run_write_errors(Path(history.name)):
         os.fsync(history.fileno())

@@ -20,17 +20,17 @@ from sfm.distill.stop_signals import DistillInterrupt, catch_stop_signals
 from sfm.errors import DamageError, InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 
-WorkerResult = TypeVar("WorkerResult")
+Rank0Result = TypeVar("Rank0Result")
 
-WorkerFunction = Callable[[DistributedEnv, ProgressCallback], WorkerResult]
+WorkerFunction = Callable[[DistributedEnv, ProgressCallback], Rank0Result]
 
 POLL_SECONDS = 0.2
 """Interval at which a request to stop is passed on to the processes."""
 
 
 def spawn_workers(
-    function: WorkerFunction[WorkerResult], process_count: int, progress: ProgressCallback
-) -> WorkerResult:
+    function: WorkerFunction[Rank0Result], process_count: int, progress: ProgressCallback
+) -> Rank0Result:
     """Run a function in several new processes, which share the threads of this one.
 
     They have sessions of their own, so that Ctrl-C reaches this process only: it asks the first to stop, and
@@ -61,7 +61,7 @@ def spawn_workers(
                 connection, process = _start_worker()
                 processes[connection] = process
                 connection.send((function, DistributedEnv(rank, process_count, rank, init_method), threads))
-            result: WorkerResult = _wait_for_results(processes, progress, stop_requested)
+            result: Rank0Result = _wait_for_all_and_get_rank0_result(processes, progress, stop_requested)
             return result
         finally:
             for process in processes.values():
@@ -83,7 +83,7 @@ def _start_worker() -> tuple[Connection, subprocess.Popen[bytes]]:
     return parent_end, process
 
 
-def _wait_for_results(
+def _wait_for_all_and_get_rank0_result(
     processes: dict[Connection, "subprocess.Popen[bytes]"],
     progress: ProgressCallback,
     stop_requested: Callable[[], bool],
@@ -131,7 +131,7 @@ def run_worker(connection: Connection) -> None:
     """Run the function received from a connection, and send back its result or error."""
     configure_malloc_to_keep_memory()
     function, env, threads = connection.recv()
-    threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
+    threading.Thread(target=_kill_self_when_parent_ends, args=(connection,), daemon=True).start()
     torch.set_num_threads(threads)
     try:
         result = function(env, connection.send if env.rank == 0 else no_progress)
@@ -140,7 +140,7 @@ def run_worker(connection: Connection) -> None:
     connection.send(result)
 
 
-def _exit_with_parent(connection: Connection) -> None:
+def _kill_self_when_parent_ends(connection: Connection) -> None:
     """Kill this process when its parent has ended."""
     wait([connection])
     os.kill(os.getpid(), signal.SIGKILL)

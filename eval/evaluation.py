@@ -12,7 +12,7 @@ import torch
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
-from sfm.backbones.execution.preparation import prepare_for_inference
+from sfm.backbones.execution.preparation import optimize_for_cpu_inference
 from sfm.errors import InputError
 from sfm.eval.caveats import list_caveats
 from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
@@ -122,7 +122,7 @@ def evaluate_locked_runs(
     @functools.cache
     def load_cached(spec: str, image_size: int | None) -> Backbone:
         backbone = load_backbone(spec, image_size=image_size, device=config.device, progress=progress)
-        return prepare_for_inference(backbone)
+        return optimize_for_cpu_inference(backbone)
 
     jobs = [
         prepare_evaluation_job(run_config, run, store, summaries, load_cached)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sfm.backbones.spec import make_spec_absolute
+from sfm.backbones.spec import make_spec_weights_path_absolute
 from sfm.eval.config import EvaluateConfig
 from sfm.stats_store.location import make_url_absolute
 from sfm.text import escape_non_utf8_values
@@ -20,7 +20,7 @@ def make_recorded_config(config: EvaluateConfig, store_url: str) -> dict[str, An
     paths = {"run": config.run, "out": config.out}
     values = config.model_dump(mode="json") | {
         "store": make_url_absolute(store_url),
-        "backbone": [make_spec_absolute(spec) for spec in config.backbone],
+        "backbone": [make_spec_weights_path_absolute(spec) for spec in config.backbone],
         **{name: str(path.absolute()) for name, path in paths.items() if path is not None},
     }
     # Paths may hold bytes that are not UTF-8, which JSON cannot.

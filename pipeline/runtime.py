@@ -24,8 +24,8 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.allocator import LARGE_INPUT
 from sfm.backbones.execution.modes import ExecutionOption
-from sfm.backbones.execution.preparation import prepare_for_inference
-from sfm.backbones.image_tensors import pixels_to_device
+from sfm.backbones.execution.preparation import optimize_for_cpu_inference
+from sfm.backbones.image_tensors import pixels_to_tensor_on_device
 from sfm.pipeline.decoding import BatchDecoder, make_inline_decoder
 from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
 from sfm.pipeline.sources import Source
@@ -77,7 +77,7 @@ def optimize_for_inference(
     """
     with one_torch_thread():
         return [
-            prepare_for_inference(backbone, execution) if precision == "float32" else backbone
+            optimize_for_cpu_inference(backbone, execution) if precision == "float32" else backbone
             for backbone in backbones
         ]
 
@@ -129,7 +129,7 @@ def compute_pixel_features(
     """
     device, batch_size, parts = backbone.device, choose_forward_batch_size(backbone), []
     for start in range(0, len(pixels), batch_size):
-        images = pixels_to_device(pixels[start : start + batch_size], device)
+        images = pixels_to_tensor_on_device(pixels[start : start + batch_size], device)
         rows = forward(
             backbone, images if device.type == "cpu" else pad_batch_to_power_of_two(images), precision
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sfm.backbones.execution.wait_policy import set_openmp_wait_policy
+from sfm.backbones.execution.wait_policy import set_passive_openmp_wait_if_crowded
 from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
 from sfm.error_reporting import exit_on_error, exit_with_message_on_interrupt, print_error_and_make_exit
 from sfm.events import ProgressCallback, hide_progress_of_short_stages
@@ -284,7 +284,7 @@ def store_merge(
     Overlap between parts is not detected, unless two of them contain the same extraction: that is refused.
     """
     with exit_on_error():
-        set_openmp_wait_policy(threads)
+        set_passive_openmp_wait_if_crowded(threads)
         from sfm.named_merge import merge_entries_by_name
 
         with show_slow_progress(

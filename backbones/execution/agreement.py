@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 
-def models_agree(
-    model: nn.Module, other_model: nn.Module, example_images: Tensor, *, is_bfloat16: bool = False
+def outputs_and_gradients_agree(
+    model: nn.Module, other_model: nn.Module, example_images: Tensor, *, allow_bfloat16_rounding: bool = False
 ) -> bool:
     """Return whether two models give the same output, and the same gradient of it, up to rounding.
 
@@ -15,7 +15,7 @@ def models_agree(
         No parameter taking a gradient.
     example_images : Tensor, shape (images, 3, y, x)
         Normalised images.
-    is_bfloat16 : bool
+    allow_bfloat16_rounding : bool
         Whether sums are rounded to bfloat16, at different places in the two models.
 
     Returns
@@ -32,15 +32,17 @@ def models_agree(
     (features, gradient), (other_features, other_gradient) = answers
     if not (features.isfinite().all() and gradient.isfinite().all()):
         return False
-    if is_bfloat16:
+    if allow_bfloat16_rounding:
         # Rounding errors add up to several of its eight bits, most of all in a gradient.
-        return _are_close(features, other_features, 0.1) and _are_close(gradient, other_gradient, 0.7)
+        return _are_close_in_norm(features, other_features, 0.1) and _are_close_in_norm(
+            gradient, other_gradient, 0.7
+        )
     largest = float(features.abs().max())
     same = torch.allclose(features, other_features, rtol=1e-3, atol=1e-4 * largest)
     # Rounding occasionally moves a value across a kink of an activation.
-    return same and _are_close(gradient, other_gradient, 0.05)
+    return same and _are_close_in_norm(gradient, other_gradient, 0.05)
 
 
-def _are_close(tensor: Tensor, other: Tensor, relative_tolerance: float) -> bool:
+def _are_close_in_norm(tensor: Tensor, other: Tensor, relative_tolerance: float) -> bool:
     """Return whether the distance of two tensors is within a share of the length of the first."""
     return bool((tensor - other).double().norm() <= relative_tolerance * tensor.double().norm())

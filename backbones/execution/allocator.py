@@ -28,7 +28,7 @@ def configure_malloc_to_keep_memory() -> None:
     anew when the next batch touches it. Call it once, before the first batch: the memory of the largest batch
     stays with the process.
     """
-    set_malloc_options({M_MMAP_THRESHOLD: KEEP_BELOW_BYTES, M_TRIM_THRESHOLD: KEEP_BELOW_BYTES})
+    set_glibc_malloc_options({M_MMAP_THRESHOLD: KEEP_BELOW_BYTES, M_TRIM_THRESHOLD: KEEP_BELOW_BYTES})
 
 
 def configure_malloc_single_heap() -> None:
@@ -39,10 +39,10 @@ def configure_malloc_single_heap() -> None:
 
     Call it at the very beginning, before numpy and torch start threads: a thread keeps the heap it has.
     """
-    set_malloc_options({M_ARENA_MAX: 1})
+    set_glibc_malloc_options({M_ARENA_MAX: 1})
 
 
-def set_malloc_options(options: Mapping[int, int]) -> None:
+def set_glibc_malloc_options(options: Mapping[int, int]) -> None:
     """Set parameters of glibc's allocator; do nothing with another allocator."""
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
-def fold_batch_norms(model: nn.Module, example_images: Tensor) -> nn.Module:
+def fold_batch_norms_if_equivalent(model: nn.Module, example_images: Tensor) -> nn.Module:
     """Fold every batch norm that directly follows a convolution into it.
 
     With frozen statistics, a batch norm is an affine map per channel, so
@@ -37,7 +37,7 @@ def fold_batch_norms(model: nn.Module, example_images: Tensor) -> nn.Module:
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
     pairs = find_consecutive_module_names(
-        model, example_images, lambda module: isinstance(module, nn.Conv2d), _is_norm
+        model, example_images, lambda module: isinstance(module, nn.Conv2d), _is_foldable_batch_norm
     )
     folded = copy.deepcopy(model)
     for conv_name, norm_name in pairs:
@@ -101,5 +101,5 @@ def find_consecutive_module_names(
     return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
 
 
-def _is_norm(module: nn.Module) -> bool:
+def _is_foldable_batch_norm(module: nn.Module) -> bool:
     return type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
-from sfm.backbones.execution.agreement import models_agree
+from sfm.backbones.execution.agreement import outputs_and_gradients_agree
 
 MIN_REPEATED_SHARE = 0.75
 """Minimum share of the weights in repeated blocks to compile only these blocks."""
@@ -52,13 +52,17 @@ def compile_model_if_equivalent(model: nn.Module, example_images: Tensor) -> nn.
     torch.compiler.reset()
     weights: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     compiled = copy.deepcopy(model, weights)
-    for region in find_repeated_blocks(compiled) or [compiled]:
+    for region in find_dominant_repeated_blocks(compiled) or [compiled]:
         region.compile(dynamic=False)
     mixed = any(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
-    return compiled if models_agree(model, compiled, example_images, is_bfloat16=mixed) else None
+    return (
+        compiled
+        if outputs_and_gradients_agree(model, compiled, example_images, allow_bfloat16_rounding=mixed)
+        else None
+    )
 
 
-def find_repeated_blocks(model: nn.Module) -> list[nn.Module]:
+def find_dominant_repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks that a model consists of for the most part, if they are all alike; else nothing."""
     for blocks in sorted(_iterate_uniform_block_lists(model), key=_count_parameters, reverse=True):
         if _count_parameters(blocks) >= MIN_REPEATED_SHARE * _count_parameters([model]):

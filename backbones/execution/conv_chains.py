@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sfm.backbones.execution.input_grad_layers import InputGradConvs
+from sfm.backbones.execution.input_grad_layers import InputGradConvChain
 
 
 def fuse_conv_chains_in_place(model: nn.Module, example_images: Tensor) -> nn.Module:
@@ -18,7 +18,7 @@ def fuse_conv_chains_in_place(model: nn.Module, example_images: Tensor) -> nn.Mo
     Parameters
     ----------
     model : nn.Module
-        With convolutions that are :class:`InputGradConvs`; changed.
+        With convolutions that are :class:`InputGradConvChain`; changed.
     example_images : Tensor
         An input of the model, which is run on it to find out which convolution feeds which.
 
@@ -31,7 +31,7 @@ def fuse_conv_chains_in_place(model: nn.Module, example_images: Tensor) -> nn.Mo
     inputs: dict[str, list[Any]] = {}
     hooks = []
     for name, module in model.named_modules():
-        if isinstance(module, InputGradConvs):
+        if isinstance(module, InputGradConvChain):
 
             def note(_module: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 inputs.setdefault(name, []).append(args[0].grad_fn)
@@ -52,7 +52,7 @@ def fuse_conv_chains_in_place(model: nn.Module, example_images: Tensor) -> nn.Mo
             head[name] = head.get(before[name], before[name])
             chain: Any = model.get_submodule(head[name])
             last: Any = model.get_submodule(name)
-            model.set_submodule(head[name], InputGradConvs([*chain.links, *last.links]))
+            model.set_submodule(head[name], InputGradConvChain([*chain.links, *last.links]))
             model.set_submodule(name, nn.Identity())
     return model
 

@@ -20,6 +20,12 @@ from torch.nn.grad import conv2d_input
 ClipBounds = tuple[float, float | None]
 """Minimum and maximum of an activation; None: no maximum."""
 
+HeightWidth = torch.Size
+"""Height and width of an image or a feature map."""
+
+AxisGeometry = tuple[int, int, int, int, int]
+"""Of one axis: input size, padding, kernel size, stride, dilation."""
+
 MAX_IMAGE_CHANNELS = 4
 """Maximum number of channels of images; hidden layers have more."""
 
@@ -43,11 +49,11 @@ class ConvKernels:
     forward: Callable[[Tensor], Tensor]
     backward_input: Callable[[Tensor], Tensor]
     clip: ClipBounds | None
-    output_size: torch.Size
+    output_size: HeightWidth
 
 
 def choose_conv_kernels(
-    convolution: Any, input_size: torch.Size, clip_bounds: ClipBounds | None
+    convolution: Any, input_size: HeightWidth, clip_bounds: ClipBounds | None
 ) -> ConvKernels:
     """Choose the kernels of a convolution for inputs of a height and width."""
     c = convolution
@@ -82,7 +88,7 @@ def choose_conv_kernels(
 
 def _choose_padded_conv_kernels(
     convolution: Any,
-    input_size: torch.Size,
+    input_size: HeightWidth,
     padding: tuple[int, ...],
     weight: Tensor,
     clip_bounds: ClipBounds | None,
@@ -100,14 +106,14 @@ def _choose_padded_conv_kernels(
     if not slow and c.groups == 1 and c.stride[0] == c.stride[1] > 1 and c.in_channels <= MAX_IMAGE_CHANNELS:
         backward = _make_strided_input_backward(weight, c.stride[0], padding, input_size)
     elif slow or not (depthwise or (c.groups == 1 and c.stride == (1, 1))):
-        backward = _make_library_input_backward(c, weight, padding, input_size)
+        backward = _make_aten_input_backward(c, weight, padding, input_size)
     else:
         backward = _make_transposed_input_backward(c, weight, margin, sides)
     return ConvKernels(forward, backward, clip_bounds, output_size)
 
 
-def _make_library_input_backward(
-    convolution: Any, weight: Tensor, padding: tuple[int, ...], input_size: torch.Size
+def _make_aten_input_backward(
+    convolution: Any, weight: Tensor, padding: tuple[int, ...], input_size: HeightWidth
 ) -> Callable[[Tensor], Tensor]:
     """Return the input gradient as the library computes it."""
     c = convolution
@@ -132,7 +138,7 @@ def _make_transposed_input_backward(
     convolution: Any,
     weight: Tensor,
     transposed_padding: tuple[int, ...],
-    axis_geometry: Sequence[tuple[int, ...]],
+    geometry_per_axis: Sequence[AxisGeometry],
 ) -> Callable[[Tensor], Tensor]:
     """Return the input gradient as a forward convolution with the transposed kernel.
 
@@ -147,7 +153,7 @@ def _make_transposed_input_backward(
         turned = turned.contiguous(memory_format=torch.channels_last)
         return _make_conv_and_clip(turned, None, (1, 1), transposed_padding, (1, 1), c.groups, None)
 
-    height, width = (side + 2 * pixels - extent + 1 for side, pixels, extent, _, _ in axis_geometry)
+    height, width = (side + 2 * pixels - extent + 1 for side, pixels, extent, _, _ in geometry_per_axis)
 
     def backward(gradient: Tensor) -> Tensor:
         if c.stride == (1, 1):
@@ -160,7 +166,7 @@ def _make_transposed_input_backward(
 
 
 def _make_strided_input_backward(
-    weight: Tensor, stride: int, padding: tuple[int, ...], input_size: torch.Size
+    weight: Tensor, stride: int, padding: tuple[int, ...], input_size: HeightWidth
 ) -> Callable[[Tensor], Tensor]:
     """Return the input gradient of a strided convolution as one with a channel for each offset in a stride.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sfm.backbones.execution.conv_kernels import ClipBounds, ConvKernels, choose_conv_kernels
+from sfm.backbones.execution.conv_kernels import ClipBounds, ConvKernels, HeightWidth, choose_conv_kernels
 
 BACKWARD_BYTES = 5 * 2**20
 """Target size of backward intermediates; the batch is chunked to stay in cache."""
@@ -22,7 +22,7 @@ MASK_CHUNK_BYTES = 3 * 2**20
 """Masks of larger tensors are computed in chunks, because the intermediate is as large as the tensor."""
 
 
-class InputGradConvs(nn.Module):
+class InputGradConvChain(nn.Module):
     """Convolutions with frozen weights in sequence, each with the clipped activation after it, if any.
 
     Parameters
@@ -43,7 +43,7 @@ class InputGradConvs(nn.Module):
         if kernels is None:
             kernels = self._kernels[images.shape[2:]] = tuple(self._iterate_kernels(images.shape[2:]))
         if torch.is_grad_enabled() and images.requires_grad:
-            output: Tensor = _ConvolveAndClip.apply(images, kernels)
+            output: Tensor = _ConvolveAndClipChain.apply(images, kernels)
             return output
         for kernel in kernels:
             images = kernel.forward(images)
@@ -53,7 +53,7 @@ class InputGradConvs(nn.Module):
         """Free the packed weights; they are packed again when needed."""
         self._kernels.clear()
 
-    def _iterate_kernels(self, input_size: torch.Size) -> Iterator[ConvKernels]:
+    def _iterate_kernels(self, input_size: HeightWidth) -> Iterator[ConvKernels]:
         for convolution, clip in self.links:
             yield (kernel := choose_conv_kernels(convolution, input_size, clip))
             input_size = kernel.output_size
@@ -91,7 +91,7 @@ class NaNPropagating(nn.Module):
         return feature + 0 * images.detach().sum(dim=(1, 2, 3)).to(feature.dtype)[:, None]
 
 
-class _ConvolveAndClip(torch.autograd.Function):
+class _ConvolveAndClipChain(torch.autograd.Function):
     """Convolve and clip in sequence; keep only which values were not clipped."""
 
     @staticmethod
@@ -100,7 +100,7 @@ class _ConvolveAndClip(torch.autograd.Function):
         for kernel in kernels:
             images = kernel.forward(images)
             masks.append(
-                None if kernel.clip is None else _mask_unclipped(images, kernel.clip).view(torch.int8)
+                None if kernel.clip is None else _make_unclipped_mask(images, kernel.clip).view(torch.int8)
             )
             largest = max(largest, images.nbytes)
         ctx.save_for_backward(*masks)
@@ -117,7 +117,7 @@ class _ConvolveAndClip(torch.autograd.Function):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         chunk = count
         if count > 1 and len(kernels) > 1 and gradient.device.type != "cuda":
-            chunk = _choose_chunk_size(count, ctx.largest)
+            chunk = _choose_backward_chunk_size(count, ctx.largest)
         if chunk == count:
             return _backward_chain(gradient, kernels, masks), None
         chunks = [
@@ -129,25 +129,25 @@ class _ConvolveAndClip(torch.autograd.Function):
         return torch.cat(chunks), None
 
 
-def _choose_chunk_size(image_count: int, largest_bytes: int) -> int:
+def _choose_backward_chunk_size(image_count: int, largest_intermediate_bytes: int) -> int:
     """Return how many of `image_count` images go through backward together, to stay in cache.
 
     Parameters
     ----------
     image_count : int
-    largest_bytes : int
+    largest_intermediate_bytes : int
         Bytes of the largest intermediate of all images.
     """
-    max_images = max(1, BACKWARD_BYTES * image_count // largest_bytes)
+    max_images = max(1, BACKWARD_BYTES * image_count // largest_intermediate_bytes)
     return math.ceil(image_count / math.ceil(image_count / max_images))
 
 
 def _backward_chain(
-    gradient: Tensor, kernels: Sequence[ConvKernels], masks: Sequence[Tensor | None]
+    gradient: Tensor, kernels: Sequence[ConvKernels], unclipped_masks: Sequence[Tensor | None]
 ) -> Tensor:
     """Backpropagate a gradient through a chain of convolutions and clips, the last one first."""
     output_gradient = gradient
-    for kernel, mask in zip(reversed(kernels), reversed(masks), strict=True):
+    for kernel, mask in zip(reversed(kernels), reversed(unclipped_masks), strict=True):
         if mask is not None:
             # Do not modify the caller's tensor; mask intermediates in place.
             gradient = gradient * mask if gradient is output_gradient else gradient.mul_(mask)
@@ -159,7 +159,7 @@ class _Clip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, clip: ClipBounds) -> Tensor:
         clipped = values.clamp(*clip)
-        ctx.save_for_backward(_mask_unclipped(clipped, clip))
+        ctx.save_for_backward(_make_unclipped_mask(clipped, clip))
         return clipped
 
     @staticmethod
@@ -169,7 +169,7 @@ class _Clip(torch.autograd.Function):
         return gradient * mask.view(torch.int8), None
 
 
-def _mask_unclipped(clipped: Tensor, clip_bounds: ClipBounds) -> Tensor:
+def _make_unclipped_mask(clipped: Tensor, clip_bounds: ClipBounds) -> Tensor:
     """Return a boolean mask of the values that are at no bound."""
     low, high = clip_bounds
     if high is None:

@@ -9,11 +9,11 @@ from typing import Any
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from sfm.backbones.execution.agreement import models_agree
+from sfm.backbones.execution.agreement import outputs_and_gradients_agree
 from sfm.backbones.execution.batch_norms import find_consecutive_module_names
 from sfm.backbones.execution.conv_chains import fuse_conv_chains_in_place
 from sfm.backbones.execution.conv_kernels import ClipBounds
-from sfm.backbones.execution.input_grad_layers import InputGradClip, InputGradConvs, NaNPropagating
+from sfm.backbones.execution.input_grad_layers import InputGradClip, InputGradConvChain, NaNPropagating
 from sfm.text import first_error_line
 
 MIN_CONVOLUTIONS = 2
@@ -30,12 +30,12 @@ class InputGradAttempt:
     ----------
     model : nn.Module
         The changed copy, or the model itself.
-    reason : str or None
+    unchanged_reason : str or None
         Why the model itself is returned although it has convolutions.
     """
 
     model: nn.Module
-    reason: str | None = None
+    unchanged_reason: str | None = None
 
 
 def make_input_grad_model(model: nn.Module, example_images: Tensor) -> InputGradAttempt:
@@ -54,11 +54,14 @@ def make_input_grad_model(model: nn.Module, example_images: Tensor) -> InputGrad
         The copy shares the weights and is a :class:`NaNPropagating`. It is `model` itself where there is
         nothing to gain, or where output or gradient on `example_images` differ by more than rounding.
     """
-    if sum(map(is_plain_conv, model.modules())) < MIN_CONVOLUTIONS:
+    if sum(map(is_frozen_zero_padded_conv, model.modules())) < MIN_CONVOLUTIONS:
         return InputGradAttempt(model)
     activations = dict(
         find_consecutive_module_names(
-            model, example_images, is_plain_conv, lambda module: get_clip_bounds(module) is not None
+            model,
+            example_images,
+            is_frozen_zero_padded_conv,
+            lambda module: get_activation_clip_bounds(module) is not None,
         )
     )
     problem = ""
@@ -70,7 +73,7 @@ def make_input_grad_model(model: nn.Module, example_images: Tensor) -> InputGrad
             candidate = NaNPropagating(
                 fuse_conv_chains_in_place(changed, example_images) if fuse else changed
             )
-            if models_agree(model, candidate, example_images):
+            if outputs_and_gradients_agree(model, candidate, example_images):
                 return InputGradAttempt(candidate)
             problem = "convolutions without weight gradients change features or gradients"
         except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
@@ -80,27 +83,27 @@ def make_input_grad_model(model: nn.Module, example_images: Tensor) -> InputGrad
     return InputGradAttempt(model, problem)
 
 
-def replace_convolutions(model: nn.Module, activation_by_conv: Mapping[str, str]) -> nn.Module:
-    """Return a copy of a model, with the same weights, whose convolutions are :class:`InputGradConvs`.
+def replace_convolutions(model: nn.Module, activation_name_by_conv_name: Mapping[str, str]) -> nn.Module:
+    """Return a copy of a model, with the same weights, whose convolutions are :class:`InputGradConvChain`.
 
     Parameters
     ----------
     model : nn.Module
-    activation_by_conv : mapping of str to str
+    activation_name_by_conv_name : mapping of str to str
         Name of the activation that directly follows a convolution, by the convolution's name.
     """
     weights: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     changed = copy.deepcopy(model, weights)
     for name, module in model.named_modules():
-        if not is_plain_conv(module):
+        if not is_frozen_zero_padded_conv(module):
             continue
-        activation = activation_by_conv.get(name)
-        clip = None if activation is None else get_clip_bounds(changed.get_submodule(activation))
-        changed.set_submodule(name, InputGradConvs([(module, clip)]))
+        activation = activation_name_by_conv_name.get(name)
+        clip = None if activation is None else get_activation_clip_bounds(changed.get_submodule(activation))
+        changed.set_submodule(name, InputGradConvChain([(module, clip)]))
         if activation is not None:
             changed.set_submodule(activation, nn.Identity())
     for name, module in list(changed.named_modules()):
-        if (clip := get_clip_bounds(module)) is not None:
+        if (clip := get_activation_clip_bounds(module)) is not None:
             changed.set_submodule(name, InputGradClip(clip))
     return changed
 
@@ -108,11 +111,11 @@ def replace_convolutions(model: nn.Module, activation_by_conv: Mapping[str, str]
 def drop_packed_weights(model: nn.Module) -> None:
     """Free the packed weights of a model's convolutions; they are packed again when needed."""
     for module in model.modules():
-        if isinstance(module, InputGradConvs):
+        if isinstance(module, InputGradConvChain):
             module.drop_packed_weights()
 
 
-def is_plain_conv(module: Any) -> bool:
+def is_frozen_zero_padded_conv(module: Any) -> bool:
     """Return whether a module is a frozen 2d convolution, padded with zeros."""
     return (
         type(module) in (nn.Conv2d, Conv2dSame)
@@ -122,7 +125,7 @@ def is_plain_conv(module: Any) -> bool:
     )
 
 
-def get_clip_bounds(module: Any) -> ClipBounds | None:
+def get_activation_clip_bounds(module: Any) -> ClipBounds | None:
     """Return the bounds of a clipped activation, None for any other module."""
     if type(module) is nn.ReLU:
         return (0.0, None)

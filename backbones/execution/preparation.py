@@ -73,8 +73,8 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
             reasons.append(f"the backbone cannot be compiled: {first_error_line(error)}")
     lean = make_input_grad_model(backbone.model, example[:1])
     actual_mode: ExecutionMode = "eager" if lean.model is backbone.model else "input-grad"
-    if lean.reason:
-        reasons.append(lean.reason)
+    if lean.unchanged_reason:
+        reasons.append(lean.unchanged_reason)
     graph: nn.Module | None = None
     if mode in ("compiled", "cuda-graph"):
         try:
@@ -97,7 +97,7 @@ def optimize_backbone(
     return replace(backbone, model=prepared.model), prepared
 
 
-def prepare_for_inference(backbone: "Backbone", execution: ExecutionOption = "auto") -> "Backbone":
+def optimize_for_cpu_inference(backbone: "Backbone", execution: ExecutionOption = "auto") -> "Backbone":
     """Return a backbone that computes the same features, up to rounding, in four fifths of the time on a CPU.
 
     On a GPU, or with "eager", it is the backbone itself.

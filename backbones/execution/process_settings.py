@@ -7,27 +7,27 @@ whole program.
 import os
 
 from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
-from sfm.backbones.execution.wait_policy import set_openmp_wait_policy
+from sfm.backbones.execution.wait_policy import set_passive_openmp_wait_if_crowded
 
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 
 
-def configure_process(thread_count: int | None = None) -> None:
+def configure_process(planned_thread_count: int | None = None) -> None:
     """Set up this process to compute backbones: wait policy of threads, freed memory, workspace of cuBLAS.
 
     Call it before torch is imported: the wait policy is read once, when torch is loaded.
 
     Parameters
     ----------
-    thread_count : int, optional
-        CPU threads of the computation; see :func:`.wait_policy.set_openmp_wait_policy`.
+    planned_thread_count : int, optional
+        CPU threads of the computation; see :func:`.wait_policy.set_passive_openmp_wait_if_crowded`.
     """
-    set_openmp_wait_policy(thread_count)
+    set_passive_openmp_wait_if_crowded(planned_thread_count)
     configure_malloc_to_keep_memory()
-    set_cublas_workspace()
+    set_default_cublas_workspace()
 
 
-def set_cublas_workspace() -> None:
+def set_default_cublas_workspace() -> None:
     """Give cuBLAS a fixed workspace, without which its order of summation may vary between runs.
 
     Sets an environment variable, unless the user has, that cuBLAS reads at its first use in a process.

@@ -28,14 +28,14 @@ _chose_passive = False
 """Whether this module made threads sleep."""
 
 
-def set_openmp_wait_policy(thread_count: int | None = None) -> None:
+def set_passive_openmp_wait_if_crowded(planned_thread_count: int | None = None) -> None:
     """Make waiting threads sleep if other processes use the cores that they would spin on.
 
     Does nothing if torch is already loaded or the environment sets a wait policy.
 
     Parameters
     ----------
-    thread_count : int, optional
+    planned_thread_count : int, optional
         CPU threads that will compute together; default: one per core, or as OMP_NUM_THREADS says.
     """
     if "torch" in sys.modules or any(name in os.environ for name in WAIT_POLICY_VARIABLES):
@@ -43,7 +43,7 @@ def set_openmp_wait_policy(thread_count: int | None = None) -> None:
     process = psutil.Process()
     cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else list(range(os.cpu_count() or 1))
     declared = os.environ.get("OMP_NUM_THREADS", "")
-    needed = thread_count or (int(declared) if declared.isdigit() else 0) or len(cores)
+    needed = planned_thread_count or (int(declared) if declared.isdigit() else 0) or len(cores)
     if needed > 1:
         for seconds in SAMPLE_SECONDS:
             shares = psutil.cpu_percent(seconds, percpu=True)
@@ -68,7 +68,7 @@ class CoreWaitMonitor:
 
     def __init__(self, threads: int, interval: float = 20.0) -> None:
         self.threads, self.interval = threads, interval
-        self._since, self._waited = time.perf_counter(), read_core_wait_seconds()
+        self._since, self._waited = time.perf_counter(), read_thread_core_wait_seconds()
         self._advised = False
 
     def advise_once(self) -> str:
@@ -76,7 +76,7 @@ class CoreWaitMonitor:
         now = time.perf_counter()
         if self._advised or self._waited is None or now - self._since < self.interval:
             return ""
-        waited = read_core_wait_seconds() or 0.0
+        waited = read_thread_core_wait_seconds() or 0.0
         share = (waited - self._waited) / (now - self._since)
         self._since, self._waited = now, waited
         advice = advise_on_threads(self.threads, share, _chose_passive)
@@ -84,22 +84,22 @@ class CoreWaitMonitor:
         return advice
 
 
-def advise_on_threads(thread_count: int, waiting_share: float, is_passive_policy: bool) -> str:
+def advise_on_threads(thread_count: int, core_wait_share: float, is_passive_policy: bool) -> str:
     """Return advice for a run that waits for a core in a share of its time; an empty string for none."""
-    if thread_count > 1 and is_passive_policy and waiting_share < LOW_WAIT_SHARE:
+    if thread_count > 1 and is_passive_policy and core_wait_share < LOW_WAIT_SHARE:
         return (
             "this machine was busy when the run began and is not now: Ctrl-C and --resume is faster, with "
             "the same images"
         )
-    if thread_count == 1 or waiting_share < HIGH_WAIT_SHARE or is_passive_policy:
+    if thread_count == 1 or core_wait_share < HIGH_WAIT_SHARE or is_passive_policy:
         return ""
     return (
-        f"other processes want this machine's cores: {waiting_share:.0%} of the time goes into waiting for "
-        f"one; try --threads 1, or Ctrl-C and --resume, which gives the same images"
+        f"other processes want this machine's cores: {core_wait_share:.0%} of the time goes into waiting "
+        f"for one; try --threads 1, or Ctrl-C and --resume, which gives the same images"
     )
 
 
-def read_core_wait_seconds() -> float | None:
+def read_thread_core_wait_seconds() -> float | None:
     """Return how many seconds this thread has waited for a core so far; None where that is not counted."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9

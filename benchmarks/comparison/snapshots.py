@@ -19,9 +19,9 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.distill import run_checkpoints as checkpoints
-from sfm.distill.distilled_images import decode_pixels, make_class_folder_names, write_images
+from sfm.distill.distilled_images import iterate_decoded_pixels, make_class_folder_names, write_images
 from sfm.distill.distiller import resolve_distill_config
-from sfm.distill.objective import make_objective, read_centres
+from sfm.distill.objective import make_objective, read_target_centres
 from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval
 from sfm.distill.run_checkpoints import RunCheckpoint
 from sfm.distill.run_files import write_run_folder
@@ -190,7 +190,7 @@ def resume_run(
     context: AccuracyContext, folder: Path, run_config: ResolvedDistillConfig, paths: dict[int, Path]
 ) -> tuple[DistillState, float] | None:
     """Load the state and the seconds of a run from its checkpoint; None if there is none."""
-    saved = checkpoints.find_newest_checkpoint(folder / "checkpoint")
+    saved = checkpoints.find_newest_intact_checkpoint(folder / "checkpoint")
     if not saved:
         return None
     step, seconds = saved[1].step, saved[1].seconds
@@ -198,7 +198,7 @@ def resume_run(
     if run_config.final_rate == 1:
         # No step depends on the number of steps, so a longer run can resume a shorter one.
         saved_config = saved_config.model_copy(update={"steps": run_config.steps})
-    checkpoints.require_same_config(saved_config, run_config, folder)
+    checkpoints.require_resumable_config(saved_config, run_config, folder)
     missing = [end for end, path in paths.items() if end <= step and not path.exists()]
     if missing:
         raise InputError(
@@ -243,7 +243,7 @@ def write_snapshot(
         (folder / "images").mkdir()
         write_images(
             folder / "images",
-            decode_pixels(state.levels, run_config.canvas_pixels),
+            iterate_decoded_pixels(state.levels, run_config.canvas_pixels),
             make_class_folder_names(ids, names),
             run_config.ipc,
         )
@@ -300,7 +300,7 @@ def run_sfm(context: AccuracyContext, config: AccuracyConfig, seed: int) -> list
     device, entry = context.backbone.device, context.entries["full"]
     distill_config = make_distill_config(context, seed, config.steps)
     run_config = make_run_config(context, distill_config)
-    centres = read_centres(entry, distill_config.ipc, np.arange(len(run_config.classes)))
+    centres = read_target_centres(entry, distill_config.ipc, np.arange(len(run_config.classes)))
     objective = make_objective(run_config, centres, device)
     with tf32_disabled(), deterministic_algorithms(device):
         start = time.perf_counter()

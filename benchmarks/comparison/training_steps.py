@@ -20,7 +20,7 @@ from sfm.distill.adam import init_adam
 from sfm.distill.distiller import resolve_distill_config
 from sfm.distill.execution_choice import choose_execution
 from sfm.distill.flow import compute_flow, sfm_loss
-from sfm.distill.mixed_precision import AutocastModel, Precision, convert_precision
+from sfm.distill.mixed_precision import BFloat16AutocastModel, Precision, convert_precision
 from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
@@ -223,7 +223,9 @@ def load_trainable_backbone(case: StepCase, backbone: Backbone) -> Backbone:
     """Return the backbone as the published code has it; for bf16, under autocast."""
     trainable = published.make_trainable_backbone(case.spec, backbone)
     return (
-        trainable if case.precision == "float32" else replace(trainable, model=AutocastModel(trainable.model))
+        trainable
+        if case.precision == "float32"
+        else replace(trainable, model=BFloat16AutocastModel(trainable.model))
     )
 
 

@@ -24,7 +24,7 @@ from sfm.backbones.build import Backbone, FeatureModel, _load_model_with_weights
 from sfm.backbones.spec import PROJECTED, parse_spec
 from sfm.distill.augment import NOISE_MEAN, NOISE_STD, AugmentationParameters, draw_augmentation
 from sfm.distill.flow import compute_flow
-from sfm.distill.pyramid import make_colour_matrix
+from sfm.distill.pyramid import make_decorrelated_to_rgb_matrix
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import add_pyramid_level
 
@@ -65,7 +65,7 @@ def decode_at_full_size(levels: Sequence[Tensor], canvas: int) -> Tensor:
     full_size = torch.stack(
         [F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in levels]
     )
-    mixed = torch.einsum("oc,nchw->nohw", make_colour_matrix().to(full_size), full_size.sum(0))
+    mixed = torch.einsum("oc,nchw->nohw", make_decorrelated_to_rgb_matrix().to(full_size), full_size.sum(0))
     return torch.sigmoid(2 * mixed)
 
 

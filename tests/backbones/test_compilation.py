@@ -5,11 +5,11 @@ import timm
 import torch
 from torch import nn
 
-from sfm.backbones.execution.agreement import models_agree
+from sfm.backbones.execution.agreement import outputs_and_gradients_agree
 from sfm.backbones.execution.compilation import (
     can_compile_for,
     compile_model_if_equivalent,
-    find_repeated_blocks,
+    find_dominant_repeated_blocks,
 )
 
 
@@ -21,9 +21,9 @@ def model_of(name: str, **options: int) -> nn.Module:
 
 def test_the_blocks_of_a_transformer_are_repeated_and_the_layers_of_a_convolutional_network_are_not() -> None:
     transformer = model_of("vit_tiny_patch16_224")
-    assert find_repeated_blocks(transformer) == list(transformer.blocks)  # type: ignore[arg-type]
-    assert find_repeated_blocks(model_of("efficientnet_lite0")) == []
-    assert find_repeated_blocks(model_of("resnet18")) == []
+    assert find_dominant_repeated_blocks(transformer) == list(transformer.blocks)  # type: ignore[arg-type]
+    assert find_dominant_repeated_blocks(model_of("efficientnet_lite0")) == []
+    assert find_dominant_repeated_blocks(model_of("resnet18")) == []
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
@@ -34,18 +34,18 @@ def test_a_compiled_model_shares_the_weights_and_gives_features_and_gradient_of_
     assert quick is not None
     own = {tensor.data_ptr() for tensor in model.parameters()}
     assert {tensor.data_ptr() for tensor in quick.parameters()} == own
-    assert models_agree(model, quick, images + 1)
+    assert outputs_and_gradients_agree(model, quick, images + 1)
 
 
 def test_a_model_with_other_weights_does_not_agree() -> None:
     model, other = model_of("vit_tiny_patch16_224", img_size=32, depth=2), model_of("resnet18")
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     moved = model_of("vit_tiny_patch16_224", img_size=32, depth=2)
-    assert models_agree(model, moved, images)
+    assert outputs_and_gradients_agree(model, moved, images)
     with torch.no_grad():
         moved.get_parameter("blocks.0.attn.qkv.weight").mul_(1.5)
-    assert not models_agree(model, moved, images)
-    assert not models_agree(other, other, images * torch.nan)
+    assert not outputs_and_gradients_agree(model, moved, images)
+    assert not outputs_and_gradients_agree(other, other, images * torch.nan)
 
 
 def test_a_cpu_does_not_compile_unasked() -> None:

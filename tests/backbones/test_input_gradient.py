@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution import optimize_backbone
 from sfm.backbones.execution.conv_kernels import ClipBounds
-from sfm.backbones.execution.input_grad_layers import BACKWARD_BYTES, InputGradConvs, NaNPropagating
+from sfm.backbones.execution.input_grad_layers import BACKWARD_BYTES, InputGradConvChain, NaNPropagating
 from sfm.backbones.execution.input_gradient import make_input_grad_model
-from sfm.backbones.execution.preparation import prepare_for_inference
+from sfm.backbones.execution.preparation import optimize_for_cpu_inference
 from sfm.distill.activation_memory import measure_activation_bytes_per_view
 from sfm.distill.mixed_precision import convert_precision
 
@@ -140,7 +140,7 @@ def test_a_chain_of_convolutions_has_the_gradient_that_autograd_gives(
         expected = answer(in_plain_layers(chain), images)
     except RuntimeError:
         reject()  # A kernel is larger than the map that is left.
-    for one, two in zip(expected, answer(InputGradConvs(chain), images), strict=True):
+    for one, two in zip(expected, answer(InputGradConvChain(chain), images), strict=True):
         torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
 
 
@@ -152,7 +152,7 @@ def test_a_convolution_of_any_number_of_channels_has_the_gradient_that_autograd_
     images = (3 * seeded(2, layer.in_channels, 11, 10)).contiguous(memory_format=LAST)
     chain = [(layer.requires_grad_(False).to(memory_format=LAST), clip)]
     expected = answer(in_plain_layers(chain), images)
-    for one, two in zip(expected, answer(InputGradConvs(chain), images), strict=True):
+    for one, two in zip(expected, answer(InputGradConvChain(chain), images), strict=True):
         torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
 
 
@@ -162,7 +162,7 @@ def test_values_at_a_bound_have_no_gradient() -> None:
     images = torch.tensor([-1.0, -0.0, 0.0, 1e-30, 3.0, 5.9999995, 6.0, 7.0]).view(1, 1, 1, 8)
     for clip, expected in (((0.0, 6.0), [0, 0, 0, 1, 1, 1, 0, 0]), ((0.0, None), [0, 0, 0, 1, 1, 1, 1, 1])):
         images.requires_grad_()
-        (gradient,) = torch.autograd.grad(InputGradConvs([(same, clip)])(images).sum(), images)
+        (gradient,) = torch.autograd.grad(InputGradConvChain([(same, clip)])(images).sum(), images)
         assert gradient.flatten().tolist() == expected
 
 
@@ -205,7 +205,7 @@ class Repeating(nn.Module):
 
 
 def chain_lengths(model: nn.Module) -> list[int]:
-    return [len(module.links) for module in model.modules() if isinstance(module, InputGradConvs)]
+    return [len(module.links) for module in model.modules() if isinstance(module, InputGradConvChain)]
 
 
 def test_consecutive_convolutions_are_fused_into_chains(lite0: Backbone) -> None:
@@ -276,14 +276,14 @@ def test_a_model_that_reads_the_weights_of_its_convolutions_is_returned_unchange
     size = model.default_cfg["input_size"][1]
     found = make_input_grad_model(model, seeded(1, 3, size, size))
     assert found.model is model
-    assert found.reason
+    assert found.unchanged_reason
 
 
 def test_a_batch_too_large_for_the_cache_has_the_gradient_of_its_images_one_by_one() -> None:
     torch.manual_seed(0)
     widths = (3, 8, 5)
     links = [nn.Conv2d(one, two, 3, padding=1).requires_grad_(False) for one, two in pairwise(widths)]
-    chain = InputGradConvs([(link, (0.0, 6.0)) for link in links])
+    chain = InputGradConvChain([(link, (0.0, 6.0)) for link in links])
     side = 80
     images = 9 * seeded(3 * BACKWARD_BYTES // (8 * side**2 * 4), 3, side, side).contiguous(memory_format=LAST)
     features, gradient = answer(lambda batch: chain(batch).mean((2, 3)), images)
@@ -295,7 +295,7 @@ def test_a_batch_too_large_for_the_cache_has_the_gradient_of_its_images_one_by_o
 
 
 def test_the_gradient_of_the_output_is_not_modified() -> None:
-    chain = InputGradConvs([(nn.Conv2d(3, 4, 1).requires_grad_(False), (0.0, 6.0))])
+    chain = InputGradConvChain([(nn.Conv2d(3, 4, 1).requires_grad_(False), (0.0, 6.0))])
     leaf = seeded(2, 3, 5, 5).contiguous(memory_format=LAST).requires_grad_()
     found = chain(leaf)
     given = torch.ones_like(found)
@@ -314,7 +314,7 @@ class CountingPackedWeights(TorchDispatchMode):
 
 
 def test_for_inference_no_weights_are_packed_for_the_backward_pass(lite0: Backbone) -> None:
-    quick, images = prepare_for_inference(lite0), torch.rand(2, 3, 32, 32)
+    quick, images = optimize_for_cpu_inference(lite0), torch.rand(2, 3, 32, 32)
     with CountingPackedWeights() as packed, torch.no_grad():
         torch.testing.assert_close(quick.features(images), lite0.features(images), rtol=1e-4, atol=1e-5)
         quick.features(images)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution import make_example_images, optimize_backbone, prepare
-from sfm.backbones.execution.preparation import prepare_for_inference
+from sfm.backbones.execution.preparation import optimize_for_cpu_inference
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def test_eager_is_the_model_itself(lite0: Backbone) -> None:
     prepared = prepare(lite0, make_example_images(lite0, 2), "eager")
     assert prepared.model is lite0.model
     assert (prepared.mode, prepared.reason) == ("eager", None)
-    assert prepare_for_inference(lite0, "eager") is lite0
+    assert optimize_for_cpu_inference(lite0, "eager") is lite0
 
 
 def test_a_backbone_is_the_same_whether_its_batch_norms_are_folded_or_not(lite0: Backbone) -> None:

@@ -11,7 +11,11 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 
 from sfm.backbones.card import BackboneCard, Preprocessing, describe_backbone_differences
-from sfm.backbones.preprocessing import preprocessing_from_timm_config, read_input_size, resize_and_crop_image
+from sfm.backbones.preprocessing import (
+    preprocessing_from_timm_config,
+    read_square_input_side,
+    resize_and_crop_image,
+)
 from sfm.errors import InputError
 
 # Smaller and larger than inputs, wide and tall; the difference from an input's side is odd and even.
@@ -48,10 +52,10 @@ def test_the_pixels_are_those_of_timms_evaluation_or_the_input_is_refused(name: 
     _, rows, columns = config["input_size"]
     if rows != columns:
         with pytest.raises(InputError, match=f"{rows} x {columns} px .*--image-size {min(rows, columns)}"):
-            read_input_size(config)
+            read_square_input_side(config)
         return
     transform: Any = create_transform(**config, normalize=False)
-    preprocessing = preprocessing_from_timm_config(config, read_input_size(config))
+    preprocessing = preprocessing_from_timm_config(config, read_square_input_side(config))
     for height, width in SHAPES:
         image = noise(height, width)
         expected = transform(image).permute(1, 2, 0).numpy()

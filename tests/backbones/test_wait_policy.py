@@ -12,7 +12,7 @@ TOLD = """
 import os
 from sfm.backbones.execution import wait_policy
 wait_policy.psutil.cpu_percent = lambda *_, **__: [%s] * 1024
-wait_policy.set_openmp_wait_policy(%s)
+wait_policy.set_passive_openmp_wait_if_crowded(%s)
 print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
 """
 
@@ -68,12 +68,14 @@ def test_a_run_whose_threads_sleep_is_advised_when_the_machine_is_idle() -> None
 
 def test_a_run_is_advised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = iter([0.0, 1e9, 2e9])
-    monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_core_wait_seconds", lambda: next(waited))
+    monkeypatch.setattr(
+        "sfm.backbones.execution.wait_policy.read_thread_core_wait_seconds", lambda: next(waited)
+    )
     watch = CoreWaitMonitor(2, interval=0.0)
     assert "other processes want" in watch.advise_once()
     assert watch.advise_once() == ""
 
 
 def test_where_waiting_is_not_counted_there_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_core_wait_seconds", lambda: None)
+    monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_thread_core_wait_seconds", lambda: None)
     assert CoreWaitMonitor(2, interval=0.0).advise_once() == ""

@@ -12,7 +12,7 @@ from sfm.backbones.build import load_backbone
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.process_group import ProcessGroup, init_process_group, read_distributed_env
-from sfm.distill.pyramid import append_level, compute_canvas_size, list_level_resolutions
+from sfm.distill.pyramid import append_level_and_rescale, compute_canvas_size, list_level_resolutions
 from sfm.distill.train_step import ImageBatch, MicroBatching, compute_gradients
 
 CLASSES, IPC, VIEWS, SIZE = 5, 2, 2, 32
@@ -26,7 +26,7 @@ def gradients(group: ProcessGroup) -> dict[str, torch.Tensor]:
     levels: list[torch.Tensor] = []
     for resolution in list_level_resolutions(canvas):
         rows = group.own_rows(CLASSES, IPC)
-        levels = append_level(levels, resolution, CLASSES * IPC, 3, backbone.device, rows)
+        levels = append_level_and_rescale(levels, resolution, CLASSES * IPC, 3, backbone.device, rows)
     levels = [level.detach().double().requires_grad_() for level in levels]
     augmentation = draw_augmentation(3, 7, CLASSES * IPC * VIEWS, canvas)
     augmentation = augmentation.select_views(group.own_rows(CLASSES, IPC * VIEWS))

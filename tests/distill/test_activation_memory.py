@@ -4,7 +4,7 @@ from sfm.backbones.build import Backbone
 from sfm.distill.activation_memory import (
     MAX_GRAPH_BYTES,
     MAX_VIEWS,
-    choose_kept_graph_count,
+    choose_kept_graph_image_count,
     choose_micro_batch_size,
     measure_activation_bytes_per_view,
     measure_free_memory_bytes,
@@ -62,14 +62,19 @@ def test_all_micro_batches_are_about_as_large() -> None:
 
 def test_graphs_take_a_quarter_of_the_free_memory_and_no_more_however_many_images_there_are() -> None:
     assert (
-        choose_kept_graph_count(image_count=1000, views_per_image=2, bytes_per_view=10, free_bytes=400) == 5
+        choose_kept_graph_image_count(image_count=1000, views_per_image=2, bytes_per_view=10, free_bytes=400)
+        == 5
     )
     assert (
-        choose_kept_graph_count(image_count=1000, views_per_image=1, bytes_per_view=10**9, free_bytes=1) == 0
+        choose_kept_graph_image_count(image_count=1000, views_per_image=1, bytes_per_view=10**9, free_bytes=1)
+        == 0
     )
-    assert choose_kept_graph_count(image_count=7, views_per_image=1, bytes_per_view=1, free_bytes=10**12) == 7
     assert (
-        choose_kept_graph_count(
+        choose_kept_graph_image_count(image_count=7, views_per_image=1, bytes_per_view=1, free_bytes=10**12)
+        == 7
+    )
+    assert (
+        choose_kept_graph_image_count(
             image_count=10**9,
             views_per_image=1,
             bytes_per_view=MAX_GRAPH_BYTES["cpu"] // 50,
@@ -81,7 +86,7 @@ def test_graphs_take_a_quarter_of_the_free_memory_and_no_more_however_many_image
 
 def test_a_gpu_keeps_the_graph_of_one_micro_batch() -> None:
     assert (
-        choose_kept_graph_count(
+        choose_kept_graph_image_count(
             image_count=1000, views_per_image=1, bytes_per_view=1, free_bytes=10**12, device_type="cuda"
         )
         == 0

@@ -8,8 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfm.distill.distilled_images import decode_pixels, make_class_folder_names, make_slug, write_images
-from sfm.distill.pyramid import append_level, decode_pyramid, list_level_resolutions
+from sfm.distill.distilled_images import (
+    iterate_decoded_pixels,
+    make_class_folder_names,
+    make_slug,
+    write_images,
+)
+from sfm.distill.pyramid import append_level_and_rescale, decode_pyramid, list_level_resolutions
 
 
 @pytest.mark.parametrize(
@@ -47,8 +52,10 @@ def test_a_name_without_letters_gives_way_to_the_class_id() -> None:
 def test_files_hold_the_decoded_pyramids_rounded_to_eight_bits(tmp_path: Path) -> None:
     levels: list[torch.Tensor] = []
     for resolution in list_level_resolutions(20):
-        levels = append_level(levels, resolution, 70, 0, torch.device("cpu"))
-    write_images(tmp_path, decode_pixels(levels, 20), make_class_folder_names(["a"] * 7, ["a"] * 7), 10)
+        levels = append_level_and_rescale(levels, resolution, 70, 0, torch.device("cpu"))
+    write_images(
+        tmp_path, iterate_decoded_pixels(levels, 20), make_class_folder_names(["a"] * 7, ["a"] * 7), 10
+    )
     wanted = decode_pyramid(levels, 20).detach().permute(0, 2, 3, 1).numpy() * 255
     for index in (0, 9, 10, 63, 64, 69):
         with Image.open(tmp_path / f"{index // 10}_a" / f"{index % 10}.png") as image:

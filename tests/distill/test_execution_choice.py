@@ -132,7 +132,7 @@ def test_an_eager_run_runs_the_model_as_pytorch_does(
 ) -> None:
     monkeypatch.setattr(preparation, "make_input_grad_model", fail)
     monkeypatch.setattr(preparation, "compile_model_if_equivalent", fail)
-    monkeypatch.setattr("sfm.backbones.build.fold_batch_norms", fail)
+    monkeypatch.setattr("sfm.backbones.build.fold_batch_norms_if_equivalent", fail)
     assert distill(config.model_copy(update={"steps": 1, "execution": "eager"})).record["loss"]
 
 

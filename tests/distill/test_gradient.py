@@ -11,7 +11,7 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
-from sfm.distill.pyramid import append_level, compute_canvas_size, list_level_resolutions
+from sfm.distill.pyramid import append_level_and_rescale, compute_canvas_size, list_level_resolutions
 from sfm.distill.train_step import (
     ImageBatch,
     MicroBatching,
@@ -38,7 +38,7 @@ def batch(dtype: torch.dtype) -> ImageBatch:
     levels: list[Tensor] = []
     canvas = compute_canvas_size(SIZE)
     for resolution in list_level_resolutions(canvas):
-        levels = append_level(levels, resolution, CLASSES * IPC, 3, torch.device("cpu"))
+        levels = append_level_and_rescale(levels, resolution, CLASSES * IPC, 3, torch.device("cpu"))
     levels = [level.detach().to(dtype).requires_grad_() for level in levels]
     return ImageBatch(levels, canvas, SIZE, draw_augmentation(3, 7, CLASSES * IPC * VIEWS, canvas), SHAPE)
 

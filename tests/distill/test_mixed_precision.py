@@ -16,8 +16,8 @@ from sfm.distill.activation_memory import measure_activation_bytes_per_view
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.config import DistillConfig
 from sfm.distill.flow import compute_flow, sfm_loss
-from sfm.distill.mixed_precision import AutocastModel, convert_precision
-from sfm.distill.pyramid import append_level, compute_canvas_size, list_level_resolutions
+from sfm.distill.mixed_precision import BFloat16AutocastModel, convert_precision
+from sfm.distill.pyramid import append_level_and_rescale, compute_canvas_size, list_level_resolutions
 from sfm.distill.run import distill
 from sfm.distill.train_step import ImageBatch, MicroBatching, compute_exact_gradients
 
@@ -37,7 +37,7 @@ def gradient(backbone: Backbone) -> Tensor:
     canvas = compute_canvas_size(size)
     levels: list[Tensor] = []
     for resolution in list_level_resolutions(canvas):
-        levels = append_level(levels, resolution, CLASSES, 3, backbone.device)
+        levels = append_level_and_rescale(levels, resolution, CLASSES, 3, backbone.device)
     batch = ImageBatch(levels, canvas, size, draw_augmentation(3, 7, CLASSES, canvas), (CLASSES, 1, 1))
     means = torch.rand(CLASSES, backbone.card.features, generator=torch.Generator().manual_seed(1))
     objective = partial(sfm_loss, target_flow=compute_flow(means[:, None], means))
@@ -81,7 +81,7 @@ def test_the_gradient_through_lite0_stays_within_what_its_kinks_allow(lite0: Bac
 
 def test_converted_weights_are_not_kept_for_every_batch(lite0: Backbone) -> None:
     mixed = convert_precision(lite0, "bf16")
-    autocast = replace(lite0, model=AutocastModel(lite0.model))
+    autocast = replace(lite0, model=BFloat16AutocastModel(lite0.model))
     assert (
         measure_activation_bytes_per_view(mixed)
         < 0.7 * measure_activation_bytes_per_view(lite0)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sfm.distill.config import DistillConfig
 from sfm.distill.distilled_images import make_class_folder_names, write_images
-from sfm.distill.preview import draw_preview, strip_common_caption_prefix
+from sfm.distill.preview import draw_preview_png, strip_common_caption_prefix
 from sfm.distill.run import distill
 from sfm.events import Progress
 from sfm.stats_store.digests import compute_array_digest
@@ -40,7 +40,7 @@ def draw_sheet(folder: Path, classes: int, ipc: int) -> Image.Image:
     folders = make_class_folder_names(names, names)
     red = np.zeros((12, 12, 3), dtype=np.uint8) + np.array([250, 0, 0], dtype=np.uint8)
     write_images(folder, iter([red] * (classes * ipc)), folders, ipc)
-    return Image.open(BytesIO(draw_preview(folder, folders, names, "title")))
+    return Image.open(BytesIO(draw_preview_png(folder, folders, names, "title")))
 
 
 @pytest.mark.parametrize(("classes", "ipc", "shown"), [(2, 1, 2), (10, 1, 10), (130, 1, 100), (3, 12, 30)])
@@ -64,8 +64,8 @@ def test_any_name_has_a_caption_of_one_line(tmp_path: Path, ipc: int) -> None:
     folders = make_class_folder_names(HOSTILE, HOSTILE)
     grey = np.full((8, 8, 3), 128, dtype=np.uint8)
     write_images(tmp_path, iter([grey] * (len(HOSTILE) * ipc)), folders, ipc)
-    data = draw_preview(tmp_path, folders, HOSTILE, "a title\nof two lines")
-    plain = draw_preview(tmp_path, folders, ["a name"] * len(HOSTILE), "a title")
+    data = draw_preview_png(tmp_path, folders, HOSTILE, "a title\nof two lines")
+    plain = draw_preview_png(tmp_path, folders, ["a name"] * len(HOSTILE), "a title")
     with Image.open(BytesIO(data)) as sheet, Image.open(BytesIO(plain)) as other:
         assert sheet.size == other.size
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from sfm.distill.config import DistillConfig
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import append_level
+from sfm.distill.pyramid import append_level_and_rescale
 from sfm.distill.run import DistillInterrupt, distill, distill_in_group
 from sfm.errors import InputError
 from sfm.events import Progress, no_progress
@@ -37,8 +37,8 @@ def test_every_class_falls_to_one_process_whole(classes: int, size: int, each: i
 @given(start=st.integers(0, 6), length=st.integers(1, 3), resolution=st.integers(1, 5))
 def test_an_image_starts_from_the_same_noise_wherever_it_is(start: int, length: int, resolution: int) -> None:
     device, part = torch.device("cpu"), slice(start, start + length)
-    (whole,) = append_level([], resolution, 9, 5, device)
-    (some,) = append_level([], resolution, 9, 5, device, part)
+    (whole,) = append_level_and_rescale([], resolution, 9, 5, device)
+    (some,) = append_level_and_rescale([], resolution, 9, 5, device, part)
     assert torch.equal(some, whole[part])
 
 

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm.distill.pyramid import (
-    append_level,
+    append_level_and_rescale,
     compute_canvas_size,
     decode_pyramid,
     list_level_resolutions,
-    make_colour_matrix,
+    make_decorrelated_to_rgb_matrix,
     upsample_rows,
     upsample_rows_backward,
 )
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def pyramid(canvas: int, count: int, levels: int, seed: int = 0) -> list[torch.Tensor]:
     grown: list[torch.Tensor] = []
     for resolution in list_level_resolutions(canvas)[:levels]:
-        grown = append_level(grown, resolution, count, seed, CPU)
+        grown = append_level_and_rescale(grown, resolution, count, seed, CPU)
     return grown
 
 
@@ -35,9 +35,9 @@ def test_levels_double_up_to_the_canvas() -> None:
 
 
 def test_the_colour_matrix_has_columns_of_length_one_at_most() -> None:
-    norms = make_colour_matrix().norm(dim=0)
+    norms = make_decorrelated_to_rgb_matrix().norm(dim=0)
     assert norms.max() == pytest.approx(1.0)
-    assert (make_colour_matrix()[:, 0] > 0).all(), "the first component is brightness"
+    assert (make_decorrelated_to_rgb_matrix()[:, 0] > 0).all(), "the first component is brightness"
 
 
 @given(canvas=st.integers(9, 40), levels=st.integers(1, 7), scale=st.floats(0.01, 50))
@@ -47,7 +47,9 @@ def test_decoding_is_the_sum_of_upsampled_levels_through_colours_and_sigmoid(
 ) -> None:
     stack = [scale * level.detach().double() for level in pyramid(canvas, 2, levels)]
     upsampled = [F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in stack]
-    mixed = torch.einsum("ij,njyx->niyx", make_colour_matrix().double(), torch.stack(upsampled).sum(0))
+    mixed = torch.einsum(
+        "ij,njyx->niyx", make_decorrelated_to_rgb_matrix().double(), torch.stack(upsampled).sum(0)
+    )
     images = decode_pyramid(stack, canvas)
     torch.testing.assert_close(images, torch.sigmoid(2 * mixed), atol=1e-5, rtol=1e-5)
     assert images.min() >= 0
@@ -59,7 +61,7 @@ def test_every_level_receives_the_gradient_of_the_upsampling_it_went_through() -
     images = decode_pyramid(levels, 20)
     got = torch.autograd.grad(images.square().sum(), levels)
     total = sum(F.interpolate(level, size=(20, 20), mode="bilinear") for level in levels)
-    mixed = torch.einsum("ij,njyx->niyx", make_colour_matrix(), total)
+    mixed = torch.einsum("ij,njyx->niyx", make_decorrelated_to_rgb_matrix(), total)
     expected = torch.autograd.grad(torch.sigmoid(2 * mixed).square().sum(), levels)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -73,7 +75,7 @@ def test_an_untrained_pyramid_of_n_levels_has_standard_deviation_one_nth_in_each
 
 def test_growing_keeps_the_layout_and_neither_saturates_nor_flattens_the_pictures() -> None:
     before = pyramid(110, 20, 5)
-    after = append_level(before, 32, 20, 0, CPU)
+    after = append_level_and_rescale(before, 32, 20, 0, CPU)
     old, new = decode_pyramid(before, 110).detach(), decode_pyramid(after, 110).detach()
     assert torch.corrcoef(torch.stack([old.flatten(), new.flatten()]))[0, 1] > 0.8
     assert new.mean().item() == pytest.approx(0.5, abs=0.1)

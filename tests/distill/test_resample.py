@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sfm.backbones import views
 from sfm.backbones.crops import draw_crops
 from sfm.distill.resample import (
-    apply_crops_per_image,
+    apply_several_crops_per_image,
     compute_bilinear_taps,
     make_sparse_matrix,
     resample_rows,
@@ -52,7 +52,7 @@ def test_looking_equals_the_matrix_products_of_the_backbones_views(
     crops = draw_crops(np.random.default_rng(seed), count * each, size)
     images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     ours, theirs = (
-        apply_crops_per_image(images, crops, 12),
+        apply_several_crops_per_image(images, crops, 12),
         views.apply_crops(images.repeat_interleave(each, 0), crops, 12),
     )
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)

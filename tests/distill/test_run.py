@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from sfm.distill.config import DistillConfig
-from sfm.distill.run import DistillInterrupt, distill, holds_files
+from sfm.distill.run import DistillInterrupt, distill, holds_user_files
 from sfm.distill.run_checkpoints import delete_old_checkpoints
 from sfm.errors import DamageError, InputError
 from sfm.events import Progress
@@ -389,7 +389,7 @@ def test_an_out_directory_of_folders_without_end_counts_as_not_empty(tmp_path: P
         os.close(above)
     os.close(here)
     try:
-        assert holds_files(tmp_path)
+        assert holds_user_files(tmp_path)
     finally:
         subprocess.run(["rm", "-rf", str(tmp_path / "a")], check=True)
 

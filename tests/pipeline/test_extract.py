@@ -149,7 +149,7 @@ def test_an_eager_extraction_optimises_nothing_and_gives_the_same_means_up_to_ro
     def refuse(*_: object) -> None:
         raise AssertionError("an optimisation is applied")
 
-    monkeypatch.setattr("sfm.backbones.build.fold_batch_norms", refuse)
+    monkeypatch.setattr("sfm.backbones.build.fold_batch_norms_if_equivalent", refuse)
     monkeypatch.setattr("sfm.backbones.execution.preparation.make_input_grad_model", refuse)
     extract(make_config(tmp_path / "eager", execution="eager"))
     means = [open_entry(str(tmp_path / name)).read_array("train/mean") for name in ("auto", "eager")]

@@ -74,12 +74,14 @@ def test_a_run_is_resumed_from_another_folder_by_its_run_json(
 
 
 def test_paths_in_a_configuration_are_whole(workplace: Path) -> None:
-    from sfm.backbones.spec import make_spec_absolute
+    from sfm.backbones.spec import make_spec_weights_path_absolute
     from sfm.stats_store.location import make_url_absolute
 
     spec = "timm/tf_efficientnet_lite0@other.safetensors"
-    assert make_spec_absolute(spec) == f"timm/tf_efficientnet_lite0@{workplace}/other.safetensors"
-    assert make_spec_absolute("lite0") == "lite0"
+    assert (
+        make_spec_weights_path_absolute(spec) == f"timm/tf_efficientnet_lite0@{workplace}/other.safetensors"
+    )
+    assert make_spec_weights_path_absolute("lite0") == "lite0"
     assert make_url_absolute("store") == str(workplace / "store")
     assert make_url_absolute("s3://team/stats") == "s3://team/stats"
 
