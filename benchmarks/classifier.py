@@ -44,13 +44,13 @@ from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.entry_rows import select_entry_rows
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.feature_pass import stage_tasks, track_pass
-from sfm.pipeline.folds import mark_fold_samples
+from sfm.pipeline.feature_pass import run_and_track_pass, stage_tasks
+from sfm.pipeline.folds import make_fold_mask
 from sfm.pipeline.linear_classifier import measure_top1_and_top5, train_classifier
 from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
-from sfm.pipeline.selection import select_listed_samples
+from sfm.pipeline.selection import select_samples_if_labels_known
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.pipeline.staging import Staging
@@ -100,10 +100,10 @@ def stage_real_features(folder: Path, quick: bool, device: str) -> tuple[StagedF
     source, staging = open_source(spec), Staging(folder / ("quick" if quick else "full"))
     staging.root.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone("lite0", image_size=96, device=device)
-    tasks = make_tasks(source, select_listed_samples(config, source))
+    tasks = make_tasks(source, select_samples_if_labels_known(config, source))
     fast = optimize_for_inference([backbone], "float32")
     with extraction_runtime(source, backbone.device.type, count_cores()) as runtime:
-        track_pass(
+        run_and_track_pass(
             stage_tasks(source, tasks, fast, staging, PassOptions(), runtime),
             tasks,
             tasks,
@@ -111,7 +111,9 @@ def stage_real_features(folder: Path, quick: bool, device: str) -> tuple[StagedF
             no_progress,
         )
     (part,) = select_entry_rows(config, collect_pass_result(config, source, tasks, staging), staging)
-    return part.open_train(staging, backbone.card.hash), part.open_test(staging, backbone.card.hash)
+    return part.open_train_features(staging, backbone.card.hash), part.open_test_features(
+        staging, backbone.card.hash
+    )
 
 
 def fit_classifier(
@@ -154,7 +156,7 @@ def measure_our_classifier(
     """Train our classifier on four fifths and on all of the training split, and compute centres."""
     labels = train.concatenate_labels()
     classes, features = len(np.unique(labels)), next(iter(train))[0].shape[1]
-    held = mark_fold_samples(labels, 0, 5)
+    held = make_fold_mask(labels, 0, 5)
     tuned, _ = fit_classifier(train.select_rows(~held), classes, features, device, name)
     fit, figures = fit_classifier(train, classes, features, device, name)
     _, centre_seconds = time_function(
@@ -180,7 +182,7 @@ def measure_scikit_learn(
     std = np.where(std > 1e-6 * std.max(), std, 1.0)
     rows = ((rows - mean) / std).astype(np.float32)
     seen = ((np.concatenate([x for x, _ in test]) - mean) / std).astype(np.float32)
-    held = mark_fold_samples(labels, 0, linear_classifier.VALIDATION_FOLDS)
+    held = make_fold_mask(labels, 0, linear_classifier.VALIDATION_FOLDS)
     tried = []
     for c in grid:
         part, part_seconds = time_function(
@@ -240,7 +242,7 @@ def write_synthetic_features(folder: Path, samples: int) -> StagedFeatures:
 def measure_full_shape(train: StagedFeatures, device: str, name: str) -> dict[str, Any]:
     """Train on 1,000 classes, and project the seconds to the samples of ImageNet."""
     labels = train.concatenate_labels()
-    held = mark_fold_samples(labels, 0, 5)
+    held = make_fold_mask(labels, 0, 5)
     part = train.select_rows(~held)
     fit, figures = fit_classifier(part, CLASSES, FEATURES, device, name)
     scale = N_IMAGENET_SAMPLES / figures["samples"]

@@ -36,7 +36,7 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import stage_tasks
 from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.runtime import count_cores, extraction_runtime
-from sfm.pipeline.selection import select_listed_samples
+from sfm.pipeline.selection import select_samples_if_labels_known
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staging
 from sfm.stats_store.schema import MAX_CHUNK_BYTES
@@ -103,7 +103,10 @@ def load_wide_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
             return saved["features"], saved["labels"]
     source = open_source("builtin:fashion-mnist-6k")
     tasks = make_tasks(
-        source, select_listed_samples(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source)
+        source,
+        select_samples_if_labels_known(
+            ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source
+        ),
     )
     train = [task for task in tasks if task.split == "train"]
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]

@@ -11,7 +11,7 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
-from sfm.pipeline.decoding import DecodingOptions, SampleBatch
+from sfm.pipeline.decoding import DecodingOptions, MarkedLocations, SampleBatch
 from sfm.pipeline.runtime import ExtractionRuntime
 from sfm.pipeline.task_results import SkippedSample
 
@@ -22,7 +22,7 @@ class PassOptions:
 
     Attributes
     ----------
-    limit_per_class : int or None
+    shard_limit_per_class : int or None
         Maximum number of samples of a class to decode per task, if labels are not known.
     on_error : {"fail", "skip"}
     precision : {"float32", "bf16"}
@@ -37,7 +37,7 @@ class PassOptions:
         See `sfm.backbones.execution.modes`.
     """
 
-    limit_per_class: int | None = None
+    shard_limit_per_class: int | None = None
     on_error: Literal["fail", "skip"] = "fail"
     precision: Literal["float32", "bf16"] = "float32"
     views: int = 0
@@ -45,7 +45,7 @@ class PassOptions:
     rendering: Rendering = field(default=Rendering())
     execution: ExecutionOption = "auto"
 
-    def list_feature_arrays(self, backbone_hash: str, split: str) -> list[str]:
+    def list_feature_array_names(self, backbone_hash: str, split: str) -> list[str]:
         """Return the names of a backbone's staged feature arrays: of the images, then of each view."""
         views = range(self.views if split == "train" else 0)
         return [backbone_hash, *(f"{backbone_hash}-view-{self.seed}-{view}" for view in views)]
@@ -57,27 +57,27 @@ class BatchFeatures:
 
     Attributes
     ----------
-    kept_indices : list of int
+    kept_indices_in_task : list of int
         Indices in the task of the samples that have features.
     digests : ndarray of uint8, shape (n, 32)
-    sizes : list of int
+    encoded_sizes : list of int
         Encoded bytes of these samples.
-    features : dict of str to ndarray of float32, shape (n, D)
+    features_by_array_name : dict of str to ndarray of float32, shape (n, D)
         By array name, see `PassOptions`.
     skipped : list of SkippedSample
-    seconds : dict of str to float
+    thread_seconds_by_stage : dict of str to float
         Time in one thread, by ``"decode"`` and the backbones' specs.
-    marked : dict of str to dict of int to str
+    marked_locations : dict of str to dict of int to str
         As in `sfm.pipeline.decoding.DecodedBatch`.
     """
 
-    kept_indices: list[int]
+    kept_indices_in_task: list[int]
     digests: npt.NDArray[np.uint8]
-    sizes: list[int]
-    features: dict[str, npt.NDArray[np.float32]]
+    encoded_sizes: list[int]
+    features_by_array_name: dict[str, npt.NDArray[np.float32]]
     skipped: list[SkippedSample]
-    seconds: dict[str, float]
-    marked: dict[str, dict[int, str]] = field(default_factory=dict)
+    thread_seconds_by_stage: dict[str, float]
+    marked_locations: MarkedLocations = field(default_factory=dict)
 
 
 def compute_batch_features(
@@ -109,26 +109,26 @@ def compute_batch_features(
     views = options.views if split == "train" else 0
     decoding = DecodingOptions(preprocessings, views, options.seed, options.on_error, options.rendering)
     with runtime.decode_batch(batch, decoding) as decoded:
-        seconds = {"decode": decoded.seconds}
+        seconds = {"decode": decoded.thread_seconds}
         features = {}
         for backbone in backbones:
             spec = backbone.card.spec
-            for view, name in enumerate(options.list_feature_arrays(backbone.card.hash, split)):
+            for view, name in enumerate(options.list_feature_array_names(backbone.card.hash, split)):
                 rows = np.zeros((0, backbone.card.features), dtype=np.float32)
-                if decoded.kept_indices:
+                if decoded.kept_indices_in_task:
                     pixels = decoded.pixels[backbone.card.preprocessing][view]
                     rows, elapsed = runtime.compute_features(backbone, pixels, options.precision)
                     seconds[spec] = seconds.get(spec, 0.0) + elapsed
                 require_finite_features(rows, spec, decoded.locations)
                 features[name] = rows
     return BatchFeatures(
-        decoded.kept_indices,
+        decoded.kept_indices_in_task,
         decoded.digests,
-        decoded.sizes,
+        decoded.encoded_sizes,
         features,
         decoded.skipped,
         seconds,
-        decoded.marked,
+        decoded.marked_locations,
     )
 
 

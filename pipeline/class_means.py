@@ -56,8 +56,10 @@ def compute_sample_losses(
     return compute_cross_entropies(samples, weight.float().numpy(), bias.float().numpy())
 
 
-def choose_logit_factor(
-    fits: Sequence[LogisticFit], validation_features_by_fit: Sequence[StagedFeatures], scaling: FeatureScaling
+def choose_common_logit_factor(
+    fits: Sequence[LogisticFit],
+    raw_validation_samples_by_fit: Sequence[StagedFeatures],
+    scaling: FeatureScaling,
 ) -> float:
     """Return the factor of all fits' logits with the lowest cross-entropy, each fit on its own samples."""
 
@@ -65,7 +67,7 @@ def choose_logit_factor(
         factor = float(np.exp(log_factor))
         losses = [
             compute_sample_losses(scale_logits(fit, factor), scaling, samples)
-            for fit, samples in zip(fits, validation_features_by_fit, strict=True)
+            for fit, samples in zip(fits, raw_validation_samples_by_fit, strict=True)
         ]
         return float(np.concatenate(losses).mean())
 

@@ -43,14 +43,14 @@ class StatisticsOperations:
     centres: float
 
     @property
-    def classifier(self) -> float:
+    def until_classifier_end(self) -> float:
         """Operations up to the end of the classifier: moments, selection and fitting."""
         return self.moments + self.penalty_selection + self.fitting
 
     @property
     def total(self) -> float:
         """All operations."""
-        return self.classifier + self.centres
+        return self.until_classifier_end + self.centres
 
 
 def count_classifier_pass_operations(row_count: int, feature_count: int, class_count: int) -> float:
@@ -148,22 +148,22 @@ class StatisticsProgress:
     _done: float = 0.0
     _reported_percent: int = -1
 
-    def advance(self, operations: float, phase_end_operations: float) -> None:
+    def advance_within_phase(self, operations: float, phase_end_operations: float) -> None:
         """Add operations, at most up to the end of their phase, and report."""
         self._done = max(self._done, min(self._done + operations, phase_end_operations))
-        self.report()
+        self.report_if_changed()
 
-    def advance_to(self, phase_end_operations: float) -> None:
+    def advance_to_phase_end(self, phase_end_operations: float) -> None:
         """Advance to the end of a phase, and report."""
         self._done = max(self._done, phase_end_operations)
-        self.report()
+        self.report_if_changed()
 
     def finish(self, **figures: float) -> None:
         """Advance to the end, and report figures."""
         self._done, self._reported_percent = self.cost.total, -1
-        self.report(**figures)
+        self.report_if_changed(**figures)
 
-    def report(self, **figures: float) -> None:
+    def report_if_changed(self, **figures: float) -> None:
         """Report the percentage if it has changed, or if there are figures to show."""
         percent = min(100, int(100 * self._done / self.cost.total))
         if percent != self._reported_percent or figures:
@@ -180,4 +180,4 @@ def iterate_with_moments_progress(
     """Yield blocks, and report the moments of each as done when the next one is requested."""
     for rows, labels in blocks:
         yield rows, labels
-        meter.advance(count_moments_operations(len(labels), feature_count), phase_end_operations)
+        meter.advance_within_phase(count_moments_operations(len(labels), feature_count), phase_end_operations)

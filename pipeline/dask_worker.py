@@ -32,7 +32,7 @@ class WorkerConfig:
     ----------
     source_spec : str
         Spec.
-    split_listings : tuple of str
+    client_split_listings : tuple of str
         Listings of both splits on the client.
     backbone_specs_and_hashes : tuple of (str, str)
         Specs, and the backbones' hashes on the client.
@@ -43,19 +43,19 @@ class WorkerConfig:
     options : PassOptions
     cores_per_worker : int or None
         For each worker; None: as many as its Dask worker has threads.
-    shared_gpus : tuple of str
+    local_gpus_to_share : tuple of str
         GPUs of this machine, to be shared among its workers; empty where workers have their own.
     """
 
     source_spec: str
-    split_listings: tuple[str, ...]
+    client_split_listings: tuple[str, ...]
     backbone_specs_and_hashes: tuple[tuple[str, str], ...]
     image_size: int | None
     device: str
     staging: str
     options: PassOptions
     cores_per_worker: int | None
-    shared_gpus: tuple[str, ...]
+    local_gpus_to_share: tuple[str, ...]
 
 
 TASK_LOCK = threading.RLock()
@@ -70,7 +70,7 @@ def dask_setup(_: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def check_worker_and_get_device(config: WorkerConfig, probe_file_name: str) -> str:
+def check_worker_and_get_device_type(config: WorkerConfig, probe_file_name: str) -> str:
     """Check that this worker sees the client's data and weights, and return its device type.
 
     Parameters
@@ -90,21 +90,21 @@ def check_worker_and_get_device(config: WorkerConfig, probe_file_name: str) -> s
             f"that all workers see, with --staging"
         )
     with TASK_LOCK:
-        _, backbones, _ = open_worker(config)
+        _, backbones, _ = open_worker_resources(config)
     return backbones[0].device.type
 
 
-def release_worker() -> None:
+def release_worker_resources() -> None:
     """Close the runtime of this worker, and free its source and backbones."""
     with TASK_LOCK:
         OPEN_RUNTIME.close()
-        open_worker.cache_clear()
+        open_worker_resources.cache_clear()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
 
 @functools.lru_cache(maxsize=1)
-def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], ExtractionRuntime]:
+def open_worker_resources(config: WorkerConfig) -> tuple[Source, list[Backbone], ExtractionRuntime]:
     """Open the source, load the backbones and start the runtime, once per extraction.
 
     Raises
@@ -112,13 +112,15 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
     InputError
         If source or backbones are not those of the client.
     """
-    release_worker()
+    release_worker_resources()
     configure_malloc_to_keep_memory()
-    if config.shared_gpus and not torch.cuda.is_initialized():
+    if config.local_gpus_to_share and not torch.cuda.is_initialized():
         number = get_worker().name
-        os.environ["CUDA_VISIBLE_DEVICES"] = config.shared_gpus[int(number) % len(config.shared_gpus)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = config.local_gpus_to_share[
+            int(number) % len(config.local_gpus_to_share)
+        ]
     source = open_source(config.source_spec, require_held_out=False)
-    if tuple(split.listing for split in source.splits.values()) != config.split_listings:
+    if tuple(split.listing for split in source.splits.values()) != config.client_split_listings:
         raise InputError(
             f"{config.source_spec} is not the same here as where the extraction was started: other files, "
             f"sizes, times or folders"
@@ -143,16 +145,16 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
 def stage_task(config: WorkerConfig, task: PartitionTask) -> PassIncrement:
     """Stage one task on this worker, and return its progress report."""
     with TASK_LOCK:
-        source, backbones, runtime = open_worker(config)
+        source, backbones, runtime = open_worker_resources(config)
         staging = Staging(Path(config.staging))
         seconds: Counter[str] = Counter()
         images = skipped = 0
         try:
             for step in stage_tasks(source, [task], backbones, staging, config.options, runtime):
-                seconds.update(step.thread_seconds)
+                seconds.update(step.thread_seconds_by_stage)
                 images, skipped = images + step.image_count, skipped + step.skipped_count
         except IncompleteExtractionError:
             # A decoding process is lost: the next task starts a new runtime.
-            release_worker()
+            release_worker_resources()
             raise
     return PassIncrement(images, skipped, 1, dict(seconds))

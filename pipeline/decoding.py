@@ -53,6 +53,9 @@ DECODING_ERRORS = (
 SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
 """Samples, each with its index in the task."""
 
+MarkedLocations = dict[str, dict[int, str]]
+"""Locations of the samples that have an image mark: by mark, then by index in the task."""
+
 PixelArrays = dict[Preprocessing, npt.NDArray[np.uint8]]
 """Cropped images and their views, each of shape (1 + views, n, y, x, channel)."""
 
@@ -87,29 +90,29 @@ class DecodedBatch:
 
     Attributes
     ----------
-    kept_indices : list of int
+    kept_indices_in_task : list of int
         Indices in the task of the samples that could be decoded.
     locations : list of str
         Their locations, for messages.
     digests : ndarray of uint8, shape (n, 32)
-    sizes : list of int
+    encoded_sizes : list of int
         Encoded bytes of these samples.
     skipped : list of SkippedSample
-    seconds : float
+    thread_seconds : float
         Time of decoding and cropping in one thread.
     pixels : dict of Preprocessing to ndarray of uint8, shape (1 + views, n, y, x, channel)
-    marked : dict of str to dict of int to str
+    marked_locations : dict of str to dict of int to str
         By mark (`sfm.pipeline.task_results.IMAGE_MARKS`), index and location of the samples that have it.
     """
 
-    kept_indices: list[int]
+    kept_indices_in_task: list[int]
     locations: list[str]
     digests: npt.NDArray[np.uint8]
-    sizes: list[int]
+    encoded_sizes: list[int]
     skipped: list[SkippedSample]
-    seconds: float
+    thread_seconds: float
     pixels: PixelArrays
-    marked: dict[str, dict[int, str]] = field(default_factory=dict)
+    marked_locations: MarkedLocations = field(default_factory=dict)
 
 
 BatchDecoder = Callable[[SampleBatch, DecodingOptions], AbstractContextManager[DecodedBatch]]
@@ -146,7 +149,7 @@ def decode_batch(
     decoded: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
     skipped: list[SkippedSample] = []
-    marked: dict[str, dict[int, str]] = {}
+    marked_locations: MarkedLocations = {}
     indices, samples = [index for index, _ in batch], (sample for _, sample in batch)
     for index, sample in zip(indices, prefetch_samples(samples, BATCH_READER_THREADS), strict=True):
         began = time.perf_counter()
@@ -158,11 +161,11 @@ def decode_batch(
             for preprocessing, all_rows in pixel_arrays_to_fill.items():
                 rows = all_rows[:, len(decoded)]
                 rows[0] = resize_and_crop_image(image, preprocessing)
-                rows[1:] = render_views(image, digest, preprocessing, options.views, options.seed)
+                rows[1:] = draw_and_crop_views(image, digest, preprocessing, options.views, options.seed)
             decoded.append((index, sample.location, digest, len(sample.data)))
             for mark in IMAGE_MARKS:
                 if getattr(rendered, mark):
-                    marked.setdefault(mark, {})[index] = sample.location
+                    marked_locations.setdefault(mark, {})[index] = sample.location
         except DECODING_ERRORS as error:
             reason = first_error_line(error)[:MAX_REASON_CHARACTERS]
             if options.on_error == "fail":
@@ -173,29 +176,29 @@ def decode_batch(
             skipped.append(SkippedSample(index, sample.location, reason))
         seconds += time.perf_counter() - began
     return DecodedBatch(
-        kept_indices=[index for index, _, _, _ in decoded],
+        kept_indices_in_task=[index for index, _, _, _ in decoded],
         locations=[location for _, location, _, _ in decoded],
         digests=np.array([list(digest) for _, _, digest, _ in decoded], dtype=np.uint8).reshape(-1, 32),
-        sizes=[size for _, _, _, size in decoded],
+        encoded_sizes=[size for _, _, _, size in decoded],
         skipped=skipped,
-        seconds=seconds,
+        thread_seconds=seconds,
         pixels={
             preprocessing: rows[:, : len(decoded)] for preprocessing, rows in pixel_arrays_to_fill.items()
         },
-        marked=marked,
+        marked_locations=marked_locations,
     )
 
 
-def merge_marked_samples(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
-    """Merge the marked samples of several chunks of a batch, or batches of a task."""
-    merged: dict[str, dict[int, str]] = {}
-    for marked in marked_samples:
+def merge_marked_locations(parts: Iterable[MarkedLocations]) -> MarkedLocations:
+    """Merge the image marks of several chunks of a batch, or batches of a task."""
+    merged: MarkedLocations = {}
+    for marked in parts:
         for mark, samples in marked.items():
             merged.setdefault(mark, {}).update(samples)
     return merged
 
 
-def render_views(
+def draw_and_crop_views(
     image: Image.Image, image_digest: bytes, preprocessing: Preprocessing, view_count: int, seed: int
 ) -> npt.NDArray[np.uint8]:
     """Return augmented views of an image as input of a backbone: shape (views, y, x, channel).

@@ -36,7 +36,7 @@ from sfm.pipeline.decoding import (
     SampleBatch,
     count_pixel_bytes,
     decode_batch,
-    merge_marked_samples,
+    merge_marked_locations,
     split_into_pixel_arrays,
 )
 from sfm.pipeline.sources.sample import Sample, SampleFile
@@ -60,18 +60,18 @@ class SharedBuffer:
         self.file = file
         self.bytes = np.empty(0, dtype=np.uint8)
 
-    def map_bytes(self, min_bytes: int) -> npt.NDArray[np.uint8]:
+    def map_at_least(self, min_bytes: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, mapped anew if it is smaller than a size that the file has."""
         if len(self.bytes) < min_bytes:
             self.bytes = np.frombuffer(mmap.mmap(self.file.fileno(), 0), dtype=np.uint8)
         return self.bytes
 
-    def reserve_bytes(self, min_bytes: int) -> npt.NDArray[np.uint8]:
+    def grow_to_at_least(self, min_bytes: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, enlarged if it is smaller than a size."""
         if len(self.bytes) < min_bytes:
             # Reserve more: later batches may be larger, and untouched pages take no memory.
             self.file.truncate(min_bytes + min_bytes // 4)
-        return self.map_bytes(min_bytes)
+        return self.map_at_least(min_bytes)
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def decoding_process_pool(
     IncompleteExtractionError
         From the decoder, if a process is lost.
     """
-    pickled_decode = pickle_decode(decode)
+    pickled_decode = pickle_decode_function(decode)
     min_chunks = math.ceil(process_count / max_open_batches)
     idle_processes: SimpleQueue[ChunkDecoder] = SimpleQueue()
     free_buffers: SimpleQueue[tuple[int, SharedBuffer]] = SimpleQueue()
@@ -116,9 +116,9 @@ def decoding_process_pool(
         files = [stack.enter_context(create_memory_file()) for _ in range(max_open_batches)]
         for numbered_buffer in enumerate(map(SharedBuffer, files)):
             free_buffers.put(numbered_buffer)
-        descriptors = [file.fileno() for file in files]
+        buffer_descriptors = [file.fileno() for file in files]
         for _ in range(process_count):
-            idle_processes.put(stack.enter_context(decoding_process(pickled_decode, descriptors)))
+            idle_processes.put(stack.enter_context(decoding_process(pickled_decode, buffer_descriptors)))
         threads = stack.enter_context(ThreadPoolExecutor(process_count, thread_name_prefix="decode"))
 
         @contextmanager
@@ -126,7 +126,7 @@ def decoding_process_pool(
             number, buffer = free_buffers.get()
             futures: list[Future[DecodedBatch]] = []
             try:
-                samples, end = write_samples_to_buffer(batch, options, buffer)
+                samples, end = write_loaded_samples_to_buffer(batch, options, buffer)
                 chunks = [
                     BatchChunk(number, end, options, len(samples), *piece)
                     for piece in split_into_chunks(samples, min_chunks)
@@ -144,7 +144,7 @@ def decoding_process_pool(
         yield decode_in_processes
 
 
-def pickle_decode(decode: Callable[[bytes], Image.Image]) -> bytes:
+def pickle_decode_function(decode: Callable[[bytes], Image.Image]) -> bytes:
     """Pickle a source's decode function.
 
     Raises
@@ -167,7 +167,7 @@ def create_memory_file() -> BinaryIO:
     return os.fdopen(os.memfd_create("sfm-pixels"), "r+b", buffering=0)
 
 
-SampleLocation = tuple[int, str, str, tuple[int, int] | None]
+SampleReference = tuple[int, str, str, tuple[int, int] | None]
 """Index of a sample in the task, its label, its name, and the start and end of its bytes in the buffer; None
 if it is a file of its own, of that name."""
 
@@ -183,7 +183,7 @@ class BatchChunk:
     options : DecodingOptions
     batch_image_count, first_index_in_batch : int
         Number of samples in the batch, and index in the batch of the first of this chunk.
-    sample_locations : list of SampleLocation
+    sample_references : list of SampleReference
     """
 
     buffer_index: int
@@ -191,28 +191,28 @@ class BatchChunk:
     options: DecodingOptions
     batch_image_count: int
     first_index_in_batch: int
-    sample_locations: list[SampleLocation]
+    sample_references: list[SampleReference]
 
 
 ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
 """Decodes a chunk in another process; writes the pixels to the shared buffer."""
 
 
-def write_samples_to_buffer(
+def write_loaded_samples_to_buffer(
     batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer
-) -> tuple[list[SampleLocation], int]:
+) -> tuple[list[SampleReference], int]:
     """Write the samples of a batch that are in memory to a shared buffer, behind the pixels.
 
     Returns
     -------
-    list of SampleLocation
+    list of SampleReference
     int
         End of the last sample.
     """
     end = count_pixel_bytes(options, len(batch))
     encoded_bytes = sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
-    memory = buffer.reserve_bytes(end + encoded_bytes)
-    locations: list[SampleLocation] = []
+    memory = buffer.grow_to_at_least(end + encoded_bytes)
+    locations: list[SampleReference] = []
     for index, sample in batch:
         span = None
         if isinstance(sample, Sample):
@@ -224,8 +224,8 @@ def write_samples_to_buffer(
 
 
 def split_into_chunks(
-    sample_locations: list[SampleLocation], min_chunk_count: int
-) -> list[tuple[int, list[SampleLocation]]]:
+    sample_references: list[SampleReference], min_chunk_count: int
+) -> list[tuple[int, list[SampleReference]]]:
     """Split samples into chunks of about equal size, each with the index of its first sample.
 
     Parameters
@@ -233,9 +233,11 @@ def split_into_chunks(
     min_chunk_count : int
         Number of chunks to make if there are enough samples.
     """
-    count = max(math.ceil(len(sample_locations) / CHUNK_IMAGES), min(len(sample_locations), min_chunk_count))
-    bounds = np.linspace(0, len(sample_locations), count + 1).round().astype(int).tolist()
-    return [(first, sample_locations[first:last]) for first, last in pairwise(bounds)]
+    count = max(
+        math.ceil(len(sample_references) / CHUNK_IMAGES), min(len(sample_references), min_chunk_count)
+    )
+    bounds = np.linspace(0, len(sample_references), count + 1).round().astype(int).tolist()
+    return [(first, sample_references[first:last]) for first, last in pairwise(bounds)]
 
 
 def merge_decoded_chunks(
@@ -255,7 +257,7 @@ def merge_decoded_chunks(
         pixels = {
             preprocessing: np.concatenate(
                 [
-                    rows[:, first : first + len(chunk.kept_indices)]
+                    rows[:, first : first + len(chunk.kept_indices_in_task)]
                     for chunk, first in zip(chunks, first_indices, strict=True)
                 ],
                 axis=1,
@@ -263,32 +265,32 @@ def merge_decoded_chunks(
             for preprocessing, rows in pixels.items()
         }
     return DecodedBatch(
-        kept_indices=[index for chunk in chunks for index in chunk.kept_indices],
+        kept_indices_in_task=[index for chunk in chunks for index in chunk.kept_indices_in_task],
         locations=[location for chunk in chunks for location in chunk.locations],
         digests=np.concatenate([chunk.digests for chunk in chunks]),
-        sizes=[size for chunk in chunks for size in chunk.sizes],
+        encoded_sizes=[size for chunk in chunks for size in chunk.encoded_sizes],
         skipped=skipped,
-        seconds=sum(chunk.seconds for chunk in chunks),
+        thread_seconds=sum(chunk.thread_seconds for chunk in chunks),
         pixels=pixels,
-        marked=merge_marked_samples(chunk.marked for chunk in chunks),
+        marked_locations=merge_marked_locations(chunk.marked_locations for chunk in chunks),
     )
 
 
 @contextmanager
-def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Iterator[ChunkDecoder]:
+def decoding_process(pickled_decode: bytes, buffer_descriptors: Sequence[int]) -> Iterator[ChunkDecoder]:
     """Start a decoding process, and yield a function that decodes chunks in it.
 
     Parameters
     ----------
     pickled_decode : bytes
         The ``decode`` of a `sfm.pipeline.sources.Source`.
-    descriptors : sequence of int
+    buffer_descriptors : sequence of int
         File descriptors of the shared buffers.
     """
     with ExitStack() as stack:
         own_end, other_end = (stack.enter_context(end) for end in Pipe())
         path = [str(folder) for folder in sys.path]
-        arguments = f"{other_end.fileno()}, {list(descriptors)}"
+        arguments = f"{other_end.fileno()}, {list(buffer_descriptors)}"
         program = (
             f"import sys; sys.path[:] = {path!r}; "
             f"from {__name__} import serve_decoding_requests; serve_decoding_requests({arguments})"
@@ -296,7 +298,7 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
         # In a new session: only the parent process gets Ctrl-C, and it ends this one.
         process = subprocess.Popen(
             [sys.executable, "-c", program],
-            pass_fds=[other_end.fileno(), *descriptors],
+            pass_fds=[other_end.fileno(), *buffer_descriptors],
             start_new_session=True,
         )
         stack.callback(process.wait)
@@ -340,7 +342,7 @@ def serve_decoding_requests(connection_descriptor: int, buffer_descriptors: Sequ
         pickled_decode, decode = connection.recv_bytes(), None
         while True:
             chunk: BatchChunk = connection.recv()
-            memory = buffers[chunk.buffer_index].map_bytes(chunk.buffer_bytes)
+            memory = buffers[chunk.buffer_index].map_at_least(chunk.buffer_bytes)
             batch: SampleBatch = [
                 (
                     index,
@@ -348,7 +350,7 @@ def serve_decoding_requests(connection_descriptor: int, buffer_descriptors: Sequ
                     if span
                     else SampleFile(location, label),
                 )
-                for index, label, location, span in chunk.sample_locations
+                for index, label, location, span in chunk.sample_references
             ]
             pixels = {
                 preprocessing: rows[:, chunk.first_index_in_batch : chunk.first_index_in_batch + len(batch)]

@@ -17,10 +17,10 @@ from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
 from sfm.pipeline.cost_model import estimate_statistics_operations, measure_operations_per_second
 from sfm.pipeline.decoding import SampleBatch
-from sfm.pipeline.entry_rows import list_roles
+from sfm.pipeline.entry_rows import list_entry_roles
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.file_counts import count_files, make_bounded_file_counts
-from sfm.pipeline.hold_out import count_held_out, open_extraction_source
+from sfm.pipeline.file_counts import count_used_and_unused_files, make_bounded_file_counts
+from sfm.pipeline.hold_out import count_held_out_per_class, open_extraction_source
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.runtime import (
     BATCH_IMAGES,
@@ -29,7 +29,7 @@ from sfm.pipeline.runtime import (
     one_torch_thread,
     optimize_for_inference,
 )
-from sfm.pipeline.selection import SampleSelection, select_listed_samples
+from sfm.pipeline.selection import SampleSelection, select_samples_if_labels_known
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample
@@ -142,7 +142,7 @@ def estimate_extraction(
         If a decoding process is lost.
     """
     source = open_extraction_source(config)
-    selection = select_listed_samples(config, source)
+    selection = select_samples_if_labels_known(config, source)
     backbones = [
         load_backbone(
             spec,
@@ -154,11 +154,11 @@ def estimate_extraction(
         for spec in dict.fromkeys(config.backbone)
     ]
     tasks = make_tasks(source, selection)
-    samples, classes_met = count_samples_by_split(source, selection, progress)
+    samples, classes_met = count_or_extrapolate_samples_by_split(source, selection, progress)
     total = sum(samples.values())
-    files = count_files_before_pass(source, selection, total)
+    files = estimate_file_counts_before_pass(source, selection, total)
     if config.hold_out is not None:
-        samples = count_samples_after_hold_out(selection, samples, config.hold_out)
+        samples = estimate_samples_after_hold_out(selection, samples, config.hold_out)
     progress(Progress("probe", 0, 1, "parts"))
     probe = probe_images(source, tasks, backbones, config, total)
     progress(Progress("probe", 1, 1, "parts", {"images/s": probe.images_per_second}))
@@ -182,13 +182,13 @@ def estimate_extraction(
         counted=selection is not None,
         partitions=len(tasks),
         backbones=estimates,
-        entries=len(backbones) * len(list_roles(config)),
+        entries=len(backbones) * len(list_entry_roles(config)),
         probed=probe.image_count,
         undecodable=probe.undecodable_count,
         images_per_second=probe.images_per_second,
         seconds=total / probe.images_per_second,
         staging_bytes=32 * total + 4 * features * (total + config.views * samples["train"]),
-        store_bytes=len(list_roles(config)) * sum(entry_bytes),
+        store_bytes=len(list_entry_roles(config)) * sum(entry_bytes),
         files=files.model_dump(),
         notes=source.inventory.notes,
         statistics_seconds=estimate_statistics_seconds(
@@ -209,7 +209,7 @@ def estimate_statistics_seconds(
         features = backbone.card.features
         with limit_cpu_threads(config.threads):
             rate = measure_operations_per_second(class_count, features, backbone.device)
-        for role in list_roles(config):
+        for role in list_entry_roles(config):
             rows = (
                 round(training_sample_count * (1 - (config.tune_fraction or 0.0)))
                 if role == "tuning"
@@ -222,7 +222,7 @@ def estimate_statistics_seconds(
     return seconds
 
 
-def count_samples_by_split(
+def count_or_extrapolate_samples_by_split(
     source: Source, selection: SampleSelection | None, progress: ProgressCallback
 ) -> tuple[dict[str, int], int]:
     """Return the number of samples by split, and the number of classes seen while counting.
@@ -230,7 +230,7 @@ def count_samples_by_split(
     If labels are not known, the count of the first shard is multiplied by the number of shards.
     """
     if selection is not None:
-        return {name: len(selection.list_rows(name)) for name in source.splits}, 0
+        return {name: len(selection.list_used_positions(name)) for name in source.splits}, 0
     counts = {}
     classes: set[str] = set()
     for done, (name, split) in enumerate(source.splits.items()):
@@ -243,18 +243,18 @@ def count_samples_by_split(
     return counts, len(classes)
 
 
-def count_samples_after_hold_out(
+def estimate_samples_after_hold_out(
     selection: SampleSelection | None, sample_counts: dict[str, int], held_out_fraction: float
 ) -> dict[str, int]:
     """Return the number of samples by split once a share of the training split is held out."""
     held_out = round(held_out_fraction * sample_counts["train"])
     if selection is not None:
         labels = selection.labels["train"]
-        held_out = int(count_held_out(np.bincount(labels[labels >= 0]), held_out_fraction).sum())
+        held_out = int(count_held_out_per_class(np.bincount(labels[labels >= 0]), held_out_fraction).sum())
     return {"train": sample_counts["train"] - held_out, "test": held_out}
 
 
-def count_files_before_pass(
+def estimate_file_counts_before_pass(
     source: Source, selection: SampleSelection | None, used_sample_count: int
 ) -> FileCounts:
     """Return the used and unused files of a source as far as they are known before the pass.
@@ -269,7 +269,7 @@ def count_files_before_pass(
                 unused[kind] += count * len(split.shards)
         return make_bounded_file_counts(used_sample_count, unused)
     none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
-    return count_files(
+    return count_used_and_unused_files(
         source.class_ids or [], source.labels, selection, none, source.inventory.unused_by_kind
     )
 
@@ -305,9 +305,9 @@ def probe_images(
         one_torch_thread(),
         tf32_disabled(),
         extraction_runtime(source, device, config.threads or count_cores()) as runtime,
-        ThreadPoolExecutor(runtime.threads) as pool,
+        ThreadPoolExecutor(runtime.max_batches_in_flight) as pool,
     ):
-        size = min(BATCH_IMAGES[device], max(1, len(samples) // runtime.threads))
+        size = min(BATCH_IMAGES[device], max(1, len(samples) // runtime.max_batches_in_flight))
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         # Not timed: a first batch of another size takes a GPU a second or more.
         last_batch = batches.pop() if len(batches) > 1 and len(batches[-1]) < size else []
@@ -316,7 +316,7 @@ def probe_images(
             return compute_batch_features(batch, "train", runtime, backbones, options)
 
         # Warm up: the first batch of each thread and process takes longer.
-        list(pool.map(compute_features, batches[: runtime.threads]))
+        list(pool.map(compute_features, batches[: runtime.max_batches_in_flight]))
         began = time.perf_counter()
         results = list(pool.map(compute_features, batches))
         images_per_second = sum(map(len, batches)) / (time.perf_counter() - began)
@@ -325,7 +325,7 @@ def probe_images(
         len(samples),
         sum(len(result.skipped) for result in results),
         images_per_second,
-        {mark: sum(len(result.marked.get(mark, ())) for result in results) for mark in IMAGE_MARKS},
+        {mark: sum(len(result.marked_locations.get(mark, ())) for result in results) for mark in IMAGE_MARKS},
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
 from sfm.backbones.rendering import DEFAULT_RENDERING
-from sfm.pipeline.pixel_marks import MarkCount
+from sfm.pipeline.image_marks import ImageMarkCount
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.spec_options import parse_spec_options
 from sfm.stats_store.cards import ExtractionCard, Summary
@@ -19,7 +19,9 @@ def has_chosen_background(source: Source) -> bool:
     return "background" in options or source.rendering.background != DEFAULT_RENDERING.background
 
 
-def add_mark_counts(card: ExtractionCard, mark_counts: dict[str, MarkCount] | None) -> ExtractionCard:
+def copy_card_with_image_mark_counts(
+    card: ExtractionCard, mark_counts: dict[str, ImageMarkCount] | None
+) -> ExtractionCard:
     """Return an extraction card with the mark counts of this pass, if images were read.
 
     The entry of the same images may be of an earlier version, which did not count them.
@@ -27,11 +29,11 @@ def add_mark_counts(card: ExtractionCard, mark_counts: dict[str, MarkCount] | No
     found = {name: asdict(mark) for name, mark in (mark_counts or {}).items()}
     counts = {name: mark["count"] for name, mark in found.items()}
     return card.model_copy(
-        update=counts | {f"{name}_example": mark["example"] for name, mark in found.items()}
+        update=counts | {f"{name}_example": mark["example_location"] for name, mark in found.items()}
     )
 
 
-def describe_earlier_entries(
+def describe_entries_that_dropped_transparency(
     store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
 ) -> list[str]:
     """Return notes on entries of versions that dropped transparency, with advice on replacing them.

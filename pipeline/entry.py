@@ -26,9 +26,9 @@ from sfm.pipeline.entry_rows import EntryRows, make_entry_options, read_row_dige
 from sfm.pipeline.exemplars import choose_exemplars, read_exemplar_images
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import PassSummary
+from sfm.pipeline.image_marks import make_rendering_entry_options
 from sfm.pipeline.linear_classifier import LinearClassifier, measure_top1_and_top5, train_classifier
 from sfm.pipeline.pass_result import PassResult
-from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.pipeline.staging import Staging
@@ -96,20 +96,20 @@ class EntryStatistics:
     seconds: float
 
 
-def publish_entry(
+def compute_and_publish_entry(
     context: EntryContext, backbone: Backbone, entry_rows: EntryRows, progress: ProgressCallback
 ) -> PublishResult:
     """Compute the statistics of one entry, write them as a run, and commit it; discard it on errors."""
-    train = entry_rows.open_train(context.staging, backbone.card.hash)
-    test = entry_rows.open_test(context.staging, backbone.card.hash)
+    train = entry_rows.open_train_features(context.staging, backbone.card.hash)
+    test = entry_rows.open_test_features(context.staging, backbone.card.hash)
     statistics = compute_entry_statistics(context, backbone, entry_rows, train, test, progress)
     draft = Draft(context.store)
     try:
         write_statistics_arrays(draft, statistics)
         if not context.config.no_held_out:
-            write_features(draft, "test", test, statistics.classifier)
+            write_features_and_labels(draft, "test", test, statistics.classifier)
         if context.config.keep_train_features:
-            write_features(draft, "train", train, statistics.classifier)
+            write_features_and_labels(draft, "train", train, statistics.classifier)
         if context.config.exemplars:
             write_exemplars(draft, context, backbone, entry_rows, train, statistics.moments)
         return publish_draft(
@@ -140,28 +140,30 @@ def compute_entry_statistics(
     config = context.config
     classes, features = len(context.pass_result.selection.class_ids), backbone.card.features
     labels, sub_class_counts = train.concatenate_labels(), config.sub_classes
-    array_names = PassOptions(views=config.views, seed=config.seed).list_feature_arrays(
+    array_names = PassOptions(views=config.views, seed=config.seed).list_feature_array_names(
         backbone.card.hash, "train"
     )
-    views = [entry_rows.open_train(context.staging, name) for name in array_names[1:]]
+    views = [entry_rows.open_train_features(context.staging, name) for name in array_names[1:]]
     stage = f"{'tuning ' if entry_rows.role == 'tuning' else ''}statistics of {backbone.card.spec}"
     cost = estimate_statistics_operations(classes, features, len(labels), len(array_names), sub_class_counts)
     meter = StatisticsProgress(progress, stage, cost)
-    meter.report()
+    meter.report_if_changed()
 
     def report_pass_rows(rows: int) -> None:
-        meter.advance(count_classifier_pass_operations(rows, features, classes), cost.classifier)
+        meter.advance_within_phase(
+            count_classifier_pass_operations(rows, features, classes), cost.until_classifier_end
+        )
 
     def report_placed_centres(rows: int, k: int) -> None:
-        meter.advance(count_centre_placing_operations(rows, features, k), cost.total)
+        meter.advance_within_phase(count_centre_placing_operations(rows, features, k), cost.total)
 
     moments = accumulate_moments(
         iterate_with_moments_progress(train, meter, features, cost.moments), classes, features
     )
-    meter.advance_to(cost.moments)
+    meter.advance_to_phase_end(cost.moments)
     classifier = train_classifier(train, moments, backbone.device, views, report_pass_rows=report_pass_rows)
     top1, top5 = measure_top1_and_top5(test, classifier)
-    meter.advance_to(cost.classifier)
+    meter.advance_to_phase_end(cost.until_classifier_end)
     centres = compute_sub_class_centres(
         train, labels, classes, features, sub_class_counts, config.seed, report_placed_centres
     )
@@ -182,7 +184,9 @@ def write_statistics_arrays(draft: Draft, statistics: EntryStatistics) -> None:
     draft.write_array("classifier/bias", statistics.classifier.bias)
 
 
-def write_features(draft: Draft, split: str, rows: StagedFeatures, classifier: LinearClassifier) -> None:
+def write_features_and_labels(
+    draft: Draft, split: str, rows: StagedFeatures, classifier: LinearClassifier
+) -> None:
     """Write the features and labels of a split."""
     labels, dtype = rows.concatenate_labels(), choose_feature_dtype(rows, classifier)
     shape = (len(labels), classifier.weight.shape[1])
@@ -216,7 +220,7 @@ def write_exemplars(
     config = context.config
     choice = choose_exemplars(train, train.concatenate_labels(), moments.mean, config.exemplars, config.seed)
     rows = np.flatnonzero(entry_rows.train_mask)[choice.sample_rows]
-    positions = np.concatenate([p.samples for p in entry_rows.train_partitions])[rows]
+    positions = np.concatenate([p.positions_in_split for p in entry_rows.train_partitions])[rows]
     sample = np.where(choice.sample_rows < 0, -1, positions)
     digests = read_row_digests(context.staging, entry_rows.train_partitions, rows)
     shard_sizes = context.pass_result.shard_sizes["train"]
@@ -252,7 +256,7 @@ def make_extraction_card(
         options=make_entry_options(
             context.config,
             entry_rows.role,
-            make_rendering_options(
+            make_rendering_entry_options(
                 context.source.rendering, has_composited=entry_rows.mark_counts["composited"].count > 0
             ),
         ),
@@ -264,18 +268,18 @@ def make_extraction_card(
         statistics_seconds=statistics.seconds,
         images_per_second=context.pass_summary.images_per_second,
         listing=context.listing_digest,
-        skipped=truncate_skipped(context.pass_result.skipped),
-        train_bytes=entry_rows.train_bytes,
+        skipped=truncate_skipped_lines(context.pass_result.skipped),
+        train_bytes=entry_rows.encoded_train_bytes,
         flow_cosine=context.flow_cosines.get(backbone.card.hash),
         composited=entry_rows.mark_counts["composited"].count,
-        composited_example=entry_rows.mark_counts["composited"].example,
+        composited_example=entry_rows.mark_counts["composited"].example_location,
         dark=entry_rows.mark_counts["dark"].count,
-        dark_example=entry_rows.mark_counts["dark"].example,
+        dark_example=entry_rows.mark_counts["dark"].example_location,
         files=context.pass_result.files,
     )
 
 
-def truncate_skipped(skipped_lines: Sequence[str]) -> list[str]:
+def truncate_skipped_lines(skipped_lines: Sequence[str]) -> list[str]:
     """Return the skipped samples, truncated to what a card can hold."""
     sizes = np.cumsum([len(json.dumps(line)) for line in skipped_lines])
     count = int(np.searchsorted(sizes, MAX_SKIPPED_BYTES, side="right"))

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.fingerprint import FingerprintBuilder
-from sfm.pipeline.hold_out import make_hold_out_keys, mark_held_out_rows
+from sfm.pipeline.hold_out import make_held_out_mask, make_hold_out_keys
+from sfm.pipeline.image_marks import ImageMarkCount, count_samples_by_image_mark
 from sfm.pipeline.pass_result import PassResult
-from sfm.pipeline.pixel_marks import MarkCount, count_marked_samples
 from sfm.pipeline.selection import UNUSED_LABEL
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
 from sfm.pipeline.staging import Staging
@@ -32,11 +32,11 @@ class EntryRows:
         Partitions that hold the training rows and the held-out rows.
     train_mask, test_mask : ndarray of bool
         Which rows of those partitions are in the entry.
-    train_bytes : int
+    encoded_train_bytes : int
         Encoded bytes of the training samples.
     fingerprint : str
         Of the samples used, by split.
-    mark_counts : dict of str to MarkCount
+    mark_counts : dict of str to ImageMarkCount
         Counts of these rows by mark, see `sfm.pipeline.task_results.IMAGE_MARKS`.
     """
 
@@ -45,20 +45,20 @@ class EntryRows:
     test_partitions: list[StagedPartition]
     train_mask: npt.NDArray[np.bool_]
     test_mask: npt.NDArray[np.bool_]
-    train_bytes: int
+    encoded_train_bytes: int
     fingerprint: str
-    mark_counts: dict[str, MarkCount]
+    mark_counts: dict[str, ImageMarkCount]
 
-    def open_train(self, staging: Staging, array_name: str) -> StagedFeatures:
+    def open_train_features(self, staging: Staging, array_name: str) -> StagedFeatures:
         """Return the training rows of a staged feature array."""
         return staging.open_features(array_name, self.train_partitions).select_rows(self.train_mask)
 
-    def open_test(self, staging: Staging, array_name: str) -> StagedFeatures:
+    def open_test_features(self, staging: Staging, array_name: str) -> StagedFeatures:
         """Return the held-out rows of a staged feature array."""
         return staging.open_features(array_name, self.test_partitions).select_rows(self.test_mask)
 
 
-def list_roles(config: ExtractConfig) -> list[EntryRole]:
+def list_entry_roles(config: ExtractConfig) -> list[EntryRole]:
     """Return the roles of the requested entries."""
     return ["full", "tuning"] if config.tune_fraction else ["full"]
 
@@ -71,7 +71,7 @@ def make_entry_options(
     Parameters
     ----------
     rendering_options : dict
-        As :func:`sfm.pipeline.pixel_marks.make_rendering_options` returns it.
+        As :func:`sfm.pipeline.image_marks.make_rendering_entry_options` returns it.
     """
     options = {
         "origin": "extracted",
@@ -127,18 +127,25 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
         ):
             rows = partition.labels != UNUSED_LABEL
             builder.add_samples(partition.split, class_ids, partition.labels[rows], digests[rows])
-        train_bytes = int(sizes[in_use].sum())
-        marked = count_marked_samples([(train, in_use), (test, test_in_use)])
+        encoded_train_bytes = int(sizes[in_use].sum())
+        marked = count_samples_by_image_mark([(train, in_use), (test, test_in_use)])
         entries = [
             EntryRows(
-                "full", train, test, in_use, test_in_use, train_bytes, builder.compute_fingerprint(), marked
+                "full",
+                train,
+                test,
+                in_use,
+                test_in_use,
+                encoded_train_bytes,
+                builder.compute_fingerprint(),
+                marked,
             )
         ]
     else:
         keys = np.concatenate(
             [make_hold_out_keys(digests, config.seed) for digests in iterate_digests(staging, train)]
         )
-        held_out = mark_held_out_rows(labels, keys, class_ids, config.hold_out)
+        held_out = make_held_out_mask(labels, keys, class_ids, config.hold_out)
         in_use = in_use & ~held_out
         entries = [make_held_out_entry_rows("full", train, in_use, held_out, class_ids, sizes, staging)]
         labels = np.where(held_out, UNUSED_LABEL, labels).astype(np.int32)
@@ -174,15 +181,15 @@ def make_held_out_entry_rows(
         start = own.stop
         for split, rows in (("train", train_mask[own]), ("test", held_out_mask[own])):
             builder.add_samples(split, class_ids, partition.labels[rows], digests[rows])
-    marked = count_marked_samples([(train_partitions, train_mask | held_out_mask)])
-    train_bytes = int(encoded_sizes[train_mask].sum())
+    marked = count_samples_by_image_mark([(train_partitions, train_mask | held_out_mask)])
+    encoded_train_bytes = int(encoded_sizes[train_mask].sum())
     return EntryRows(
         role,
         train_partitions,
         train_partitions,
         train_mask,
         held_out_mask,
-        train_bytes,
+        encoded_train_bytes,
         builder.compute_fingerprint(),
         marked,
     )

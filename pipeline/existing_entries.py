@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable, Sequence
 from sfm.backbones.build import Backbone
 from sfm.errors import InputError
 from sfm.pipeline.earlier_versions import has_chosen_background
-from sfm.pipeline.entry_rows import list_roles, make_entry_options
+from sfm.pipeline.entry_rows import list_entry_roles, make_entry_options
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.pixel_marks import make_rendering_options
+from sfm.pipeline.image_marks import make_rendering_entry_options
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import compute_digest
 from sfm.stats_store.entry_selection import describe_entry
@@ -23,7 +23,7 @@ def digest_source_listing(config: ExtractConfig, source: Source) -> str:
     return compute_digest(*parts)
 
 
-def digest_skipped_listing(listing_digest: str) -> str:
+def digest_listing_with_skipped(listing_digest: str) -> str:
     """Return the listing digest of an entry that lacks unreadable samples.
 
     Only extractions that may skip samples accept such an entry.
@@ -40,13 +40,13 @@ def find_existing_entries(
     and without it are accepted, in this order. An entry of a version that dropped transparency does
     not count where a background was chosen.
     """
-    kinds = [make_rendering_options(source.rendering, composited) for composited in (True, False)]
+    kinds = [make_rendering_entry_options(source.rendering, composited) for composited in (True, False)]
     digests_by_role = [
         [compute_options_digest(make_entry_options(config, role, kind)) for kind in kinds]
-        for role in list_roles(config)
+        for role in list_entry_roles(config)
     ]
     listings = (
-        {listing_digest, digest_skipped_listing(listing_digest)}
+        {listing_digest, digest_listing_with_skipped(listing_digest)}
         if config.on_error == "skip"
         else {listing_digest}
     )

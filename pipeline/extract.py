@@ -15,12 +15,15 @@ from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import expand_home, get_cache_folder
 from sfm.pipeline.batch_features import PassOptions
-from sfm.pipeline.earlier_versions import add_mark_counts, describe_earlier_entries
-from sfm.pipeline.entry import EntryContext, publish_entry
+from sfm.pipeline.earlier_versions import (
+    copy_card_with_image_mark_counts,
+    describe_entries_that_dropped_transparency,
+)
+from sfm.pipeline.entry import EntryContext, compute_and_publish_entry
 from sfm.pipeline.entry_rows import EntryRows, select_entry_rows
 from sfm.pipeline.existing_entries import (
     describe_display_name_changes,
-    digest_skipped_listing,
+    digest_listing_with_skipped,
     digest_source_listing,
     find_existing_entries,
     require_same_dataset_name,
@@ -30,16 +33,16 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import (
     PassIncrement,
     PassSummary,
-    find_missing_backbones,
+    find_unstaged_backbones,
+    run_and_track_pass,
     stage_tasks,
-    track_pass,
 )
 from sfm.pipeline.flow_agreement import compare_flows_with_float32
 from sfm.pipeline.hold_out import open_extraction_source
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.pass_result import PassResult, collect_pass_result
 from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
-from sfm.pipeline.selection import select_listed_samples
+from sfm.pipeline.selection import select_samples_if_labels_known
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import compute_digest
 from sfm.pipeline.staging import Staging, open_staging
@@ -111,7 +114,7 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
         raise InputError("dry_run is set: call sfm.pipeline.dry_run.estimate_extraction")
     with limit_cpu_threads(config.threads):
         source = open_extraction_source(config)
-        tasks = make_tasks(source, select_listed_samples(config, source))
+        tasks = make_tasks(source, select_samples_if_labels_known(config, source))
         backbones = {
             spec: load_backbone(
                 spec,
@@ -177,25 +180,27 @@ def extract_missing_entries(
     )
     like = None if config.staging else parse_local_url(config.store)
     key = make_staging_key(config, source, listing)
-    with open_staging(choose_staging_folder(config), key, like) as staging:
+    with open_staging(choose_staging_parent_folder(config), key, like) as staging:
         device, summary, result, cosines = run_pass(
             config, source, tasks, missing, staging, options, progress
         )
-        final_listing = digest_skipped_listing(listing) if result.skipped else listing
+        final_listing = digest_listing_with_skipped(listing) if result.skipped else listing
         context = EntryContext(
             config, source, store, staging, final_listing, device, summary, result, cosines
         )
         entry_rows = select_entry_rows(config, result, staging)
         began = time.perf_counter()
         new = {
-            backbone.card.hash: [publish_entry(context, backbone, rows, progress) for rows in entry_rows]
+            backbone.card.hash: [
+                compute_and_publish_entry(context, backbone, rows, progress) for rows in entry_rows
+            ]
             for backbone in missing.values()
         }
         statistics_seconds = time.perf_counter() - began
     published = [entry for b in backbones.values() for entry in ({**existing_entries, **new})[b.card.hash]]
     require_same_dataset_name(config, published)
     require_same_licence(config, store, published)
-    cards = read_cards_with_mark_counts(store, published, new, entry_rows)
+    cards = read_extraction_cards_with_image_mark_counts(store, published, new, entry_rows)
     # An existing entry of the same images may be of another folder, with other files beside them.
     return ExtractionResult(
         published,
@@ -232,10 +237,13 @@ def run_pass(
     pending = [
         task
         for task in tasks
-        if find_missing_backbones(task, backbones.values(), staging, options) is not None
+        if find_unstaged_backbones(task, backbones.values(), staging, options) is not None
     ]
-    with run_staging(config, source, pending, backbones, staging, options, progress) as (device, steps):
-        summary = track_pass(steps, tasks, pending, staging, progress)
+    with pass_increment_stream(config, source, pending, backbones, staging, options, progress) as (
+        device,
+        steps,
+    ):
+        summary = run_and_track_pass(steps, tasks, pending, staging, progress)
     result = collect_pass_result(config, source, tasks, staging)
     cosines = {}
     # Another kind of device than the workers' would round differently.
@@ -247,7 +255,7 @@ def run_pass(
 
 
 @contextmanager
-def run_staging(
+def pass_increment_stream(
     config: ExtractConfig,
     source: Source,
     tasks: Sequence[PartitionTask],
@@ -270,7 +278,7 @@ def run_staging(
             worker_pool(config, source, backbones, staging, options, progress) as workers,
             closing(workers.stage_tasks(tasks)) as steps,
         ):
-            yield workers.device, steps
+            yield workers.device_type, steps
         return
     device = next(iter(backbones.values())).device.type
     if not tasks:
@@ -298,18 +306,20 @@ def make_staging_key(config: ExtractConfig, source: Source, listing_digest: str)
     )[:32]
 
 
-def read_cards_with_mark_counts(
+def read_extraction_cards_with_image_mark_counts(
     store: Store,
     published: Sequence[PublishResult],
-    new_backbone_hashes: Collection[str],
+    hashes_of_backbones_in_pass: Collection[str],
     entry_rows: Sequence[EntryRows],
 ) -> list[ExtractionCard]:
     """Return the extraction cards of entries; those of new backbones get the mark counts of this pass."""
     marked = {
-        (backbone, rows.role): rows.mark_counts for backbone in new_backbone_hashes for rows in entry_rows
+        (backbone, rows.role): rows.mark_counts
+        for backbone in hashes_of_backbones_in_pass
+        for rows in entry_rows
     }
     return [
-        add_mark_counts(
+        copy_card_with_image_mark_counts(
             store.open_entry(entry.summary).extraction,
             marked.get((entry.summary.backbone_hash, entry.summary.role)),
         )
@@ -324,11 +334,11 @@ def collect_notes(
     return (
         *source.inventory.notes,
         *describe_display_name_changes(source, store, published),
-        *describe_earlier_entries(store, published, cards),
+        *describe_entries_that_dropped_transparency(store, published, cards),
     )
 
 
-def choose_staging_folder(config: ExtractConfig) -> Path:
+def choose_staging_parent_folder(config: ExtractConfig) -> Path:
     """Return the parent of staging folders: in the store if it is on a disk, else in the user's cache.
 
     Raises

@@ -14,7 +14,7 @@ from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
-from sfm.pipeline.decoding import SampleBatch, merge_marked_samples
+from sfm.pipeline.decoding import SampleBatch, merge_marked_locations
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, one_torch_thread
 from sfm.pipeline.sources import Source
@@ -41,14 +41,14 @@ class PassIncrement:
         Images that cannot be decoded.
     completed_partitions : int
         Partitions that were completed: 0 or 1.
-    thread_seconds : dict of str to float
+    thread_seconds_by_stage : dict of str to float
         Time in one thread, by ``"decode"`` and the backbones' specs.
     """
 
     image_count: int = 0
     skipped_count: int = 0
     completed_partitions: int = 0
-    thread_seconds: dict[str, float] = field(default_factory=dict)
+    thread_seconds_by_stage: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def iterate_batches(
     task: PartitionTask,
     runtime: ExtractionRuntime,
     batch_size: int,
-    limit_per_class: int | None,
-    listed_labels: list[tuple[str, str]],
+    shard_limit_per_class: int | None,
+    labels_and_spellings_to_fill: list[tuple[str, str]],
 ) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
     """Yield the samples of a task in batches, each with its index; batches never span tasks.
 
@@ -86,9 +86,9 @@ def iterate_batches(
     ----------
     runtime : ExtractionRuntime
         Reads the files, or leaves that to its decoder.
-    limit_per_class : int or None
+    shard_limit_per_class : int or None
         Maximum number of samples of a class to yield, if labels are not known.
-    listed_labels : list of (str, str)
+    labels_and_spellings_to_fill : list of (str, str)
         Gets the label of every sample that is listed, and its spelling.
 
     Raises
@@ -99,18 +99,24 @@ def iterate_batches(
     batch: list[tuple[int, Sample | SampleFile]] = []
     class_counts: Counter[str] = Counter()
     for index, sample in enumerate(runtime.load_samples(task.list_samples(source))):
-        listed_labels.append((sample.label, sample.label_text if isinstance(sample, Sample) else ""))
+        labels_and_spellings_to_fill.append(
+            (sample.label, sample.label_text if isinstance(sample, Sample) else "")
+        )
         class_counts[sample.label] += 1
-        if task.rows is not None or limit_per_class is None or class_counts[sample.label] <= limit_per_class:
+        if (
+            task.rows is not None
+            or shard_limit_per_class is None
+            or class_counts[sample.label] <= shard_limit_per_class
+        ):
             batch.append((index, sample))
         # The composition of a batch may affect rounding, so it depends on the images only.
         if len(batch) == batch_size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
             yield batch
             batch = []
-    if task.rows is not None and len(listed_labels) != len(task.rows):
+    if task.rows is not None and len(labels_and_spellings_to_fill) != len(task.rows):
         raise InputError(
-            f"{source.spec} shrank while it was read: {len(listed_labels)} of {len(task.rows)} samples of "
-            f"partition {task.name} are there; run again"
+            f"{source.spec} shrank while it was read: {len(labels_and_spellings_to_fill)} of "
+            f"{len(task.rows)} samples of partition {task.name} are there; run again"
         )
     if batch:
         yield batch
@@ -121,7 +127,7 @@ def count_encoded_bytes(batch: SampleBatch) -> int:
     return sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
 
 
-def find_missing_backbones(
+def find_unstaged_backbones(
     task: PartitionTask, backbones: Collection[Backbone], staging: Staging, options: PassOptions
 ) -> list[Backbone] | None:
     """Return the backbones whose features of a task are not staged; None if the task is complete."""
@@ -133,12 +139,12 @@ def find_missing_backbones(
         backbone
         for backbone in backbones
         if not all(
-            staging.has_array(name, task, np.float32, rows, (backbone.card.features,))
-            for name in options.list_feature_arrays(backbone.card.hash, task.split)
+            staging.has_valid_array(name, task, np.float32, rows, (backbone.card.features,))
+            for name in options.list_feature_array_names(backbone.card.hash, task.split)
         )
     ]
-    has_sizes = staging.has_array("sizes", task, np.int64, rows, ())
-    has_digests = staging.has_array("digests", task, np.uint8, rows, (32,))
+    has_sizes = staging.has_valid_array("sizes", task, np.int64, rows, ())
+    has_digests = staging.has_valid_array("digests", task, np.uint8, rows, (32,))
     return None if has_sizes and has_digests and not missing else missing
 
 
@@ -180,7 +186,10 @@ class FeatureBatchQueue:
             self._encoded_bytes.popleft()
             self._finished.append(batch := work.result())
             return PassIncrement(
-                len(batch.kept_indices) + len(batch.skipped), len(batch.skipped), 0, batch.seconds
+                len(batch.kept_indices_in_task) + len(batch.skipped),
+                len(batch.skipped),
+                0,
+                batch.thread_seconds_by_stage,
             )
         work(self._finished)
         self._finished.clear()
@@ -218,13 +227,13 @@ def stage_tasks(
     IncompleteExtractionError
         If a decoding process is lost.
     """
-    size, limit = BATCH_IMAGES[backbones[0].device.type], options.limit_per_class
-    queue = FeatureBatchQueue(2 * runtime.threads + MAX_PENDING_BATCHES)
-    threads = ThreadPoolExecutor(runtime.threads, thread_name_prefix="features")
+    size, limit = BATCH_IMAGES[backbones[0].device.type], options.shard_limit_per_class
+    queue = FeatureBatchQueue(2 * runtime.max_batches_in_flight + MAX_PENDING_BATCHES)
+    threads = ThreadPoolExecutor(runtime.max_batches_in_flight, thread_name_prefix="features")
     with one_torch_thread(), tf32_disabled(), threads as pool:
         try:
             for task in tasks:
-                missing = find_missing_backbones(task, backbones, staging, options)
+                missing = find_unstaged_backbones(task, backbones, staging, options)
                 if missing is None:
                     continue
                 labels: list[tuple[str, str]] = []
@@ -272,17 +281,17 @@ def write_task_files(
         [np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in feature_batches)]
     )
     if staging.has_other_digests(task, digests):
-        staging.delete_task(task)
+        staging.delete_task_files(task)
         raise InputError(
             f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: "
             f"run again"
         )
     for card in (backbone.card for backbone in backbones):
         empty = np.zeros((0, card.features), dtype=np.float32)
-        for name in options.list_feature_arrays(card.hash, task.split):
-            rows = np.concatenate([empty, *(batch.features[name] for batch in feature_batches)])
+        for name in options.list_feature_array_names(card.hash, task.split):
+            rows = np.concatenate([empty, *(batch.features_by_array_name[name] for batch in feature_batches)])
             staging.write_array(name, task, rows)
-    sizes = np.array([size for batch in feature_batches for size in batch.sizes], dtype=np.int64)
+    sizes = np.array([size for batch in feature_batches for size in batch.encoded_sizes], dtype=np.int64)
     staging.write_array("sizes", task, sizes)
     staging.write_array("digests", task, digests)
     staging.write_result(
@@ -298,14 +307,14 @@ def make_task_result(
 ) -> TaskResult:
     """Return the result of a task, from its labels and batches; see :func:`write_task_files`."""
     known = task.rows is not None
-    marked = merge_marked_samples(batch.marked for batch in feature_batches)
+    marked = merge_marked_locations(batch.marked_locations for batch in feature_batches)
     spellings: dict[str, set[str]] = {label: set() for label, _ in labels_and_spellings}
     for label, text in set(labels_and_spellings):
         spellings[label].add(text)
     classes = {label: index for index, label in enumerate(spellings)}
     return TaskResult(
         read=len(labels_and_spellings),
-        kept=[index for batch in feature_batches for index in batch.kept_indices],
+        kept=[index for batch in feature_batches for index in batch.kept_indices_in_task],
         skipped=[skipped for batch in feature_batches for skipped in batch.skipped],
         classes=[] if known else list(classes),
         labels=[] if known else [classes[label] for label, _ in labels_and_spellings],
@@ -317,7 +326,7 @@ def make_task_result(
     )
 
 
-def track_pass(
+def run_and_track_pass(
     pass_increments: Iterator[PassIncrement],
     tasks: Sequence[PartitionTask],
     pending_tasks: Sequence[PartitionTask],
@@ -359,6 +368,6 @@ def track_pass(
     for step in pass_increments:
         images, skipped = images + step.image_count, skipped + step.skipped_count
         partitions += step.completed_partitions
-        seconds_by_stage.update(step.thread_seconds)
+        seconds_by_stage.update(step.thread_seconds_by_stage)
         report_progress()
     return PassSummary(images, images_resumed, time.perf_counter() - began)

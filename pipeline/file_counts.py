@@ -19,7 +19,7 @@ MAX_KINDS = 30
 MAX_KIND_CHARACTERS = 60
 
 
-def count_files(
+def count_used_and_unused_files(
     class_ids: Sequence[str],
     labels: Mapping[str, npt.NDArray[np.int32]],
     selection: SampleSelection,
@@ -54,13 +54,15 @@ def count_files(
     return make_bounded_file_counts(used, unused)
 
 
-def make_bounded_file_counts(used_count: int, unused_counts: Mapping[str, int]) -> FileCounts:
+def make_bounded_file_counts(used_count: int, unused_counts_by_kind: Mapping[str, int]) -> FileCounts:
     """Return counts with a bounded number of short, printable kinds.
 
     Kinds derive from file names: they may hold any bytes, and there may be as many as files.
     """
     kinds: Counter[str] = Counter()
-    for rank, (kind, count) in enumerate(sorted(unused_counts.items(), key=lambda item: (-item[1], item[0]))):
+    for rank, (kind, count) in enumerate(
+        sorted(unused_counts_by_kind.items(), key=lambda item: (-item[1], item[0]))
+    ):
         if count:
             kinds[sanitize_line(kind, MAX_KIND_CHARACTERS) if rank < MAX_KINDS else OTHER_KINDS] += count
     return FileCounts(found=used_count + kinds.total(), used=used_count, unused=dict(sorted(kinds.items())))

@@ -69,7 +69,7 @@ def compare_flows_with_float32(
         one_torch_thread(),
         tf32_disabled(),
         extraction_runtime(source, device, thread_count or count_cores()) as runtime,
-        ThreadPoolExecutor(runtime.threads) as pool,
+        ThreadPoolExecutor(runtime.max_batches_in_flight) as pool,
     ):
         for done, own_options in enumerate(options_by_precision):
             progress(Progress("effect of the precision", done, len(options_by_precision), "passes"))
@@ -82,10 +82,12 @@ def compare_flows_with_float32(
             )
             results.append(list(pool.map(compute, batches)))
     progress(Progress("effect of the precision", len(results), len(results), "passes"))
-    labels = [samples[index][1].label for batch in results[0] for index in batch.kept_indices]
+    labels = [samples[index][1].label for batch in results[0] for index in batch.kept_indices_in_task]
     cosines = {}
     for name in (backbone.card.hash for backbone in backbones):
-        exact, rounded = (np.concatenate([batch.features[name] for batch in batches]) for batches in results)
+        exact, rounded = (
+            np.concatenate([batch.features_by_array_name[name] for batch in batches]) for batches in results
+        )
         cosines[name] = compute_flow_cosine(exact, rounded, labels)
     return cosines
 

@@ -7,7 +7,7 @@ Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 
-def rank_within_class(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def rank_and_count_within_class(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return, per sample, its rank among the samples of its class, and their number."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
@@ -16,20 +16,20 @@ def rank_within_class(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArra
     return rank, counts[labels]
 
 
-def mark_evenly_per_class(labels: Labels, max_per_class: int) -> Mask:
+def make_even_per_class_mask(labels: Labels, max_per_class: int) -> Mask:
     """Mark up to `max_per_class` samples of each class, evenly spaced in order."""
-    rank, count = rank_within_class(labels)
+    rank, count = rank_and_count_within_class(labels)
     marked: Mask = (rank + 1) * max_per_class // count > rank * max_per_class // count
     return marked
 
 
-def mark_fold_samples(labels: Labels, fold_index: int, fold_count: int) -> Mask:
+def make_fold_mask(labels: Labels, fold_index: int, fold_count: int) -> Mask:
     """Mark one fold: every `fold_count`-th sample of each class, counted from its last.
 
     A class with fewer samples than there are folds has one in each of the first folds. The only sample of a
     class is in no fold, since no classifier could learn the class then.
     """
-    rank, count = rank_within_class(labels)
+    rank, count = rank_and_count_within_class(labels)
     marked: Mask = ((count - 1 - rank) % fold_count == fold_index) & (count > 1)
     return marked
 
@@ -60,7 +60,7 @@ def make_validation_masks(
         len(masks) < min(fold_count, max_returned_folds)
         and sum(int(held_out.sum()) for held_out in masks) < min_validation_samples
     ):
-        held_out = mark_fold_samples(labels, len(masks), fold_count)
+        held_out = make_fold_mask(labels, len(masks), fold_count)
         if not held_out.any():
             break
         masks.append(held_out)

@@ -31,7 +31,9 @@ def open_extraction_source(config: ExtractConfig) -> Source:
     return source
 
 
-def count_held_out(class_counts: npt.NDArray[np.int64], held_out_fraction: float) -> npt.NDArray[np.int64]:
+def count_held_out_per_class(
+    class_counts: npt.NDArray[np.int64], held_out_fraction: float
+) -> npt.NDArray[np.int64]:
     """Return how many samples of each class to hold out: at least one, and not all; none of a single one."""
     return np.clip(
         np.round(held_out_fraction * class_counts).astype(np.int64), 1, np.maximum(class_counts - 1, 0)
@@ -68,7 +70,7 @@ def make_hold_out_keys(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray
     return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64)
 
 
-def mark_held_out_rows(
+def make_held_out_mask(
     labels: npt.NDArray[np.int32],
     hold_out_keys: npt.NDArray[np.uint64],
     class_ids: Sequence[str],
@@ -94,13 +96,13 @@ def mark_held_out_rows(
     counts = np.bincount(labels[labels >= 0], minlength=len(class_ids))
     require_two_samples_per_class(class_ids, counts)
     held_out = np.zeros(len(labels), dtype=bool)
-    for c, count in enumerate(count_held_out(counts, held_out_fraction).tolist()):
+    for c, count in enumerate(count_held_out_per_class(counts, held_out_fraction).tolist()):
         own = np.flatnonzero(labels == c)
-        held_out[own[mark_lowest_keys(hold_out_keys[own], count)]] = True
+        held_out[own[make_lowest_keys_mask(hold_out_keys[own], count)]] = True
     return held_out
 
 
-def mark_lowest_keys(keys: npt.NDArray[np.uint64], target_count: int) -> npt.NDArray[np.bool_]:
+def make_lowest_keys_mask(keys: npt.NDArray[np.uint64], target_count: int) -> npt.NDArray[np.bool_]:
     """Mark up to a number of samples, lowest keys first; samples of one key stay together.
 
     Keys of more samples than remain to be marked are skipped. If all are, the key of the fewest samples is

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.class_means import (
-    choose_logit_factor,
+    choose_common_logit_factor,
     compute_sample_losses,
     fit_nearest_mean_classifier,
     scale_logits,
@@ -22,7 +22,7 @@ from sfm.pipeline.feature_scaling import (
     convert_to_raw_features,
     standardise_rows,
 )
-from sfm.pipeline.folds import Mask, make_validation_masks, mark_evenly_per_class
+from sfm.pipeline.folds import Mask, make_even_per_class_mask, make_validation_masks
 from sfm.pipeline.logistic import (
     GRADIENT_TOLERANCE,
     LogisticFit,
@@ -127,7 +127,7 @@ class ValidationFold:
 
 
 @dataclass(frozen=True)
-class PenaltyCandidate:
+class PenaltyPathCandidate:
     """A penalty to try: how features are scaled, what weights are shrunk to, and strengths to choose from.
 
     Attributes
@@ -180,8 +180,8 @@ def make_validation_fold(
     fitted, validating = ~held_out_mask, held_out_mask.copy()
     max_per_class = max(MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(feature_sets)))
     if len(feature_sets) * len(labels) > MAX_SELECTION_ROWS:
-        fitted[fitted] = mark_evenly_per_class(labels[fitted], max_per_class)
-        validating[validating] = mark_evenly_per_class(labels[validating], max_per_class)
+        fitted[fitted] = make_even_per_class_mask(labels[fitted], max_per_class)
+        validating[validating] = make_even_per_class_mask(labels[validating], max_per_class)
     samples = len(feature_sets) * int(fitted.sum())
     rows = standardise_rows(
         [features.select_rows(fitted) for features in feature_sets], samples, scaling, device
@@ -217,7 +217,7 @@ def count_standard_errors(worse: PenaltyScore, better: PenaltyScore) -> float:
 def search_penalty_path(
     folds: Sequence[ValidationFold],
     prior_fits: Sequence[LogisticFit],
-    candidate: PenaltyCandidate,
+    candidate: PenaltyPathCandidate,
     device: torch.device,
     report_pass_rows: PassRowsCallback,
 ) -> PenaltyScore:
@@ -250,9 +250,9 @@ def search_penalty_path(
     return next(score for score in scores if count_standard_errors(score, scores[-1]) <= TIE_STANDARD_ERRORS)
 
 
-def choose_penalty(
+def choose_scaling_and_penalty(
     feature_sets: Sequence[StagedFeatures],
-    candidates: Sequence[PenaltyCandidate],
+    candidates: Sequence[PenaltyPathCandidate],
     device: torch.device,
     report_pass_rows: PassRowsCallback = ignore_pass_rows,
 ) -> ChosenPenalty:
@@ -268,7 +268,7 @@ def choose_penalty(
     ----------
     feature_sets : sequence of StagedFeatures
         Training features, and those of their views.
-    candidates : sequence of PenaltyCandidate
+    candidates : sequence of PenaltyPathCandidate
     device : torch.device
     """
     labels = feature_sets[0].concatenate_labels()
@@ -288,7 +288,7 @@ def choose_penalty(
         priors = [zero] * len(folds)
         if candidate.shrinks_to_class_means:
             means = [fit_nearest_mean_classifier(fold.training_rows, *zero.weight.shape) for fold in folds]
-            factor = choose_logit_factor(means, [fold.validation_features for fold in folds], scaling)
+            factor = choose_common_logit_factor(means, [fold.validation_features for fold in folds], scaling)
             priors = [scale_logits(mean, factor) for mean in means]
         score = search_penalty_path(folds, priors, candidate, device, report_pass_rows)
         if best_score is None or count_standard_errors(best_score, score) > MARGIN_STANDARD_ERRORS:
@@ -297,14 +297,14 @@ def choose_penalty(
     return best
 
 
-def list_penalty_candidates(
+def list_penalty_path_candidates(
     feature_sets: Sequence[StagedFeatures], moments: ClassMoments, l2_path: Sequence[float]
-) -> list[PenaltyCandidate]:
+) -> list[PenaltyPathCandidate]:
     """Return the candidates that validation chooses from; for many samples, there is one."""
     if moments.count.sum() > MAX_SMALL_DATASET_ROWS:
         # Views may vary along axes along which the images themselves do not.
         return [
-            PenaltyCandidate(
+            PenaltyPathCandidate(
                 compute_feature_scaling(moments, keep_constant_axes=len(feature_sets) > 1), False, l2_path
             )
         ]
@@ -312,7 +312,10 @@ def list_penalty_candidates(
         moments = accumulate_moments(chain.from_iterable(feature_sets), *moments.mean.shape)
     common = compute_feature_scaling(moments, use_common_scale=True, keep_constant_axes=False)
     plain = compute_feature_scaling(moments, keep_constant_axes=False)
-    return [PenaltyCandidate(common, True, [*STRONG_L2, *l2_path]), PenaltyCandidate(plain, False, l2_path)]
+    return [
+        PenaltyPathCandidate(common, True, [*STRONG_L2, *l2_path]),
+        PenaltyPathCandidate(plain, False, l2_path),
+    ]
 
 
 def train_classifier(
@@ -351,8 +354,8 @@ def train_classifier(
     """
     feature_sets = [train, *view_feature_sets]
     samples = len(feature_sets) * len(train.concatenate_labels())
-    choice = choose_penalty(
-        feature_sets, list_penalty_candidates(feature_sets, moments, l2_path), device, report_pass_rows
+    choice = choose_scaling_and_penalty(
+        feature_sets, list_penalty_path_candidates(feature_sets, moments, l2_path), device, report_pass_rows
     )
     scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
     prior, start = None, choice.start_fit

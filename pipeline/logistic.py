@@ -162,7 +162,7 @@ class PenalisedLoss:
         device: torch.device,
         report_pass_rows: PassRowsCallback,
     ) -> None:
-        self.rows, self.samples, self.device, self.report_pass_rows = (
+        self.rows, self.sample_count, self.device, self.report_pass_rows = (
             rows,
             sample_count,
             device,
@@ -175,12 +175,12 @@ class PenalisedLoss:
         self.threads: ThreadPoolExecutor | None = None
         self.largest_gradient = float("inf")
 
-    def encode_fit(self, fit: LogisticFit) -> npt.NDArray[np.float64]:
+    def convert_fit_to_point(self, fit: LogisticFit) -> npt.NDArray[np.float64]:
         """Return the point of a fit."""
         inner = ((fit.weight - self.prior.weight) @ self.axes) / self.weight_scale
         return torch.cat([inner.flatten(), (fit.bias - self.prior.bias) / self.bias_scale]).numpy()
 
-    def decode_point(self, point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    def convert_point_to_weight_and_bias(self, point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Return weight and bias at a point."""
         classes = len(self.prior.bias)
         inner = torch.from_numpy(point[:-classes]).view(classes, len(self.weight_scale))
@@ -189,11 +189,11 @@ class PenalisedLoss:
 
     def __call__(self, point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         """Return the loss and its gradient at a point, in one pass over the rows."""
-        weight, bias = self.decode_point(point)
+        weight, bias = self.convert_point_to_weight_and_bias(point)
         loss, weight_gradient, bias_gradient = compute_loss_and_gradient(
-            self.rows, self.samples, weight, bias, self.device, self.threads
+            self.rows, self.sample_count, weight, bias, self.device, self.threads
         )
-        self.report_pass_rows(self.samples)
+        self.report_pass_rows(self.sample_count)
         weight_change, bias_change = weight - self.prior.weight, bias - self.prior.bias
         weight_gradient += self.l2 * weight_change
         bias_gradient += self.bias_l2 * bias_change
@@ -257,7 +257,7 @@ def fit_logistic(
     with deterministic_thread_pool(device) as loss.threads:
         found = minimize(
             loss,
-            loss.encode_fit(start_fit),
+            loss.convert_fit_to_point(start_fit),
             jac=True,
             method="L-BFGS-B",
             callback=stop_at_tolerance,
@@ -273,7 +273,9 @@ def fit_logistic(
             # The result may not be the last point that was evaluated.
             loss(found.x)
         return LogisticFit(
-            *loss.decode_point(found.x), int(found.nit), loss.largest_gradient <= gradient_tolerance
+            *loss.convert_point_to_weight_and_bias(found.x),
+            int(found.nit),
+            loss.largest_gradient <= gradient_tolerance,
         )
 
 

@@ -62,7 +62,7 @@ def make_tasks(source: Source, selection: SampleSelection | None) -> list[Partit
         if selection is None:
             tasks += [PartitionTask(name, number, None) for number in range(len(split.shards))]
             continue
-        rows = selection.list_rows(name)
+        rows = selection.list_used_positions(name)
         is_whole = len(rows) == len(selection.labels[name])
         shard_sizes = [0 if shard.labels is None else len(shard.labels) for shard in split.shards]
         cuts = np.cumsum(shard_sizes)[:-1] if is_whole else np.arange(MAX_TASK_ROWS, len(rows), MAX_TASK_ROWS)

@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.file_counts import count_files
+from sfm.pipeline.file_counts import count_used_and_unused_files
+from sfm.pipeline.image_marks import make_image_mark_masks
 from sfm.pipeline.partition_tasks import PartitionTask
-from sfm.pipeline.pixel_marks import make_mark_masks
 from sfm.pipeline.selection import SampleSelection, select_samples
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.class_labels import require_one_spelling_per_class
@@ -22,7 +22,7 @@ from sfm.pipeline.task_results import TaskResult
 from sfm.stats_store.cards import FileCounts
 from sfm.text import escape_non_utf8, format_names
 
-TaskResults = Sequence[tuple[PartitionTask, TaskResult]]
+TasksWithResults = Sequence[tuple[PartitionTask, TaskResult]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def collect_pass_result(
     skipped = [escape_non_utf8(f"{s.where}: {s.why}") for _, result in results for s in result.skipped]
     if skipped and config.on_error == "fail":
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
-    positions = compute_sample_positions(source, results)
+    positions = compute_sample_positions_by_task(source, results)
     if source.labels is None:
         class_ids, labels = collect_class_ids_and_labels(source, results)
         shard_sizes = {
@@ -97,15 +97,15 @@ def collect_pass_result(
     for task, result in results:
         samples = positions[task.name][result.kept]
         kept_labels = selection.labels[task.split][samples]
-        marked = make_mark_masks(result)
+        marked = make_image_mark_masks(result)
         partitions.append(
             StagedPartition(task.split, task.number, samples, kept_labels, marked, result.examples)
         )
-    files = count_files(class_ids, labels, selection, undecodable, unused)
+    files = count_used_and_unused_files(class_ids, labels, selection, undecodable, unused)
     return PassResult(selection, partitions, shard_sizes, skipped, files)
 
 
-def read_task_results(tasks: Sequence[PartitionTask], staging: Staging) -> TaskResults:
+def read_task_results(tasks: Sequence[PartitionTask], staging: Staging) -> TasksWithResults:
     """Return all tasks with their results.
 
     Raises
@@ -122,7 +122,9 @@ def read_task_results(tasks: Sequence[PartitionTask], staging: Staging) -> TaskR
     return results
 
 
-def compute_sample_positions(source: Source, results: TaskResults) -> dict[str, npt.NDArray[np.int64]]:
+def compute_sample_positions_by_task(
+    source: Source, results: TasksWithResults
+) -> dict[str, npt.NDArray[np.int64]]:
     """Return, by task, the positions in the split of the samples that were read."""
     start = dict.fromkeys(source.splits, 0)
     positions = {}
@@ -133,7 +135,7 @@ def compute_sample_positions(source: Source, results: TaskResults) -> dict[str, 
 
 
 def collect_class_ids_and_labels(
-    source: Source, results: TaskResults
+    source: Source, results: TasksWithResults
 ) -> tuple[list[str], dict[str, npt.NDArray[np.int32]]]:
     """Return the class ids of a source whose labels came with its samples, and all labels, by split.
 

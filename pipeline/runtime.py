@@ -137,7 +137,7 @@ def compute_pixel_features(
     return np.concatenate(parts)
 
 
-def time_pixel_features(
+def compute_and_time_pixel_features(
     backbone: Backbone,
     pixels: npt.NDArray[np.uint8],
     precision: str,
@@ -154,17 +154,18 @@ class ExtractionRuntime:
 
     Attributes
     ----------
-    threads : int
-        Number of batches in flight.
+    max_batches_in_flight : int
+        As many threads are to drive the runtime.
     load_samples : callable
         Reads sample files, or leaves that to the decoder.
     decode_batch : callable
         See `sfm.pipeline.decoding.BatchDecoder`.
     compute_features : callable
-        Signature and result of :func:`time_pixel_features`; the seconds exclude waiting for the device.
+        Signature and result of :func:`compute_and_time_pixel_features`; the seconds exclude waiting for the
+        device.
     """
 
-    threads: int
+    max_batches_in_flight: int
     load_samples: Callable[[Iterable[Sample | SampleFile]], Iterable[Sample | SampleFile]]
     decode_batch: BatchDecoder
     compute_features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
@@ -192,7 +193,7 @@ def extraction_runtime(source: Source, device_type: str, core_count: int) -> Ite
     """
     if device_type == "cpu":
         yield ExtractionRuntime(
-            core_count, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features
+            core_count, prefetch_samples, make_inline_decoder(source.decode), compute_and_time_pixel_features
         )
         return
     # Enough to keep all processes busy, those at the device, and the next one.
@@ -210,6 +211,6 @@ def extraction_runtime(source: Source, device_type: str, core_count: int) -> Ite
             backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
         ) -> tuple[npt.NDArray[np.float32], float]:
             with device_slots:
-                return time_pixel_features(backbone, pixels, precision, forward_in_thread)
+                return compute_and_time_pixel_features(backbone, pixels, precision, forward_in_thread)
 
         yield ExtractionRuntime(batches, iter, decode_batch, compute_features)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.hold_out import count_held_out, require_two_samples_per_class
+from sfm.pipeline.hold_out import count_held_out_per_class, require_two_samples_per_class
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.class_labels import get_wordnet_display_names
 from sfm.pipeline.sources.validation import require_distillable_classes
@@ -33,7 +33,7 @@ class SampleSelection:
     class_names: list[str]
     labels: dict[str, npt.NDArray[np.int32]]
 
-    def list_rows(self, split: str) -> npt.NDArray[np.int64]:
+    def list_used_positions(self, split: str) -> npt.NDArray[np.int64]:
         """Return the positions of the samples in use, ascending."""
         return np.flatnonzero(self.labels[split] != UNUSED_LABEL)
 
@@ -68,12 +68,12 @@ def select_samples(
     labels_in_use = {}
     for split, split_labels in labels.items():
         labels_in_use[split] = np.full(len(split_labels), UNUSED_LABEL, dtype=np.int32)
-        first = list_first_per_class(split_labels, config.limit_per_class)
+        first = list_first_positions_per_class(split_labels, config.limit_per_class)
         labels_in_use[split][first] = split_labels[first]
         labels_in_use[split][undecodable_positions[split]] = UNUSED_LABEL
     counts = count_used_per_class(labels_in_use, len(class_ids))
     if config.hold_out is not None:
-        counts["test"] = count_held_out(counts["train"], config.hold_out)
+        counts["test"] = count_held_out_per_class(counts["train"], config.hold_out)
         counts["train"] = counts["train"] - counts["test"]
     left_out = sum(map(len, undecodable_positions.values()))
     when = f" once the {left_out} unreadable ones are skipped" if left_out else ""
@@ -102,7 +102,7 @@ def select_samples(
     )
 
 
-def select_listed_samples(config: ExtractConfig, source: Source) -> SampleSelection | None:
+def select_samples_if_labels_known(config: ExtractConfig, source: Source) -> SampleSelection | None:
     """Select samples and classes before the pass; None if labels are known only once samples are read.
 
     Raises
@@ -126,7 +126,9 @@ def count_used_per_class(
     }
 
 
-def list_first_per_class(labels: npt.NDArray[np.int32], max_per_class: int | None) -> npt.NDArray[np.int64]:
+def list_first_positions_per_class(
+    labels: npt.NDArray[np.int32], max_per_class: int | None
+) -> npt.NDArray[np.int64]:
     """Return the positions of the first `max_per_class` samples of every class, ascending."""
     if max_per_class is None:
         return np.arange(len(labels))

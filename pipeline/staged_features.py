@@ -20,7 +20,7 @@ class StagedPartition:
     ----------
     split : str
     number : int
-    samples : ndarray of int64, shape (n,)
+    positions_in_split : ndarray of int64, shape (n,)
         Positions in the split.
     labels : ndarray of int32, shape (n,)
         ``selection.UNUSED_LABEL`` for samples that are part of no entry.
@@ -32,7 +32,7 @@ class StagedPartition:
 
     split: str
     number: int
-    samples: npt.NDArray[np.int64]
+    positions_in_split: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32]
     marked: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)

@@ -49,7 +49,7 @@ class Staging:
         """Return the file of an array (``digests``, ``sizes``, or a feature array) of a partition."""
         return self.root / array_name / f"{partition.name}.npy"
 
-    def has_array(
+    def has_valid_array(
         self,
         array_name: str,
         partition: PartitionTask | StagedPartition,
@@ -100,7 +100,7 @@ class Staging:
         except (OSError, ValueError, OverflowError):
             return None
 
-    def delete_task(self, task: PartitionTask) -> None:
+    def delete_task_files(self, task: PartitionTask) -> None:
         """Delete the staged files of a task."""
         delete_below(self.root, f"found/{self.result_path(task).name}")
         for file in self.root.glob(f"*/{task.name}.npy"):
@@ -157,10 +157,10 @@ def open_staging(
         parent_folder.mkdir(parents=True, exist_ok=True)
     if permissions_folder:
         copy_permissions(parent_folder, permissions_folder)
-    with lock_staging(parent_folder / f"{staging_key}.lock") as locked:
+    with try_lock_staging(parent_folder / f"{staging_key}.lock") as locked:
         root = parent_folder / (
             staging_key
-            if locked and is_safe_folder(parent_folder / staging_key)
+            if locked and is_absent_or_usable_folder(parent_folder / staging_key)
             else f"{staging_key}-{uuid.uuid4().hex[:8]}"
         )
         with explained_staging_errors(parent_folder):
@@ -173,7 +173,7 @@ def open_staging(
             delete_below(parent_folder, f"{staging_key}.lock")
 
 
-def is_safe_folder(folder: Path) -> bool:
+def is_absent_or_usable_folder(folder: Path) -> bool:
     """Return whether a folder does not exist yet, or is writable and holds no symbolic link.
 
     Another user may have created it, and links may point anywhere.
@@ -199,7 +199,7 @@ def explained_staging_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock_staging(lock_file: Path) -> Iterator[bool]:
+def try_lock_staging(lock_file: Path) -> Iterator[bool]:
     """Hold a lock that everyone with write access to the folder can take; yield whether it was acquired."""
     if lock_file.exists() and not os.access(lock_file, os.W_OK):
         yield False  # of another user

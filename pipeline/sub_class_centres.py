@@ -113,10 +113,12 @@ def place_centres(
     """
     centres_by_k = {k: np.full((class_count, k, feature_count), np.nan) for k in sub_class_counts}
     class_sizes = np.minimum(np.bincount(labels, minlength=class_count), MAX_ROWS_PER_CLASS)
-    with single_threaded_pool() as pool, warnings.catch_warnings():
+    with pool_of_single_threaded_threads() as pool, warnings.catch_warnings():
         # Fewer distinct rows than centres: the empty ones end up with count 0, which says the same.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for members in group_classes(class_sizes, max(1, MAX_CLUSTERING_BYTES // (4 * feature_count))):
+        for members in group_consecutive_classes(
+            class_sizes, max(1, MAX_CLUSTERING_BYTES // (4 * feature_count))
+        ):
             is_sampled = np.zeros(len(labels), dtype=bool)
             for c in members:
                 own = np.flatnonzero(labels == c)
@@ -135,7 +137,7 @@ def place_centres(
 
 
 @contextmanager
-def single_threaded_pool() -> Iterator[ThreadPoolExecutor]:
+def pool_of_single_threaded_threads() -> Iterator[ThreadPoolExecutor]:
     """Start a thread per core in use, each single-threaded: parallel sums differ from run to run."""
 
     def limit_openmp() -> None:
@@ -147,7 +149,7 @@ def single_threaded_pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def group_classes(class_sizes: npt.NDArray[np.int64], max_group_samples: int) -> list[range]:
+def group_consecutive_classes(class_sizes: npt.NDArray[np.int64], max_group_samples: int) -> list[range]:
     """Split consecutive classes into groups of a maximum number of samples, or of one class."""
     groups, start, total = [], 0, 0
     for c, size in enumerate(class_sizes.tolist()):

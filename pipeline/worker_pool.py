@@ -34,7 +34,12 @@ from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import dask_worker
 from sfm.pipeline.batch_features import PassOptions
-from sfm.pipeline.dask_worker import WorkerConfig, check_worker_and_get_device, release_worker, stage_task
+from sfm.pipeline.dask_worker import (
+    WorkerConfig,
+    check_worker_and_get_device_type,
+    release_worker_resources,
+    stage_task,
+)
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import PassIncrement
 from sfm.pipeline.partition_tasks import PartitionTask
@@ -58,13 +63,13 @@ class WorkerPool:
     ----------
     worker_config : WorkerConfig
     client : Client
-    device : str
+    device_type : str
         Kind of the workers' devices.
     """
 
     worker_config: WorkerConfig
     client: Client
-    device: str
+    device_type: str
 
     def stage_tasks(self, tasks: Sequence[PartitionTask]) -> Generator[PassIncrement, None, None]:
         """Stage tasks on the workers; tasks of a lost worker are retried on others.
@@ -128,14 +133,14 @@ def worker_pool(
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     worker_config = WorkerConfig(
         source_spec=config.source,
-        split_listings=tuple(split.listing for split in source.splits.values()),
+        client_split_listings=tuple(split.listing for split in source.splits.values()),
         backbone_specs_and_hashes=tuple((spec, backbone.card.hash) for spec, backbone in backbones.items()),
         image_size=config.image_size,
         device=config.device,
         staging=str(staging.root.resolve()),
         options=options,
         cores_per_worker=max(1, (config.threads or count_cores()) // count) if local else None,
-        shared_gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
+        local_gpus_to_share=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
     large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT
     connection = (
@@ -147,7 +152,7 @@ def worker_pool(
         progress(Progress("starting", 0, len(thread_counts), f"workers{link}"))
         for address, versions in run_on_each_worker(client, make_version_query()).items():
             require_same_versions(address, versions)
-        check = functools.partial(check_worker_and_get_device, worker_config, write_probe_file(staging))
+        check = functools.partial(check_worker_and_get_device_type, worker_config, write_probe_file(staging))
         devices = run_on_each_worker(client, check)
         kinds = sorted(set(devices.values()))
         if len(kinds) > 1:
@@ -160,7 +165,9 @@ def worker_pool(
                 # Do not wait: a worker may be staging a partition, or the cluster may be lost.
                 with suppress(OSError, RuntimeError):
                     for address in client.nthreads():
-                        fire_and_forget(client.submit(release_worker, workers=[address], pure=False))
+                        fire_and_forget(
+                            client.submit(release_worker_resources, workers=[address], pure=False)
+                        )
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from sfm.distill.state_dict import gather_state, make_state
 from sfm.distill.train_step import DistillState, init_distill_state, train_step
 from sfm.errors import InputError
 from sfm.pipeline.entry_rows import draw_held_out_mask
-from sfm.pipeline.selection import UNUSED_LABEL, select_listed_samples
+from sfm.pipeline.selection import UNUSED_LABEL, select_samples_if_labels_known
 from sfm.pipeline.sources import Source, open_source
 from sfm.stats_store.store import Entry
 
@@ -118,7 +118,7 @@ class AccuracyContext:
 
 def select_training_rows(config: ExtractConfig, source: Source, role: Role) -> npt.NDArray[np.int64]:
     """Return the ascending positions of the training images that the entry of a role was computed from."""
-    selection = select_listed_samples(config, source)
+    selection = select_samples_if_labels_known(config, source)
     assert selection is not None
     labels = selection.labels["train"]
     used = labels != UNUSED_LABEL

@@ -20,7 +20,7 @@ from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.events import no_progress
 from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.feature_pass import stage_tasks, track_pass
+from sfm.pipeline.feature_pass import run_and_track_pass, stage_tasks
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.runtime import (
@@ -30,7 +30,7 @@ from sfm.pipeline.runtime import (
     count_cores,
     optimize_for_inference,
 )
-from sfm.pipeline.selection import select_listed_samples
+from sfm.pipeline.selection import select_samples_if_labels_known
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import Staging
 
@@ -50,10 +50,10 @@ def run_extraction_pass(
 ) -> Any:
     """Run the pass over the images; return its costs, what was gathered, and the staging folder."""
     config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
-    tasks, staging = make_tasks(source, select_listed_samples(config, source)), Staging(folder)
+    tasks, staging = make_tasks(source, select_samples_if_labels_known(config, source)), Staging(folder)
     rules = PassOptions(precision="bf16" if precision == "bf16" else "float32")
     steps = stage_tasks(source, tasks, optimize_for_inference(backbones, precision), staging, rules, runtime)
-    cost = track_pass(steps, tasks, tasks, staging, no_progress)
+    cost = run_and_track_pass(steps, tasks, tasks, staging, no_progress)
     return cost, collect_pass_result(config, source, tasks, staging), staging
 
 
@@ -131,7 +131,7 @@ def measure_process_decode_rate(source: Source, backbone: Backbone, images: int)
 def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int) -> float:
     """Return images/s of the extraction pass in several processes, once they are ready."""
     # Loads all of extraction, which a process whose memory is measured should not.
-    from sfm.pipeline.extract import run_staging
+    from sfm.pipeline.extract import pass_increment_stream
 
     source = open_source(spec)
     with tempfile.TemporaryDirectory() as folder:
@@ -142,14 +142,17 @@ def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int)
         # A process takes one task at a time, so it needs several.
         parts = [
             rows
-            for task in make_tasks(source, select_listed_samples(config, source))
+            for task in make_tasks(source, select_samples_if_labels_known(config, source))
             if task.split == "train" and task.rows is not None
             for rows in np.array_split(task.rows, 4 * processes)
         ]
         tasks = [PartitionTask("train", number, rows) for number, rows in enumerate(parts)]
         staging = Staging(Path(folder))
-        with run_staging(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (_, steps):
-            return track_pass(steps, tasks, tasks, staging, no_progress).images_per_second
+        with pass_increment_stream(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (
+            _,
+            steps,
+        ):
+            return run_and_track_pass(steps, tasks, tasks, staging, no_progress).images_per_second
 
 
 def measure_forward_rates(backbone: Backbone, images: int) -> list[float]:

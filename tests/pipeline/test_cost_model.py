@@ -32,9 +32,9 @@ def test_a_meter_tells_whole_percents_once_and_never_runs_past_a_phase():
     events = []
     cost = estimate_statistics_operations(2, 2000, 5000, 1, (5,))
     meter = StatisticsProgress(lambda event: events.append((event.done, event.figures)), "statistics", cost)
-    meter.report()
-    meter.advance(cost.total, cost.moments)
-    meter.advance(cost.total, cost.moments)
+    meter.report_if_changed()
+    meter.advance_within_phase(cost.total, cost.moments)
+    meter.advance_within_phase(cost.total, cost.moments)
     meter.finish(figure=1.0)
     share = int(100 * cost.moments / cost.total)
     assert events == [(0, {}), (share, {}), (100, {"figure": 1.0})]

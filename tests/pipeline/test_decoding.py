@@ -28,10 +28,10 @@ from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.decoding import DecodingOptions, decode_batch
 from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool, split_into_chunks
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.feature_pass import find_missing_backbones, stage_tasks
+from sfm.pipeline.feature_pass import find_unstaged_backbones, stage_tasks
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
-from sfm.pipeline.selection import select_listed_samples
+from sfm.pipeline.selection import select_samples_if_labels_known
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.sample import Sample, SampleFile
@@ -75,8 +75,16 @@ def test_processes_answer_what_a_thread_would(wanted):
             batch = make_batch(count, first=first)
             here = decode_batch(batch, decode_image, wanted)
             with decoding(batch, wanted) as there:
-                assert there.kept_indices == here.kept_indices == list(range(first, first + count))
-                assert (there.locations, there.sizes, there.skipped) == (here.locations, here.sizes, [])
+                assert (
+                    there.kept_indices_in_task
+                    == here.kept_indices_in_task
+                    == list(range(first, first + count))
+                )
+                assert (there.locations, there.encoded_sizes, there.skipped) == (
+                    here.locations,
+                    here.encoded_sizes,
+                    [],
+                )
                 np.testing.assert_array_equal(there.digests, here.digests)
                 assert list(there.pixels) == list(here.pixels) == list(wanted.preprocessings)
                 for preprocessing, pixels in here.pixels.items():
@@ -94,7 +102,7 @@ def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
 
         def skip() -> None:
             with decoding(batch, DecodingOptions((SMALL,), views=1, on_error="skip")) as found:
-                assert found.kept_indices == good
+                assert found.kept_indices_in_task == good
                 assert [skipped.where for skipped in found.skipped] == ["0.png", "3.png", f"{count - 1}.png"]
                 np.testing.assert_array_equal(found.pixels[SMALL], whole.pixels[SMALL])
                 np.testing.assert_array_equal(found.digests, whole.digests)
@@ -117,7 +125,10 @@ def test_processes_read_the_samples_that_are_files(tmp_path):
     here = decode_batch(batch, decode_image, DecodingOptions((SMALL,)))
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         with decoding(listed, DecodingOptions((SMALL,))) as there:
-            assert (there.kept_indices, there.sizes) == (here.kept_indices, here.sizes)
+            assert (there.kept_indices_in_task, there.encoded_sizes) == (
+                here.kept_indices_in_task,
+                here.encoded_sizes,
+            )
             assert there.locations == [str(tmp_path / location) for location in here.locations]
             np.testing.assert_array_equal(there.digests, here.digests)
             np.testing.assert_array_equal(there.pixels[SMALL], here.pixels[SMALL])
@@ -170,7 +181,7 @@ def test_a_batch_of_which_nothing_can_be_decoded_is_empty():
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         batch = make_batch(3, broken=(0, 1, 2))
         with decoding(batch, DecodingOptions((SMALL,), on_error="skip")) as found:
-            assert found.kept_indices == []
+            assert found.kept_indices_in_task == []
             assert len(found.skipped) == 3
             assert found.pixels[SMALL].shape == (1, 0, 24, 24, 3)
 
@@ -317,14 +328,14 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
     monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source = open_source("builtin:fashion-mnist-6k")
     config = ExtractConfig(source=source.spec, store="s", backbone=["lite0"], limit_per_class=20)
-    tasks = make_tasks(source, select_listed_samples(config, source))
+    tasks = make_tasks(source, select_samples_if_labels_known(config, source))
     backbones = optimize_for_inference([load_backbone("lite0", image_size=32, device="cpu")], "float32")
     whole, cut = Staging(tmp_path / "whole"), Staging(tmp_path / "cut")
     for staging in (whole, cut):
         staging.root.mkdir()
 
     def left() -> int:
-        return sum(find_missing_backbones(task, backbones, cut, PassOptions()) is not None for task in tasks)
+        return sum(find_unstaged_backbones(task, backbones, cut, PassOptions()) is not None for task in tasks)
 
     with extraction_runtime(source, "cuda", 1) as runtime:
         list(stage_tasks(source, tasks, backbones, whole, PassOptions(), runtime))
@@ -397,5 +408,5 @@ def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_pat
         assert list_decoding_processes() == []
         assert dask_worker.stage_task(worker_config, tasks[2]).image_count == 50
     finally:
-        dask_worker.release_worker()
+        dask_worker.release_worker_resources()
     assert list_decoding_processes() == []

@@ -238,7 +238,11 @@ def test_processes_that_decode_composite_and_count_as_threads_do(count):
     wanted = DecodingOptions((rule,), views=1, rendering=Rendering("#00ff00"))
     here = decode_batch(batch, decode_image, wanted)
     with decoding_process_pool(decode_image, 2, 1) as decoding, decoding(batch, wanted) as there:
-        assert there.marked == here.marked == {"composited": {p + 5: f"{p}.png" for p in range(1, count, 2)}}
+        assert (
+            there.marked_locations
+            == here.marked_locations
+            == {"composited": {p + 5: f"{p}.png" for p in range(1, count, 2)}}
+        )
         np.testing.assert_array_equal(there.pixels[rule], here.pixels[rule])
     assert (here.pixels[rule][0, 1, 0, 0] == [0, 255, 0]).all()
     assert (here.pixels[rule][1, 1] == [0, 255, 0]).all(axis=-1).any()

@@ -7,7 +7,7 @@ from PIL import Image
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
 from sfm.backbones.preprocessing import crop_image_views, resize_and_crop_image
-from sfm.pipeline.decoding import render_views
+from sfm.pipeline.decoding import draw_and_crop_views
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.store import open_store
@@ -41,16 +41,18 @@ def test_a_box_is_cut_out_of_the_centre_square(picture):
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 4000)])
 def test_the_smallest_images_have_views(size):
-    seen = render_views(Image.new("L", size, 77), bytes(32), SQUARE, view_count=5, seed=0)
+    seen = draw_and_crop_views(Image.new("L", size, 77), bytes(32), SQUARE, view_count=5, seed=0)
     assert seen.shape == (5, 20, 20, 3)
     assert (seen == 77).all()
 
 
 def test_views_depend_on_the_image_and_the_seed_alone(picture):
-    first = render_views(picture, b"a" * 32, SQUARE, view_count=3, seed=0)
-    np.testing.assert_array_equal(first, render_views(picture, b"a" * 32, SQUARE, view_count=3, seed=0))
-    other_image = render_views(picture, b"b" * 32, SQUARE, view_count=3, seed=0)
-    other_seed = render_views(picture, b"a" * 32, SQUARE, view_count=3, seed=1)
+    first = draw_and_crop_views(picture, b"a" * 32, SQUARE, view_count=3, seed=0)
+    np.testing.assert_array_equal(
+        first, draw_and_crop_views(picture, b"a" * 32, SQUARE, view_count=3, seed=0)
+    )
+    other_image = draw_and_crop_views(picture, b"b" * 32, SQUARE, view_count=3, seed=0)
+    other_seed = draw_and_crop_views(picture, b"a" * 32, SQUARE, view_count=3, seed=1)
     for i in range(3):
         assert not np.array_equal(first[i], other_image[i])
         assert not np.array_equal(first[i], other_seed[i])

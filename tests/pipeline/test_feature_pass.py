@@ -20,7 +20,7 @@ from sfm.pipeline.decoding import DecodedBatch, DecodingOptions, SampleBatch
 from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.feature_pass import find_missing_backbones, stage_tasks
+from sfm.pipeline.feature_pass import find_unstaged_backbones, stage_tasks
 from sfm.pipeline.fingerprint import FingerprintBuilder, digest_sample
 from sfm.pipeline.flow_agreement import compute_flow_cosine
 from sfm.pipeline.partition_tasks import make_tasks
@@ -32,12 +32,12 @@ from sfm.pipeline.runtime import (
     optimize_for_inference,
     pad_batch_to_power_of_two,
 )
-from sfm.pipeline.selection import select_listed_samples
+from sfm.pipeline.selection import select_samples_if_labels_known
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
 from sfm.pipeline.sources.class_subsets import select_source_classes, select_split_rows, take_positions
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.sample import SampleFile
-from sfm.pipeline.staging import Staging, lock_staging, open_staging
+from sfm.pipeline.staging import Staging, open_staging, try_lock_staging
 from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.store import Entry, open_store
 
@@ -219,11 +219,11 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
 
 def stage_source(root: Path, source: Source, runtime: ExtractionRuntime) -> dict[str, bytes]:
     root.mkdir()
-    selection = select_listed_samples(
+    selection = select_samples_if_labels_known(
         make_config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source
     )
     before = torch.get_num_threads()
-    torch.set_num_threads(runtime.threads)
+    torch.set_num_threads(runtime.max_batches_in_flight)
     try:
         backbones = optimize_for_inference([load_backbone("lite0", image_size=32)], "float32")
     finally:
@@ -282,7 +282,9 @@ def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder
 
     source = open_folder_source(str(image_folder))
     watched = dataclasses.replace(one_thread, decode_batch=decode_batch)
-    tasks = make_tasks(source, select_listed_samples(make_config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(
+        source, select_samples_if_labels_known(make_config("s", f"folder:{image_folder}"), source)
+    )
     list(
         stage_tasks(
             source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), PassOptions(), watched
@@ -334,41 +336,47 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     (whole,) = source.test.shards
     short = Shard(whole.location, whole.labels, lambda rows: whole.read(rows[:-1]))
     shrunk = dataclasses.replace(source, test=dataclasses.replace(source.test, shards=(short,)))
-    selection = select_listed_samples(make_config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
+    selection = select_samples_if_labels_known(
+        make_config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk
+    )
     tasks = [task for task in make_tasks(shrunk, selection) if task.split == "test"]
     backbone = load_backbone("lite0", image_size=32)
     problem = "shrank while it was read: 19 of 20 samples of partition test"
     with extraction_runtime(shrunk, "cpu", 1) as runtime, pytest.raises(InputError, match=problem):
         list(stage_tasks(shrunk, tasks, [backbone], Staging(tmp_path), PassOptions(), runtime))
-    assert find_missing_backbones(tasks[0], [backbone], Staging(tmp_path), PassOptions()) == [backbone]
+    assert find_unstaged_backbones(tasks[0], [backbone], Staging(tmp_path), PassOptions()) == [backbone]
 
 
 def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder, one_thread):
     backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = make_tasks(source, select_listed_samples(make_config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(
+        source, select_samples_if_labels_known(make_config("s", f"folder:{image_folder}"), source)
+    )
     list(stage_tasks(source, tasks, backbones[:1], staging, PassOptions(), one_thread))
     first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
     first.write_bytes(second.read_bytes())
     with pytest.raises(InputError, match="changed between two runs"):
         list(stage_tasks(source, tasks, backbones, staging, PassOptions(), one_thread))
     # What was staged of them is forgotten, so that the next run reads them anew.
-    assert find_missing_backbones(tasks[0], backbones, staging, PassOptions()) == backbones
+    assert find_unstaged_backbones(tasks[0], backbones, staging, PassOptions()) == backbones
 
 
 def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, one_thread):
     backbone = load_backbone("lite0", image_size=32)
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = make_tasks(source, select_listed_samples(make_config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(
+        source, select_samples_if_labels_known(make_config("s", f"folder:{image_folder}"), source)
+    )
     list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
     files = sorted(file for file in tmp_path.glob(f"*/{tasks[0].name}.*"))
     sound = {file: file.read_bytes() for file in files}
     assert len(files) == 4
-    assert find_missing_backbones(tasks[0], [backbone], staging, PassOptions()) is None
+    assert find_unstaged_backbones(tasks[0], [backbone], staging, PassOptions()) is None
     for file in files:
         for damaged in (b"", sound[file][:-1], sound[file] + b" 1", b"[" * 100_000):
             file.write_bytes(damaged)
-            assert find_missing_backbones(tasks[0], [backbone], staging, PassOptions()) is not None
+            assert find_unstaged_backbones(tasks[0], [backbone], staging, PassOptions()) is not None
             list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
             assert {file: file.read_bytes() for file in files} == sound
 
@@ -424,7 +432,7 @@ def test_a_staging_folder_is_waited_for_while_its_holder_dies(tmp_path):
     entered = threading.Event()
 
     def dying() -> None:
-        with lock_staging(tmp_path / "key.lock") as mine:
+        with try_lock_staging(tmp_path / "key.lock") as mine:
             assert mine
             entered.set()
             time.sleep(0.3)

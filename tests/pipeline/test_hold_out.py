@@ -12,7 +12,7 @@ from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.entry_rows import make_entry_options
 from sfm.pipeline.extract import ExtractionResult, extract
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.hold_out import count_held_out, make_hold_out_keys, mark_held_out_rows
+from sfm.pipeline.hold_out import count_held_out_per_class, make_held_out_mask, make_hold_out_keys
 from sfm.stats_store.store import open_store
 
 
@@ -50,10 +50,10 @@ def write_shards(folder: Path, root: Path) -> str:
     ("count", "fraction", "held"), [(10, 0.1, 1), (12, 0.25, 3), (2, 0.01, 1), (2, 0.99, 1), (3, 0.99, 2)]
 )
 def test_of_every_class_at_least_one_is_held_out_and_one_is_left(count, fraction, held):
-    assert count_held_out(np.array([count]), fraction).tolist() == [held]
+    assert count_held_out_per_class(np.array([count]), fraction).tolist() == [held]
     labels = np.zeros(count, dtype=np.int32)
     assert (
-        mark_held_out_rows(labels, make_hold_out_keys(make_digests(count), 0), ["a"], fraction).sum() == held
+        make_held_out_mask(labels, make_hold_out_keys(make_digests(count), 0), ["a"], fraction).sum() == held
     )
 
 
@@ -61,22 +61,22 @@ def test_which_are_held_out_depends_on_the_images_and_the_seed_alone():
     labels = np.repeat(np.arange(3), [40, 20, 9]).astype(np.int32)
     labels[5] = -1
     found = make_digests(len(labels))
-    held = mark_held_out_rows(labels, make_hold_out_keys(found, 0), ["a", "b", "c"], 0.2)
+    held = make_held_out_mask(labels, make_hold_out_keys(found, 0), ["a", "b", "c"], 0.2)
     assert np.bincount(labels[held]).tolist() == [8, 4, 2]
     order = np.random.default_rng(1).permutation(len(labels))
-    again = mark_held_out_rows(labels[order], make_hold_out_keys(found[order], 0), ["a", "b", "c"], 0.2)
+    again = make_held_out_mask(labels[order], make_hold_out_keys(found[order], 0), ["a", "b", "c"], 0.2)
     np.testing.assert_array_equal(again, held[order])
-    other = mark_held_out_rows(labels, make_hold_out_keys(found, 1), ["a", "b", "c"], 0.2)
+    other = make_held_out_mask(labels, make_hold_out_keys(found, 1), ["a", "b", "c"], 0.2)
     assert (other != held).any()
 
 
 def test_copies_of_an_image_stay_on_one_side():
     """Or else what is held out would have been trained on."""
     found = np.repeat(make_digests(10), 4, axis=0)
-    held = mark_held_out_rows(np.zeros(40, dtype=np.int32), make_hold_out_keys(found, 0), ["a"], 0.1)
+    held = make_held_out_mask(np.zeros(40, dtype=np.int32), make_hold_out_keys(found, 0), ["a"], 0.1)
     assert held.reshape(10, 4).all(axis=1).sum() == held.sum() // 4 == 1
     same = np.repeat(make_digests(1), 4, axis=0)
-    assert mark_held_out_rows(np.zeros(4, dtype=np.int32), make_hold_out_keys(same, 0), ["a"], 0.5).sum() == 2
+    assert make_held_out_mask(np.zeros(4, dtype=np.int32), make_hold_out_keys(same, 0), ["a"], 0.5).sum() == 2
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_copies_do_not_change_the_share_where_it_can_be_kept(copies, fraction, h
     """Sizes of groups of copies, the one with the lowest key first."""
     keys = np.repeat(np.arange(len(copies)), copies).astype(np.uint64)
     order = np.random.default_rng(0).permutation(len(keys))
-    found = mark_held_out_rows(np.zeros(len(keys), dtype=np.int32), keys[order], ["a"], fraction)
+    found = make_held_out_mask(np.zeros(len(keys), dtype=np.int32), keys[order], ["a"], fraction)
     chosen, sizes = np.unique(keys[order][found], return_counts=True)
     assert sizes.tolist() == held == [copies[key] for key in chosen]
 

@@ -10,7 +10,7 @@ from sfm.pipeline import feature_scaling, logistic
 from sfm.pipeline import linear_classifier as module
 from sfm.pipeline.block_moments import accumulate_moments, compute_moments
 from sfm.pipeline.feature_scaling import compute_feature_scaling, convert_to_raw_features, standardise_rows
-from sfm.pipeline.folds import make_validation_masks, mark_evenly_per_class, mark_fold_samples
+from sfm.pipeline.folds import make_even_per_class_mask, make_fold_mask, make_validation_masks
 from sfm.pipeline.linear_classifier import LinearClassifier, measure_top1_and_top5, train_classifier
 from sfm.pipeline.logistic import LogisticFit, compute_loss_and_gradient, fit_logistic
 from sfm.pipeline.staged_features import StagedPartition
@@ -212,7 +212,7 @@ def test_accuracies_count_as_the_definition_does():
 
 def test_folds_divide_every_class_but_never_hold_out_its_only_sample():
     labels = np.array([0] * 25 + [1] * 3 + [2] + [0] * 5, dtype=np.int32)
-    folds = [mark_fold_samples(labels, fold, 10) for fold in range(10)]
+    folds = [make_fold_mask(labels, fold, 10) for fold in range(10)]
     assert np.sum(folds, axis=0).tolist() == [1] * 28 + [0] + [1] * 5
     assert [int((fold & (labels == 1)).sum()) for fold in folds] == [1] * 3 + [0] * 7
     assert np.flatnonzero(folds[0]).tolist() == [9, 19, 27, 33]
@@ -231,7 +231,7 @@ def test_few_samples_are_validated_on_in_several_folds_and_many_in_one(per_class
 
 def test_the_samples_that_choose_are_balanced_and_spread_over_the_order():
     labels = np.array([0] * 8 + [1] * 3 + [2] + [0] * 4, dtype=np.int32)
-    marked = mark_evenly_per_class(labels, 4)
+    marked = make_even_per_class_mask(labels, 4)
     assert np.bincount(labels[marked]).tolist() == [4, 3, 1]
     assert np.flatnonzero(marked & (labels == 0)).tolist() == [2, 5, 12, 15]
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.selection import list_first_per_class
+from sfm.pipeline.selection import list_first_positions_per_class
 from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.prefetch import FILES_PER_TASK, prefetch_samples
@@ -224,7 +224,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
 
 def test_a_limit_takes_the_first_of_each_class():
     source = open_source("builtin:fashion-mnist-6k")
-    chosen = list_first_per_class(source.train.labels, 3)
+    chosen = list_first_positions_per_class(source.train.labels, 3)
     assert (np.diff(chosen) > 0).all()
     for c in range(10):
         own = chosen[source.train.labels[chosen] == c]

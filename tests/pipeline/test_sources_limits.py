@@ -168,7 +168,7 @@ def test_a_member_that_is_too_large_counts_as_one_that_cannot_be_decoded(tmp_pat
     assert (large.data, large.label, found.data) == (b"", "00001", make_png())
     wanted = DecodingOptions(preprocessings=(), on_error="skip")
     decoded = decode_batch([(0, large), (1, found)], decode_image, wanted)
-    assert decoded.kept_indices == [1]
+    assert decoded.kept_indices_in_task == [1]
     assert [s.why for s in decoded.skipped] == ["1,001 bytes: more than 536,870,912 bytes are no image"]
     with pytest.raises(InputError, match=r"cannot decode 0 in .*a.tar: 1,001 bytes"):
         decode_batch([(0, large)], decode_image, DecodingOptions(preprocessings=()))

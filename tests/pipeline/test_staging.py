@@ -59,10 +59,10 @@ def test_a_file_that_was_cut_short_while_written_does_not_count(tmp_path):
     staging = Staging(tmp_path)
     partition = StagedPartition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
     staging.write_array("backbone", partition, np.ones((2, 2)))
-    assert staging.has_array("backbone", partition, np.float64, 2, (2,))
+    assert staging.has_valid_array("backbone", partition, np.float64, 2, (2,))
     file = staging.array_path("backbone", partition)
     file.rename(file.with_suffix(".part"))
-    assert not staging.has_array("backbone", partition, np.float64, 2, (2,))
+    assert not staging.has_valid_array("backbone", partition, np.float64, 2, (2,))
 
 
 def test_two_extractions_of_one_key_work_apart_and_clean_up(tmp_path):
@@ -187,7 +187,7 @@ def test_staging_behind_a_link_is_left_alone_for_a_folder_of_ones_own(tmp_path, 
         staging.write_array(
             "backbone", StagedPartition("train", 0, np.arange(1), np.zeros(1, np.int32)), np.zeros((1, 2))
         )
-        staging.delete_task(PartitionTask("train", 0, None))
+        staging.delete_task_files(PartitionTask("train", 0, None))
         assert not list(staging.root.rglob("*.npy"))
     assert (victim / "train-000000.npy").read_bytes() == b"mine"
     assert link.is_symlink()
@@ -201,6 +201,6 @@ def test_staged_files_are_not_deleted_through_a_link_that_came_later(tmp_path):
     with open_staging(tmp_path / "staging", "key") as staging:
         (staging.root / "backbone").symlink_to(victim)
         with pytest.raises(DeletionThroughLinkError):
-            staging.delete_task(PartitionTask("train", 0, None))
+            staging.delete_task_files(PartitionTask("train", 0, None))
     assert (victim / "train-000000.npy").read_bytes() == b"mine"
     assert list((tmp_path / "staging").iterdir()) == []

@@ -9,7 +9,11 @@ from sklearn.cluster import MiniBatchKMeans
 from sfm.pipeline import sub_class_centres as module
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging
-from sfm.pipeline.sub_class_centres import compute_sub_class_centres, find_nearest_centres, group_classes
+from sfm.pipeline.sub_class_centres import (
+    compute_sub_class_centres,
+    find_nearest_centres,
+    group_consecutive_classes,
+)
 
 
 def stage_features(tmp_path, features, labels):
@@ -124,6 +128,6 @@ def test_centres_do_not_depend_on_how_many_classes_are_held_at_a_time(tmp_path, 
 
 @given(st.lists(st.integers(0, 30), min_size=1), st.integers(1, 60))
 def test_groups_hold_every_class_once_and_not_too_many_samples(sizes, most):
-    groups = group_classes(np.array(sizes), most)
+    groups = group_consecutive_classes(np.array(sizes), most)
     assert [c for group in groups for c in group] == list(range(len(sizes)))
     assert all(len(group) == 1 or sum(sizes[c] for c in group) <= most for group in groups)

@@ -17,7 +17,7 @@ from sfm.errors import InputError
 from sfm.events import Progress, no_progress
 from sfm.pipeline import partition_tasks
 from sfm.pipeline.batch_features import PassOptions
-from sfm.pipeline.dask_worker import WorkerConfig, check_worker_and_get_device
+from sfm.pipeline.dask_worker import WorkerConfig, check_worker_and_get_device_type
 from sfm.pipeline.extract import ExtractionResult, extract
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.staging import IncompleteExtractionError
@@ -132,9 +132,9 @@ def count_open_runtimes(address: str, until: int) -> int:
     """Return how many runtimes the only worker of a scheduler has open, once it is as expected."""
 
     def count() -> int:
-        from sfm.pipeline.dask_worker import open_worker
+        from sfm.pipeline.dask_worker import open_worker_resources
 
-        return open_worker.cache_info().currsize
+        return open_worker_resources.cache_info().currsize
 
     with Client(address) as client:
         deadline = time.monotonic() + 20
@@ -187,7 +187,7 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path, address, monkeypatc
 def test_a_worker_that_does_not_see_the_staging_folder_says_so(tmp_path):
     worker_config = WorkerConfig("builtin:x", (), (), None, "cpu", str(tmp_path), PassOptions(), 1, ())
     with pytest.raises(InputError, match="is not shared with this worker: choose a folder on a disk"):
-        check_worker_and_get_device(worker_config, "probe-of-another-disk")
+        check_worker_and_get_device_type(worker_config, "probe-of-another-disk")
 
 
 def test_an_interrupted_run_on_workers_says_how_to_go_on(tmp_path):

@@ -162,6 +162,6 @@ def test_what_one_user_left_staged_another_goes_on_with(place: Path) -> None:
     with acting_as(CLEO, 0o077):
         abandon(place / "staging", "key", place)
     with acting_as(BEN, 0o077), open_staging(place / "staging", "key", place) as staging:
-        assert staging.has_array("kind", TASK, np.float64, 1, (2,))
+        assert staging.has_valid_array("kind", TASK, np.float64, 1, (2,))
         staging.write_array("kind", TASK, np.ones((1, 2)))
     assert list((place / "staging").iterdir()) == []

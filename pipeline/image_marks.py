@@ -13,14 +13,14 @@ from sfm.pipeline.task_results import IMAGE_MARKS, TaskResult
 
 
 @dataclass(frozen=True)
-class MarkCount:
+class ImageMarkCount:
     """Number of images of an entry that have a mark, and the location of one of them, if known."""
 
     count: int = 0
-    example: str = ""
+    example_location: str = ""
 
 
-def make_rendering_options(rendering: Rendering, has_composited: bool) -> dict[str, Any]:
+def make_rendering_entry_options(rendering: Rendering, has_composited: bool) -> dict[str, Any]:
     """Return the options of an entry for how its images became opaque 8-bit pixels.
 
     The background is included only if images were composited: it does not change opaque images.
@@ -29,14 +29,14 @@ def make_rendering_options(rendering: Rendering, has_composited: bool) -> dict[s
     return options if rendering.white is None else options | {"white": rendering.white}
 
 
-def make_mark_masks(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
+def make_image_mark_masks(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
     """Return, by mark, a mask of the staged samples of a task; unused marks are left out."""
     return {mark: np.isin(result.kept, places) for mark, places in result.marked.items()}
 
 
-def count_marked_samples(
+def count_samples_by_image_mark(
     partitions_and_masks: Iterable[tuple[Sequence[StagedPartition], npt.NDArray[np.bool_]]],
-) -> dict[str, MarkCount]:
+) -> dict[str, ImageMarkCount]:
     """Count the samples in use by mark.
 
     Parameters
@@ -48,11 +48,11 @@ def count_marked_samples(
     for partitions, in_use in partitions_and_masks:
         start = 0
         for partition in partitions:
-            is_used = in_use[start : start + len(partition.samples)]
-            start += len(partition.samples)
+            is_used = in_use[start : start + len(partition.positions_in_split)]
+            start += len(partition.positions_in_split)
             for mark, mask in partition.marked.items():
                 used_count = int((mask & is_used).sum())
                 count[mark] += used_count
                 if used_count and is_used[mask][0]:
                     example[mark] = example[mark] or partition.examples[mark]
-    return {mark: MarkCount(count[mark], example[mark]) for mark in IMAGE_MARKS}
+    return {mark: ImageMarkCount(count[mark], example[mark]) for mark in IMAGE_MARKS}
