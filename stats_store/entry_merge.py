@@ -31,7 +31,7 @@ from sfm.stats_store.merge_inputs import (
 from sfm.stats_store.merged_rendering import (
     get_common_rendering_options,
     make_missing_rendering_notes,
-    sum_marked_image_counts,
+    sum_composited_and_dark_counts,
 )
 from sfm.stats_store.merged_statistics import compute_merged_centres, compute_merged_moments
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
@@ -231,7 +231,7 @@ def make_merged_extraction_card(
         seconds=merge_seconds,
         images_per_second=0.0,
         skipped=[sample for card in cards for sample in card.skipped],
-        **sum_marked_image_counts(inputs.entries),
+        **sum_composited_and_dark_counts(inputs.entries),
         files=sum_file_counts([card.files for card in cards]),
     )
 

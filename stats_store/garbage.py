@@ -79,7 +79,7 @@ class StoreListing:
     unlisted_folder_notes: list[str]
 
 
-def find_garbage(
+def find_garbage_and_notes(
     store: Store, progress: ProgressCallback = no_progress
 ) -> tuple[list[GarbageItem], list[str]]:
     """Return the garbage of a store, and one note about each object that was left out.
@@ -98,7 +98,7 @@ def find_garbage(
     """
     with translate_errors(store.url):
         listing = list_stored_files(store)
-        staging, staging_links = find_staging_folders(get_local_root(store.objects))
+        staging, staging_links = list_staging_folders_and_links(get_local_root(store.objects))
     statuses = read_commit_statuses(store, progress)
     unreadable = [status for status in statuses if status.commit is None]
     # Commits that were listed first and are missing now: hidden, or deleted by another collection.
@@ -119,8 +119,8 @@ def find_garbage(
     runs = [
         run
         if not run.object_count
-        or is_published_run(store, run.path, [commits[path] for path in run.commit_paths])
-        else mark_never_committed(run)
+        or do_run_cards_match_a_commit(store, run.path, [commits[path] for path in run.commit_paths])
+        else change_to_never_committed(run)
         for run in find_unreferenced_runs(listing, statuses)
         if run.path not in protected
     ]
@@ -178,7 +178,7 @@ def list_stored_files(store: Store) -> StoreListing:
     return StoreListing(runs, index, links, unlisted)
 
 
-def is_published_run(store: Store, run_path: str, commits: Sequence[Commit | None]) -> bool:
+def do_run_cards_match_a_commit(store: Store, run_path: str, commits: Sequence[Commit | None]) -> bool:
     """Return whether the cards of a run are, to the byte, those that one of these commits records.
 
     A writer stores the cards last, and they are deleted last.
@@ -199,7 +199,7 @@ def is_published_run(store: Store, run_path: str, commits: Sequence[Commit | Non
     return False
 
 
-def mark_never_committed(garbage: GarbageItem) -> GarbageItem:
+def change_to_never_committed(garbage: GarbageItem) -> GarbageItem:
     """Return garbage of a run, changed to a run that was never committed."""
     return replace(garbage, reason="never committed", commit_paths=())
 
@@ -258,7 +258,7 @@ def find_unfinished_writes(listing: StoreListing) -> Iterator[GarbageItem]:
             yield GarbageItem(file.path, "unfinished write", file.modified_time, 1, file.size_bytes)
 
 
-def find_staging_folders(root: Path | None) -> tuple[list[GarbageItem], list[str]]:
+def list_staging_folders_and_links(root: Path | None) -> tuple[list[GarbageItem], list[str]]:
     """Return the staging folders of a local store, and the links in place of some, which are never deleted.
 
     The staging folders of a remote store are in the caches of its writers.

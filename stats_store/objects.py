@@ -114,7 +114,7 @@ def describe_oversized_object(path: str, size_bytes: int, max_bytes: int) -> str
     return f"damaged object {path}: it has {size_bytes} bytes, at most {max_bytes} are read"
 
 
-def list_objects_and_unreadable(
+def list_objects_and_unlisted_folders(
     objects: ObjectStore,
     prefix: str = "",
     *,

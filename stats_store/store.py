@@ -63,7 +63,7 @@ class Store:
     url: str
     objects: ObjectStore = field(repr=False)
 
-    def list_entries_and_problems(
+    def list_summaries_and_problems(
         self, progress: ProgressCallback = no_progress
     ) -> tuple[list[Summary], list[str]]:
         """Return the summaries of all visible entries, and why others cannot be read.
@@ -91,9 +91,9 @@ class Store:
     def list_summaries(self, progress: ProgressCallback = no_progress) -> list[Summary]:
         """Return the summaries of all visible entries; log a warning for each that cannot be read.
 
-        See :meth:`list_entries_and_problems`.
+        See :meth:`list_summaries_and_problems`.
         """
-        entries, reasons = self.list_entries_and_problems(progress)
+        entries, reasons = self.list_summaries_and_problems(progress)
         for reason in reasons:
             LOG.warning("left out of %s: %s", self.url, reason)
         return entries
@@ -268,7 +268,9 @@ class Entry:
         return selected
 
 
-def connect_store(location: str | ObjectStore, *, create: bool) -> tuple[str, ObjectStore, ObjectStore]:
+def connect_with_patient_and_brief_retries(
+    location: str | ObjectStore, *, create: bool
+) -> tuple[str, ObjectStore, ObjectStore]:
     """Return the URL of a store without credentials, its objects, and its objects with brief retries."""
     if not isinstance(location, str):
         return type(location).__name__, location, location
@@ -297,7 +299,7 @@ def open_store(location: str | ObjectStore) -> Store:
 
 def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
     """Open a store; the error about a location without a store ends with `advice`. See :func:`open_store`."""
-    url, objects, brief_objects = connect_store(location, create=False)
+    url, objects, brief_objects = connect_with_patient_and_brief_retries(location, create=False)
     with translate_errors(url):
         try:
             schema = read_object(brief_objects, "zarr.json", parse_store_schema_version)
@@ -311,7 +313,7 @@ def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
     return Store(url, objects)
 
 
-def create_store(location: str | ObjectStore) -> Store:
+def open_or_create_store(location: str | ObjectStore) -> Store:
     """Open a store for writing; create it if its location is empty.
 
     Parameters
@@ -325,21 +327,25 @@ def create_store(location: str | ObjectStore) -> Store:
         If the location holds something else, cannot be written, or does not support the conditional writes
         that commits need.
     """
-    url, _, brief_objects = connect_store(location, create=True)
+    url, _, brief_objects = connect_with_patient_and_brief_retries(location, create=True)
     with translate_errors(url):
         root = encode_group_metadata({"schema": SchemaVersion().model_dump()})
-        is_new = is_empty_store(brief_objects) and create_if_absent(url, brief_objects, "zarr.json", root)
+        is_new = is_empty_store(brief_objects) and create_object_if_absent(
+            url, brief_objects, "zarr.json", root
+        )
         # If it exists by now, another writer has just created the store, which is fine.
         advice = "it holds other files: give an empty folder, or that of a store"
         store = open_store_or_advise(location, advice)
         # A server that ignores the condition rewrites the same bytes, and so reveals itself without harm.
-        if create_if_absent(url, brief_objects, "zarr.json", read_object(brief_objects, "zarr.json", bytes)):
+        if create_object_if_absent(
+            url, brief_objects, "zarr.json", read_object(brief_objects, "zarr.json", bytes)
+        ):
             if is_new:
                 with suppress(BaseError):
                     delete_object(brief_objects, "zarr.json")
             raise make_conditional_write_error(url)
         if is_new:
-            create_if_absent(url, brief_objects, "runs/zarr.json", encode_group_metadata({}))
+            create_object_if_absent(url, brief_objects, "runs/zarr.json", encode_group_metadata({}))
         require_writable_store(brief_objects)
     return store
 
@@ -349,7 +355,7 @@ def encode_group_metadata(attributes: dict[str, Any]) -> bytes:
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
 
 
-def create_if_absent(url: str, objects: ObjectStore, path: str, data: bytes) -> bool:
+def create_object_if_absent(url: str, objects: ObjectStore, path: str, data: bytes) -> bool:
     """Create an object unless its path is taken; return whether it was created.
 
     Raises

@@ -8,7 +8,7 @@ from sfm.errors import InputError
 from sfm.pipeline.entry_rows import make_entry_options
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries_by_model
-from sfm.stats_store.extract_command import DEFAULT_OPTIONS, format_changed_options, format_extract_command
+from sfm.stats_store.extract_command import DEFAULT_OPTIONS, format_extract_command, format_nondefault_options
 from sfm.stats_store.store import open_store
 
 
@@ -26,7 +26,7 @@ def test_the_command_repeats_the_options_of_the_entry(fashion_store: str) -> Non
 
 def test_what_need_not_be_given_is_the_default_of_extraction() -> None:
     config = ExtractConfig(source="builtin:fashion-mnist-6k", store="s", backbone=["lite0"])
-    assert format_changed_options(make_entry_options(config, "full", {})) == []
+    assert format_nondefault_options(make_entry_options(config, "full", {})) == []
     for name, default in DEFAULT_OPTIONS.items():
         if name != "views":
             own = getattr(config, name)
