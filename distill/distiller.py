@@ -283,7 +283,9 @@ def open_entry_and_backbone(
             summaries, dataset=config.dataset, model=model, image_size=config.image_size
         )
     except NotExtractedError as error:
-        line = format_extract_command(store, error.others, config.backbone, config.image_size)
+        line = format_extract_command(
+            store, error.stored_entries_of_dataset, config.backbone, config.image_size
+        )
         raise InputError(f"{error}; to add it: {line}") from None
     image_size = candidates[0].image_size
     backbone = load_backbone(

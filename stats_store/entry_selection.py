@@ -15,13 +15,13 @@ class NotExtractedError(InputError):
 
     Attributes
     ----------
-    others : list of Summary
+    stored_entries_of_dataset : list of Summary
         Entries of the dataset that the store holds.
     """
 
-    def __init__(self, message: str, others: Sequence[Summary]) -> None:
+    def __init__(self, message: str, stored_entries_of_dataset: Sequence[Summary]) -> None:
         super().__init__(message)
-        self.others = list(others)
+        self.stored_entries_of_dataset = list(stored_entries_of_dataset)
 
 
 def describe_entry(summary: Summary) -> str:

@@ -21,7 +21,7 @@ from sfm.stats_store.folder_walk import (
     ListedPath,
     explain_unlisted_folder,
     get_modified_time,
-    walk_store_files,
+    walk_store_paths,
 )
 from sfm.stats_store.local_files import UNFINISHED_FILE_NAME, get_local_root
 from sfm.stats_store.location import translate_errors
@@ -67,7 +67,7 @@ class StoreListing:
     Attributes
     ----------
     run_files, index_files : list of ListedPath
-    link_paths : list of str
+    link_paths_outside_runs : list of str
         Paths of links in place of folders, or of files of the index.
     unlisted_folder_notes : list of str
         One line per folder that could not be listed.
@@ -75,7 +75,7 @@ class StoreListing:
 
     run_files: list[ListedPath]
     index_files: list[ListedPath]
-    link_paths: list[str]
+    link_paths_outside_runs: list[str]
     unlisted_folder_notes: list[str]
 
 
@@ -107,7 +107,7 @@ def find_garbage_and_notes(
         f.path for f in listing.index_files if f.is_file and is_commit_path(f.path)
     } - known_paths
     # A link in the index may hide commits today: its disk may not be mounted.
-    index_links = [path for path in listing.link_paths if path.startswith("index")]
+    index_links = [path for path in listing.link_paths_outside_runs if path.startswith("index")]
     has_unknown_commits = (
         any(status.is_newest for status in unreadable)
         or missing_paths
@@ -131,7 +131,7 @@ def find_garbage_and_notes(
         *listing.unlisted_folder_notes,
         *(
             f"{path} is a symbolic link: nothing behind it is deleted"
-            for path in (*listing.link_paths, *staging_links)
+            for path in (*listing.link_paths_outside_runs, *staging_links)
         ),
         *(status.problem for status in unreadable),
     ]
@@ -161,7 +161,7 @@ def list_stored_files(store: Store) -> StoreListing:
     unlisted: list[str] = []
     run_files, index_files = (
         list(
-            walk_store_files(
+            walk_store_paths(
                 root,
                 prefix,
                 lambda folder: unlisted.append(explain_unlisted_folder(folder)),
@@ -215,7 +215,7 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     Folders that are not named like a run are skipped, and so are runs behind a link, or with a commit behind
     one.
     """
-    if "runs" in listing.link_paths:
+    if "runs" in listing.link_paths_outside_runs:
         return
     files_by_run: dict[str, list[ListedPath]] = defaultdict(list)
     for file in listing.run_files:
@@ -229,7 +229,7 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     next_paths = {old.path: new.path for old, new in pairwise(statuses) if old.key == new.key}
     for run in sorted({*files_by_run, *statuses_by_run}):
         files, run_statuses = files_by_run[run], statuses_by_run[run]
-        is_linked = f"runs/{run}" in listing.link_paths or any(
+        is_linked = f"runs/{run}" in listing.link_paths_outside_runs or any(
             s.path not in commit_times for s in run_statuses
         )
         if is_linked or any(s.state == "current" for s in run_statuses) or not RUN_ID_REGEX.fullmatch(run):
@@ -280,7 +280,7 @@ def list_staging_folders_and_links(root: Path | None) -> tuple[list[GarbageItem]
             continue  # deleted together with its folder
         inner_paths = (
             root / file.path
-            for file in walk_store_files(root, relative_path, lambda _: None, follow_links=False)
+            for file in walk_store_paths(root, relative_path, lambda _: None, follow_links=False)
         )
         file_stats = [
             file_stats for file in {path, *inner_paths} if (file_stats := get_size_and_modified_time(file))

@@ -75,7 +75,7 @@ def collect_garbage(
 
     Returns
     -------
-    CollectionResult
+    GarbageCollectionResult
 
     Raises
     ------

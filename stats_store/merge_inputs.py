@@ -93,7 +93,7 @@ class MergeInputs:
     class_names: list[str]
     class_positions_in_union: tuple[npt.NDArray[np.intp], ...]
 
-    def get_split_features(self, split: str) -> SplitFeatures | None:
+    def get_split_features_if_all_stored(self, split: str) -> SplitFeatures | None:
         """Return the features and labels of a split; None unless every input stores them."""
         if all(f"{split}/feature" in entry and f"{split}/label" in entry for entry in self.entries):
             return SplitFeatures(split, self.entries, self.class_positions_in_union)

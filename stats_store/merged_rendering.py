@@ -58,7 +58,7 @@ def sum_composited_and_dark_counts(entries: Sequence[Entry]) -> dict[str, Any]:
     return totals
 
 
-def make_missing_rendering_notes(entries: Sequence[Entry]) -> list[str]:
+def make_unrecorded_rendering_notes(entries: Sequence[Entry]) -> list[str]:
     """Return notes about entries that do not record how their images were rendered."""
     notes = []
     unrecorded = [describe_entry(entry.summary) for entry in entries if entry.extraction.composited is None]

@@ -25,7 +25,7 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
-from sfm.stats_store.cloud_providers import is_missing_container_error
+from sfm.stats_store.cloud_providers import is_missing_bucket_error
 from sfm.stats_store.commits import (
     PUBLISHED_SUFFIX,
     make_commit_path,
@@ -38,7 +38,7 @@ from sfm.stats_store.location import AccessDeniedError, connect_object_store, re
 from sfm.stats_store.objects import (
     create_object,
     delete_object,
-    is_empty_store,
+    is_empty_location,
     read_object,
     require_writable_store,
 )
@@ -84,7 +84,7 @@ class Store:
         results = map_concurrently(self._read_summary_or_problem, latest, progress, "list", "entries")
         entries = [summary for summary in results if isinstance(summary, Summary)]
         entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
-        return entries, index.unreadable_folder_notes + [
+        return entries, index.unlisted_folder_notes + [
             reason for reason in results if isinstance(reason, str)
         ]
 
@@ -107,8 +107,8 @@ class Store:
             If the store cannot be reached, or the folder of the key cannot be listed.
         """
         index = read_store_index(self.objects, self.url, key)
-        if key and index.unreadable_folder_notes:
-            raise AccessDeniedError(index.unreadable_folder_notes[0])
+        if key and index.unlisted_folder_notes:
+            raise AccessDeniedError(index.unlisted_folder_notes[0])
         return index.commit_paths_by_key
 
     def read_commit(self, path: str) -> Commit:
@@ -304,7 +304,7 @@ def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
         try:
             schema = read_object(brief_objects, "zarr.json", parse_store_schema_version)
         except (FileNotFoundError, DamageError) as error:
-            if is_missing_container_error(error):
+            if is_missing_bucket_error(error):
                 raise
             raise InputError(
                 f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"
@@ -330,7 +330,7 @@ def open_or_create_store(location: str | ObjectStore) -> Store:
     url, _, brief_objects = connect_with_patient_and_brief_retries(location, create=True)
     with translate_errors(url):
         root = encode_group_metadata({"schema": SchemaVersion().model_dump()})
-        is_new = is_empty_store(brief_objects) and create_object_if_absent(
+        is_new = is_empty_location(brief_objects) and create_object_if_absent(
             url, brief_objects, "zarr.json", root
         )
         # If it exists by now, another writer has just created the store, which is fine.

@@ -19,12 +19,12 @@ class StoreIndex:
     ----------
     commit_paths_by_key : dict of str to list of str
         Paths of all commits by key (backbone hash/fingerprint/options), oldest first.
-    unreadable_folder_notes : list of str
+    unlisted_folder_notes : list of str
         One line per folder on a disk that could not be listed.
     """
 
     commit_paths_by_key: dict[str, list[str]]
-    unreadable_folder_notes: list[str]
+    unlisted_folder_notes: list[str]
 
 
 def read_store_index(objects: ObjectStore, url: str, key: str = "") -> StoreIndex:

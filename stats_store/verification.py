@@ -99,7 +99,7 @@ def verify_entries(
     unlisted_folders: list[str] = []
     if summaries is None:
         index = read_store_index(store.objects, store.url)
-        unlisted_folders = index.unreadable_folder_notes
+        unlisted_folders = index.unlisted_folder_notes
         paths = [path for key_paths in index.commit_paths_by_key.values() for path in key_paths]
         newest_paths = {key_paths[-1] for key_paths in index.commit_paths_by_key.values()}
     else:
@@ -211,7 +211,7 @@ class EntryVerifier:
             # Of a newer schema, or with an invalid layout: its bytes can be compared, but not its values.
             problems = self.find_object_problems(chunk_paths, arrays.records_by_path)
         else:
-            problem = self.find_content_problem(arrays, array_name)
+            problem = self.find_digest_or_value_problem(arrays, array_name)
             # Reading stops at the first damaged chunk: compare all of them, to name each.
             problems = (
                 (self.find_object_problems(chunk_paths, arrays.records_by_path) or [problem])
@@ -221,7 +221,7 @@ class EntryVerifier:
         self._counter.add(len(chunk_paths))
         return problems
 
-    def find_content_problem(self, arrays: "ArraysToVerify", array_name: str) -> str | None:
+    def find_digest_or_value_problem(self, arrays: "ArraysToVerify", array_name: str) -> str | None:
         """Recompute the digest of an array from its chunks and check its values; return a problem or None."""
         path, dataset, problems = f"{arrays.run_path}/{array_name}", arrays.dataset, list[str | None]()
         assert dataset is not None

@@ -18,7 +18,7 @@ def test_the_command_repeats_the_options_of_the_entry(fashion_store: str) -> Non
         filter_summaries_by_model(
             store.list_summaries(), dataset="fashion-mnist-6k@tuning", model="tf_efficientnet_lite2"
         )
-    assert format_extract_command(store, missing.value.others, "lite2", None) == (
+    assert format_extract_command(store, missing.value.stored_entries_of_dataset, "lite2", None) == (
         f"sfm extract builtin:fashion-mnist-6k --store {fashion_store} --backbone lite2 --image-size 32 "
         "--sub-classes 2,3 --exemplars 6 --limit-per-class 40 --tune-fraction 0.25"
     )

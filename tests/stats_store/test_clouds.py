@@ -294,7 +294,7 @@ def test_a_key_that_no_header_can_carry_is_refused_before_any_request(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for scheme, cloud in PROVIDERS_BY_SCHEME.items():
-        for name in cloud.header_variables:
+        for name in cloud.header_or_host_variables:
             with monkeypatch.context() as patch:
                 patch.setenv(name, CANARY + end)
                 with pytest.raises(InputError, match=f"^{name} in the environment holds a ") as error:

@@ -19,7 +19,7 @@ from toy_entries import age_files, make_backbone_card, publish_random_entry
 from sfm.errors import InputError
 from sfm.stats_store.digests import compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
-from sfm.stats_store.folder_walk import walk_store_files
+from sfm.stats_store.folder_walk import walk_store_paths
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import delete_run
@@ -272,7 +272,7 @@ def test_a_listing_of_the_index_enters_no_folder_that_is_none_of_it(store: Store
     (Path(store.url) / "index" / "x").symlink_to(tmp_path / "large")
     (Path(store.url) / "index" / "y").mkdir(mode=0)
     seen = []
-    found = walk_store_files(
+    found = walk_store_paths(
         Path(store.url), "index", seen.append, should_enter=lambda p: seen.append(p) or "x" not in p
     )
     assert all("index/x/" not in file.path for file in found)
