@@ -30,12 +30,12 @@ from s3_server import create_bucket, environment, objects_of, running_s3  # noqa
 from toy_entries import FEATURES, make_backbone_card, publish_random_draft, publish_random_entry  # noqa: E402
 
 from sfm.stats_store.publication import Draft  # noqa: E402
-from sfm.stats_store.store import create_store  # noqa: E402
+from sfm.stats_store.store import open_or_create_store  # noqa: E402
 
 
 def write_benchmark_store(folder: Path, entries: int, chunks: int) -> None:
     """Write a store of many small entries and one of many chunks."""
-    store = create_store(str(folder))
+    store = open_or_create_store(str(folder))
     for number in range(entries):
         publish_random_entry(store, number, dataset=f"set{number:04d}", fingerprint=f"{number:064x}")
     if chunks:

@@ -45,7 +45,7 @@ from sfm.distill.state_dict import (
 from sfm.distill.train_step import StepOutput, init_distill_state, train_step
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.entry_history import list_candidate_summaries
+from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
 from sfm.stats_store.entry_selection import (
     NotExtractedError,
     filter_summaries_by_model,
@@ -279,13 +279,15 @@ def open_entry_and_backbone(
     """
     store = open_store(config.store)
     model = parse_spec(config.backbone).model
-    summaries = list_candidate_summaries(store, config.dataset)
+    summaries = list_visible_and_pinned_summaries(store, config.dataset)
     try:
         candidates = filter_summaries_by_model(
             summaries, dataset=config.dataset, model=model, image_size=config.image_size
         )
     except NotExtractedError as error:
-        line = format_extract_command(store, error.others, config.backbone, config.image_size)
+        line = format_extract_command(
+            store, error.stored_entries_of_dataset, config.backbone, config.image_size
+        )
         raise InputError(f"{error}; to add it: {line}") from None
     image_size = candidates[0].image_size
     backbone = load_backbone(

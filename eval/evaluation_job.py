@@ -17,7 +17,7 @@ from sfm.eval.evaluated_backbones import (
 from sfm.eval.mode_training import TARGET_FEATURE_MODES
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digests import compute_array_digest
-from sfm.stats_store.entry_history import list_candidate_summaries
+from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
 from sfm.stats_store.store import Store
 
 
@@ -66,7 +66,7 @@ def prepare_evaluation_job(
 
     Raises the errors of :func:`~sfm.eval.evaluation.evaluate`.
     """
-    known = list_candidate_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
+    known = list_visible_and_pinned_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
     source_statistics = open_source_statistics(store, known, run, config.run)
     eval_backbones, notes = load_evaluated_backbones(
         config, run.record, store, summaries, source_statistics, load_backbone

@@ -47,9 +47,9 @@ from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import compute_digest
 from sfm.pipeline.staging import Staging, open_staging
 from sfm.stats_store.cards import ExtractionCard, FileCounts
-from sfm.stats_store.location import parse_local_url
+from sfm.stats_store.location import parse_local_path
 from sfm.stats_store.publication import PublishResult
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, open_or_create_store
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
             )
             for spec in dict.fromkeys(config.backbone)
         }
-        store = create_store(config.store)
+        store = open_or_create_store(config.store)
         listing = digest_source_listing(config, source)
         existing = (
             {}
@@ -178,7 +178,7 @@ def extract_missing_entries(
         source.rendering,
         config.execution,
     )
-    like = None if config.staging else parse_local_url(config.store)
+    like = None if config.staging else parse_local_path(config.store)
     key = make_staging_key(config, source, listing)
     with open_staging(choose_staging_parent_folder(config), key, like) as staging:
         device, summary, result, cosines = run_pass(
@@ -348,7 +348,7 @@ def choose_staging_parent_folder(config: ExtractConfig) -> Path:
     """
     if config.staging:
         return expand_home(config.staging)
-    if local := parse_local_url(config.store):
+    if local := parse_local_path(config.store):
         return local / "staging"
     cache = get_cache_folder()
     if cache is None:

@@ -10,11 +10,11 @@ from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.dataset_names import find_dataset_name_problem, make_dataset_name
-from sfm.stats_store.entry_history import list_candidate_summaries
+from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
 from sfm.stats_store.entry_merge import ClassifierTrainer, MergedClassifier, MergeResult, merge_entries
 from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.merge_inputs import SplitFeatures, require_mergeable
-from sfm.stats_store.store import Entry, create_store, open_store
+from sfm.stats_store.store import Entry, open_or_create_store, open_store
 
 
 def merge_entries_by_name(
@@ -63,7 +63,7 @@ def merge_entries_by_name(
         raise InputError(f"--device {device!r} is not one of auto, cpu, cuda")
     entries = [open_named_entry(text, store_url, backbone, image_size) for text in input_names]
     require_mergeable(entries)
-    target = create_store(store_url)
+    target = open_or_create_store(store_url)
     union_name = name or make_dataset_name("+".join(sorted({entry.dataset.name for entry in entries})))
     trainer = make_disk_staging_trainer(device, threads)
     return merge_entries(target, entries, union_name, trainer, replace=replace, progress=progress)
@@ -75,7 +75,7 @@ def open_named_entry(
     """Open the entry that ``STORE#NAME`` names, or ``NAME`` in the default store."""
     url, mark, dataset = entry_name.rpartition("#")
     store = open_store(url if mark else default_store_url)
-    summaries = list_candidate_summaries(store, dataset)
+    summaries = list_visible_and_pinned_summaries(store, dataset)
     return store.open_entry(
         select_only_summary(summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size)
     )

@@ -57,7 +57,7 @@ def store_ls(url: StoreUrl, as_json: JsonOption = False, quiet: QuietOption = Fa
         from sfm.stats_store.store import open_store
 
         with show_slow_progress(quiet, "nothing was changed") as progress:
-            entries, unreadable = open_store(url).list_entries_and_problems(progress)
+            entries, unreadable = open_store(url).list_summaries_and_problems(progress)
         if as_json:
             documents = [s.model_dump(mode="json") for s in entries]
             print_json({"entries": documents, "unreadable": unreadable})
@@ -97,7 +97,7 @@ def store_show(
     with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.class_accuracies import compute_held_out_class_accuracies
-        from sfm.stats_store.entry_history import find_entry_history, list_candidate_summaries
+        from sfm.stats_store.entry_history import find_entry_history, list_visible_and_pinned_summaries
         from sfm.stats_store.entry_selection import select_only_summary
         from sfm.stats_store.store import open_store
 
@@ -111,7 +111,7 @@ def store_show(
             return
         with show_slow_progress(quiet, "nothing was changed") as progress:
             store = open_store(url)
-            summaries = list_candidate_summaries(store, dataset, progress)
+            summaries = list_visible_and_pinned_summaries(store, dataset, progress)
             summary = select_only_summary(
                 summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size
             )
@@ -141,7 +141,7 @@ def store_verify(
     """Compare every byte of a store, or of some entries, with the published digests; exit 1 on damage."""
     with exit_on_error():
         from sfm import store_tables
-        from sfm.stats_store.entry_history import list_candidate_summaries
+        from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
         from sfm.stats_store.entry_selection import find_summaries
         from sfm.stats_store.store import open_store
         from sfm.stats_store.verification import verify_entries
@@ -151,7 +151,7 @@ def store_verify(
         with show_slow_progress(quiet, "nothing was changed") as progress:
             store = open_store(url)
             if has_filter:
-                summaries = list_candidate_summaries(store, dataset or "", progress)
+                summaries = list_visible_and_pinned_summaries(store, dataset or "", progress)
                 selected = find_summaries(
                     summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size
                 )
@@ -197,9 +197,9 @@ def store_copy(
     with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.entry_copy import copy_entries
-        from sfm.stats_store.entry_history import list_candidate_summaries
+        from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
         from sfm.stats_store.entry_selection import find_summaries
-        from sfm.stats_store.store import create_store, open_store
+        from sfm.stats_store.store import open_or_create_store, open_store
 
         with show_slow_progress(
             quiet, "incomplete entries are not visible; run the same command again to resume"
@@ -207,13 +207,15 @@ def store_copy(
             source = open_store(url)
             unreadable: list[str] = []
             if dataset or backbone or image_size:
-                summaries = list_candidate_summaries(source, dataset or "", progress)
+                summaries = list_visible_and_pinned_summaries(source, dataset or "", progress)
                 selected = find_summaries(
                     summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size
                 )
             else:
-                selected, unreadable = source.list_entries_and_problems(progress)
-            result = copy_entries(source, create_store(target), selected, replace=replace, progress=progress)
+                selected, unreadable = source.list_summaries_and_problems(progress)
+            result = copy_entries(
+                source, open_or_create_store(target), selected, replace=replace, progress=progress
+            )
         if as_json:
             documents = [store_tables.make_copy_document(c) for c in result]
             print_json({"entries": documents, "unreadable": unreadable})

@@ -164,7 +164,7 @@ def make_commit_document(status: CommitStatus) -> dict[str, Any]:
         "generation": status.generation,
         "state": status.state,
         "run": commit.run if commit and commit.kind == "entry" else None,
-        "stored_bytes": status.stored_bytes,
+        "stored_bytes": status.run_size_bytes,
         "problem": status.problem,
         "summary": summary.model_dump(mode="json") if summary else None,
     }
@@ -186,7 +186,7 @@ def print_commit_history(title: str, statuses: Sequence[CommitStatus]) -> None:
                 g.state,
                 s.created if s else "–",
                 s.entry_digest[:12] if s else "–",
-                format_size(g.stored_bytes),
+                format_size(g.run_size_bytes),
             ]
         )
     columns = [
@@ -296,6 +296,6 @@ def make_copy_document(result: CopyResult) -> dict[str, Any]:
         "outcome": result.outcome,
         "detail": result.detail,
         "objects_written": result.written_object_count,
-        "objects_found": result.found_object_count,
+        "objects_found": result.existing_object_count,
         **result.summary.model_dump(mode="json"),
     }

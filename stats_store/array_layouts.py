@@ -255,7 +255,7 @@ def parse_valid_array_layouts(
         except ValueError as error:
             problems.append(f"damaged object {path}/zarr.json: {error}")
             continue
-        exemplars = count_exemplars_per_class(cards.extraction, layout) if name.startswith("exemplar/") else 0
+        exemplars = get_exemplars_per_class(cards.extraction, layout) if name.startswith("exemplar/") else 0
         shape = compute_expected_shape(name, cards.backbone, cards.dataset, exemplars)
         problem = find_shape_or_dtype_problem(path, name, layout, shape) or find_chunk_list_problem(
             path, layout, chunk_sizes.get(name, {})
@@ -335,7 +335,7 @@ def find_chunk_list_problem(
     return None
 
 
-def count_exemplars_per_class(extraction: ExtractionCard, layout: ArrayLayout) -> int:
+def get_exemplars_per_class(extraction: ExtractionCard, layout: ArrayLayout) -> int:
     """Return the exemplars per class: from the options, or from an array for entries of early versions."""
     chunk_number = extraction.options.get("exemplars") or (layout.shape[1] if len(layout.shape) > 1 else 0)
     return chunk_number if isinstance(chunk_number, int) else 0

@@ -90,7 +90,7 @@ def find_scatter_matrix_problem(rows: AnyArray, _dataset: DatasetCard | None = N
     return None
 
 
-def find_class_count_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
+def find_samples_per_class_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
     """Return a problem unless class counts add up to the training samples; a class may have none."""
     total = dataset.train_samples
     if rows.min() < 0 or rows.max() > total:
@@ -100,7 +100,7 @@ def find_class_count_problem(rows: AnyArray, dataset: DatasetCard) -> str | None
     return None
 
 
-def find_sub_class_count_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
+def find_samples_per_sub_class_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
     """Return a problem unless counts of sub-classes are possible for the number of training samples."""
     if rows.min() < 0 or rows.sum(axis=1, dtype=np.float64).max() > dataset.train_samples:
         return f"counts from {rows.min()} to {rows.max()} of {dataset.train_samples} training samples"
@@ -117,12 +117,12 @@ def find_centre_problem(centres: AnyArray, sample_counts: AnyArray) -> str | Non
     sample_counts : ndarray of int, shape (C, K)
         Samples of every sub-class.
     """
-    return find_missing_centre_problem(~compute_finite_centre_mask(centres) & (sample_counts > 0))
+    return describe_missing_centres_if_any(~compute_finite_centre_mask(centres) & (sample_counts > 0))
 
 
-def find_missing_centre_problem(is_centre_missing: AnyArray) -> str | None:
+def describe_missing_centres_if_any(missing_centre_mask: AnyArray) -> str | None:
     """Return a problem if any sub-class, shape (C, K), has samples but no centre."""
-    missing_count = np.count_nonzero(is_centre_missing)
+    missing_count = np.count_nonzero(missing_centre_mask)
     return f"{missing_count} sub-classes have samples and no finite centre" if missing_count else None
 
 
@@ -149,17 +149,17 @@ def find_exemplar_role_problem(rows: AnyArray, _dataset: DatasetCard) -> str | N
     )
 
 
-def find_exemplar_sample_problem(rows: AnyArray, _dataset: DatasetCard) -> str | None:
+def find_exemplar_sample_number_problem(rows: AnyArray, _dataset: DatasetCard) -> str | None:
     """Return a problem unless all exemplar samples are sample numbers, or -1 for none."""
     return None if rows.min() >= -1 else f"sample {rows.min()}"
 
 
 VALUE_CHECKS: dict[str, Callable[[AnyArray, DatasetCard], str | None]] = {
-    "train/count": find_class_count_problem,
+    "train/count": find_samples_per_class_problem,
     "train/mean": find_nonfinite_problem,
     "train/scatter_diagonal": find_scatter_diagonal_problem,
     "train/within_scatter": find_scatter_matrix_problem,
-    "train/centre_count": find_sub_class_count_problem,
+    "train/centre_count": find_samples_per_sub_class_problem,
     "classifier/weight": find_nonfinite_problem,
     "classifier/bias": find_nonfinite_problem,
     "test/feature": find_nonfinite_problem,
@@ -167,7 +167,7 @@ VALUE_CHECKS: dict[str, Callable[[AnyArray, DatasetCard], str | None]] = {
     "train/feature": find_nonfinite_problem,
     "train/label": find_label_problem,
     "exemplar/role": find_exemplar_role_problem,
-    "exemplar/sample": find_exemplar_sample_problem,
+    "exemplar/sample": find_exemplar_sample_number_problem,
 }
 
 COMPARED_PARTS: dict[str, Callable[[AnyArray, int], AnyArray]] = {
@@ -187,35 +187,39 @@ class ArrayConsistencyCheck:
     It keeps little of each array: see ``COMPARED_PARTS``.
     """
 
-    parts_by_array: dict[str, list[AnyArray]] = field(default_factory=dict)
+    compared_parts_by_array: dict[str, list[AnyArray]] = field(default_factory=dict)
 
     def add_rows(self, array_name: str, rows: AnyArray, first_row_index: int) -> None:
         """Add rows of an array, of which `first_row_index` is the first."""
         select_part = COMPARED_PARTS.get(strip_sub_class_suffix(array_name))
         if select_part:
-            self.parts_by_array.setdefault(array_name, []).append(
+            self.compared_parts_by_array.setdefault(array_name, []).append(
                 np.array(select_part(rows, first_row_index))
             )
 
     def find_contradictions(self) -> dict[str, str]:
         """Return how arrays contradict each other, by name, after all rows of all arrays were added."""
-        joined_parts = {name: np.concatenate(parts) for name, parts in self.parts_by_array.items()}
-        problems = {name: find_contradiction(name, joined_parts) for name in joined_parts}
+        joined_parts = {name: np.concatenate(parts) for name, parts in self.compared_parts_by_array.items()}
+        problems = {name: find_contradiction_with_other_arrays(name, joined_parts) for name in joined_parts}
         return {name: problem for name, problem in problems.items() if problem}
 
 
-def find_contradiction(array_name: str, parts_by_array: dict[str, AnyArray]) -> str | None:
+def find_contradiction_with_other_arrays(
+    array_name: str, compared_parts_by_array: dict[str, AnyArray]
+) -> str | None:
     """Return how an array contradicts other arrays, or None; see ``COMPARED_PARTS``."""
-    count = parts_by_array.get(array_name.replace("train/centre_", "train/centre_count_"))
+    count = compared_parts_by_array.get(array_name.replace("train/centre_", "train/centre_count_"))
     match strip_sub_class_suffix(array_name):
         case "train/centre" if count is not None:
-            return find_missing_centre_problem(~parts_by_array[array_name] & (count > 0))
-        case "train/centre_count" if "train/count" in parts_by_array:
-            is_exceeded = parts_by_array[array_name].sum(axis=1) > parts_by_array["train/count"]
+            return describe_missing_centres_if_any(~compared_parts_by_array[array_name] & (count > 0))
+        case "train/centre_count" if "train/count" in compared_parts_by_array:
+            is_exceeded = (
+                compared_parts_by_array[array_name].sum(axis=1) > compared_parts_by_array["train/count"]
+            )
             return f"more samples than {is_exceeded.sum()} classes have" if is_exceeded.any() else None
-        case "train/within_scatter" if "train/scatter_diagonal" in parts_by_array:
+        case "train/within_scatter" if "train/scatter_diagonal" in compared_parts_by_array:
             return find_scatter_sum_problem(
-                parts_by_array[array_name], parts_by_array["train/scatter_diagonal"]
+                compared_parts_by_array[array_name], compared_parts_by_array["train/scatter_diagonal"]
             )
     return None
 

@@ -83,7 +83,7 @@ class DatasetCard(BaseModel):
     source: str = "unknown"
 
     @model_validator(mode="after")
-    def _one_name_per_class(self) -> Self:
+    def _require_one_name_per_class(self) -> Self:
         if len(self.class_names) != len(self.class_ids):
             raise ValueError(f"{len(self.class_names)} class names for {len(self.class_ids)} class ids")
         return self

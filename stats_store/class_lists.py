@@ -63,12 +63,12 @@ def read_class_list_text(path: Path) -> str:
         raise InputError(f"cannot read the class list {path}: {error.strerror or error}") from error
 
 
-def iterate_class_lines(class_list_text: str) -> Iterator[tuple[int, str, str]]:
+def iterate_numbered_class_names(class_list_text: str) -> Iterator[tuple[int, str, str]]:
     r"""Yield line number, class name and display name ("" if none) of every class in a class list.
 
     Examples
     --------
-    >>> list(iterate_class_lines("# languages\n\nc#\ngo\tGo\n"))
+    >>> list(iterate_numbered_class_names("# languages\n\nc#\ngo\tGo\n"))
     [(3, 'c#', ''), (4, 'go', 'Go')]
     """
     # Not splitlines(), which also splits at characters that a name may hold.
@@ -101,7 +101,7 @@ def parse_class_list(text: str, origin: str) -> ParsedClassList:
     """
     lines: dict[str, int] = {}
     names: dict[str, str] = {}
-    for number, name, display_name in iterate_class_lines(text):
+    for number, name, display_name in iterate_numbered_class_names(text):
         class_id = normalize_class_id(name)
         if class_id in lines:
             raise InputError(f"line {number} of class list {origin} repeats the class {class_id}")

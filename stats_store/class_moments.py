@@ -58,8 +58,8 @@ def merge_moments(first: ClassMoments, second: ClassMoments) -> ClassMoments:
     )
 
 
-def move_moments_to_classes(
-    moments: ClassMoments, new_positions: npt.NDArray[np.intp], new_class_count: int
+def expand_moments_to_class_union(
+    moments: ClassMoments, positions_in_union: npt.NDArray[np.intp], union_class_count: int
 ) -> ClassMoments:
     """Return moments with their classes at other positions among a larger number of classes.
 
@@ -68,8 +68,8 @@ def move_moments_to_classes(
     new_positions : ndarray of int, shape (C,)
         New position of each class, in ``range(classes)``.
     """
-    expanded = make_empty_moments(new_class_count, moments.mean.shape[1])
-    expanded.count[new_positions] = moments.count
-    expanded.mean[new_positions] = moments.mean
-    expanded.scatter_diagonal[new_positions] = moments.scatter_diagonal
+    expanded = make_empty_moments(union_class_count, moments.mean.shape[1])
+    expanded.count[positions_in_union] = moments.count
+    expanded.mean[positions_in_union] = moments.mean
+    expanded.scatter_diagonal[positions_in_union] = moments.scatter_diagonal
     return ClassMoments(expanded.count, expanded.mean, expanded.scatter_diagonal, moments.within_scatter)

@@ -25,23 +25,23 @@ class CloudProvider:
         Its term for a bucket.
     credentials_advice : str
         How to set credentials.
-    credentials_variable : str
+    credentials_file_variables : str
         Variables that hold the path of a credentials file.
     endpoint_variables : str
         Variables that determine the server.
     url_variables : tuple of str
         Variables that hold a URL; obstore panics at some invalid ones.
-    header_variables : tuple of str
+    header_or_host_variables : tuple of str
         Variables that are sent in a header or as a part of a host name; likewise.
     """
 
     variable_prefix: str
     container_term: str
     credentials_advice: str
-    credentials_variable: str
+    credentials_file_variables: str
     endpoint_variables: str
     url_variables: tuple[str, ...]
-    header_variables: tuple[str, ...]
+    header_or_host_variables: tuple[str, ...]
 
 
 AMAZON = CloudProvider(
@@ -50,7 +50,7 @@ AMAZON = CloudProvider(
     credentials_advice=(
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
     ),
-    credentials_variable="AWS_WEB_IDENTITY_TOKEN_FILE",
+    credentials_file_variables="AWS_WEB_IDENTITY_TOKEN_FILE",
     endpoint_variables="AWS_ENDPOINT_URL and AWS_REGION",
     url_variables=(
         "AWS_ENDPOINT",
@@ -60,7 +60,7 @@ AMAZON = CloudProvider(
         "AWS_METADATA_ENDPOINT",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     ),
-    header_variables=(
+    header_or_host_variables=(
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
         "AWS_SESSION_TOKEN",
@@ -76,10 +76,10 @@ GOOGLE = CloudProvider(
     credentials_advice=(
         "set GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket"
     ),
-    credentials_variable="GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT",
+    credentials_file_variables="GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT",
     endpoint_variables="GOOGLE_BASE_URL",
     url_variables=("GOOGLE_BASE_URL",),
-    header_variables=("GOOGLE_BEARER_TOKEN",),
+    header_or_host_variables=("GOOGLE_BEARER_TOKEN",),
 )
 AZURE = CloudProvider(
     variable_prefix="AZURE",
@@ -88,7 +88,7 @@ AZURE = CloudProvider(
         "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, or "
         "AZURE_SKIP_SIGNATURE=true for a public container"
     ),
-    credentials_variable="AZURE_FEDERATED_TOKEN_FILE",
+    credentials_file_variables="AZURE_FEDERATED_TOKEN_FILE",
     endpoint_variables="AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ENDPOINT",
     url_variables=(
         "AZURE_STORAGE_ENDPOINT",
@@ -100,7 +100,7 @@ AZURE = CloudProvider(
         "AZURE_FABRIC_TOKEN_SERVICE_URL",
         "AZURITE_BLOB_STORAGE_URL",
     ),
-    header_variables=(
+    header_or_host_variables=(
         "AZURE_STORAGE_ACCOUNT_NAME",
         "AZURE_STORAGE_TOKEN",
         "AZURE_FABRIC_WORKLOAD_HOST",
@@ -122,14 +122,14 @@ ERROR_EXPLANATIONS = (
     ("InvalidAccessKey {", "AZURE_STORAGE_ACCOUNT_KEY in the environment is not an account key (base64)"),
     ("MissingSasComponent", "AZURE_STORAGE_SAS_TOKEN in the environment is not a shared access signature"),
     ("AzureCli", "AZURE_USE_AZURE_CLI is set, and `az` gives no token: run `az login`"),
-    ("OpenCredentials", "the file that {credentials_variable} names cannot be opened"),
-    ("FederatedTokenFile", "the file that {credentials_variable} names cannot be opened"),
-    ("Failed to read token file", "the file that {credentials_variable} names cannot be opened"),
+    ("OpenCredentials", "the file that {credentials_file_variables} names cannot be opened"),
+    ("FederatedTokenFile", "the file that {credentials_file_variables} names cannot be opened"),
+    ("Failed to read token file", "the file that {credentials_file_variables} names cannot be opened"),
     (
         "DecodeCredentials",
-        "the file that {credentials_variable} names does not hold credentials that are known here",
+        "the file that {credentials_file_variables} names does not hold credentials that are known here",
     ),
-    ("ReadPem", "the private key in the file that {credentials_variable} names is not one"),
+    ("ReadPem", "the private key in the file that {credentials_file_variables} names is not one"),
     (
         "ServiceAccountPathAndKeyProvided",
         "unset one of GOOGLE_SERVICE_ACCOUNT and GOOGLE_SERVICE_ACCOUNT_KEY",
@@ -211,7 +211,7 @@ def explain_cloud_error(error: BaseException, url_scheme: str) -> str:
     return explanation.format(**vars(PROVIDERS_BY_SCHEME[url_scheme]))
 
 
-def is_missing_container_error(error: BaseException) -> bool:
+def is_missing_bucket_error(error: BaseException) -> bool:
     """Return whether an error says that the bucket or container does not exist."""
     return any(
         error_text in str(error) for error_text in ("NoSuchBucket", "ContainerNotFound", "ResourceNotFound")
@@ -233,7 +233,7 @@ def require_valid_cloud_environment(url_scheme: str) -> None:
                 f"{name} in the environment is not a URL: write http(s)://HOST or http(s)://HOST:PORT, or "
                 f"unset it"
             )
-    for name in cloud.header_variables:
+    for name in cloud.header_or_host_variables:
         is_host_part = name.endswith(("_REGION", "_ACCOUNT_NAME"))
         if not re.fullmatch(r"[A-Za-z0-9-]*" if is_host_part else r"[!-~]*", os.environ.get(name, "")):
             raise InputError(

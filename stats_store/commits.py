@@ -128,19 +128,19 @@ def parse_commit_or_damage(encoded_commit: bytes, path: str) -> Commit | DamageE
         See :func:`parse_commit`.
     """
     with PARSE_LOCK:
-        content = decode_commit(encoded_commit, path)
+        content = decode_commit_content(encoded_commit, path)
         try:
             return validate_commit(content, path)
         except DamageError as error:
             return error
 
 
-def encode_commit(content: Any) -> bytes:
-    """Return a commit as JSON: its content and the digest of it, as :func:`decode_commit` reads them."""
+def encode_commit_with_digest(content: Any) -> bytes:
+    """Return a commit as JSON: content and its digest, as :func:`decode_commit_content` reads them."""
     return json.dumps({"commit": content, "sha256": compute_sha256(encode_canonical_json(content))}).encode()
 
 
-def decode_commit(encoded_commit: bytes, path: str) -> Any:
+def decode_commit_content(encoded_commit: bytes, path: str) -> Any:
     """Return the content of an encoded commit after comparing it with its digest.
 
     Raises
@@ -180,29 +180,29 @@ def make_dict_without_duplicates(key_value_pairs: list[tuple[str, Any]]) -> dict
 def validate_commit(content: Any, path: str) -> Commit:
     """Validate the content of a commit, also against its path; raises as :func:`parse_commit` does."""
     subject = f"damaged commit {path}"
-    schema = validate_card(SchemaVersion, content, "schema", subject, SCHEMA_MINOR)
-    require_supported_schema(schema, describe_commit(content, path))
+    schema = parse_card(SchemaVersion, content, "schema", subject, SCHEMA_MINOR)
+    require_supported_schema(schema, describe_commit_path_and_dataset(content, path))
     try:
         commit = Commit.model_validate(content)
     except ValidationError as error:
-        raise convert_validation_error(error, subject, schema.minor) from error
+        raise make_invalid_value_error(error, subject, schema.minor) from error
     # A commit names its own path. A commit under another path would pass for another entry.
     if commit.summary is None or make_commit_path(commit.summary) != path:
         raise DamageError(f"{subject}: it belongs to another place in the index")
-    problem = find_commit_contradiction(commit, commit.summary) if commit.kind == "entry" else ""
+    problem = find_commit_inconsistency(commit, commit.summary) if commit.kind == "entry" else ""
     if problem:
         raise DamageError(f"{subject}: {problem}")
     return commit
 
 
-def describe_commit(content: dict[str, Any], path: str) -> str:
+def describe_commit_path_and_dataset(content: dict[str, Any], path: str) -> str:
     """Return the path of a commit for messages, with its dataset if the content names one."""
     summary = content.get("summary")
     name = summary.get("dataset") if isinstance(summary, dict) else None
     return f"the entry of {sanitize_line(name, max_length=80)} ({path})" if isinstance(name, str) else path
 
 
-def find_commit_contradiction(commit: Commit, summary: Summary) -> str:
+def find_commit_inconsistency(commit: Commit, summary: Summary) -> str:
     """Return how the parts of an entry's commit contradict each other; "" if they do not."""
     unlisted = {"zarr.json", *(f"{name}/zarr.json" for name in commit.arrays)} - commit.objects.keys()
     if unlisted:
@@ -247,10 +247,10 @@ def parse_entry_cards(commit: Commit, run_zarr_json: bytes) -> EntryCards:
         except (ValueError, KeyError, TypeError) as error:
             raise DamageError(f"{subject}: not readable as the cards of an entry") from error
         cards = EntryCards(
-            backbone=validate_card(BackboneCard, attributes, "backbone", subject, minor),
-            dataset=validate_card(DatasetCard, attributes, "dataset", subject, minor),
-            extraction=validate_card(ExtractionCard, attributes, "extraction", subject, minor),
-            classifier=validate_card(ClassifierCard, attributes, "classifier", subject, minor),
+            backbone=parse_card(BackboneCard, attributes, "backbone", subject, minor),
+            dataset=parse_card(DatasetCard, attributes, "dataset", subject, minor),
+            extraction=parse_card(ExtractionCard, attributes, "extraction", subject, minor),
+            classifier=parse_card(ClassifierCard, attributes, "classifier", subject, minor),
         )
     published = commit.summary.model_dump() if commit.summary else {}
     differing = [name for name, value in make_summary_fields(cards).items() if published.get(name) != value]
@@ -280,19 +280,19 @@ def make_summary_fields(cards: EntryCards) -> dict[str, Any]:
     }
 
 
-def validate_card(
+def parse_card(
     card_type: type[CardModel], attributes: Any, card_name: str, error_subject: str, schema_minor: int
 ) -> CardModel:
     """Validate the attribute `card_name` as a card; error messages begin with `error_subject`."""
     try:
         return card_type.model_validate(attributes[card_name])
     except ValidationError as error:
-        raise convert_validation_error(error, f"{error_subject}: {card_name}", schema_minor) from error
+        raise make_invalid_value_error(error, f"{error_subject}: {card_name}", schema_minor) from error
     except (KeyError, TypeError, IndexError) as error:
         raise DamageError(f"{error_subject}: it has no {card_name}") from error
 
 
-def convert_validation_error(
+def make_invalid_value_error(
     error: ValidationError, error_subject: str, schema_minor: int
 ) -> DamageError | UpgradeNeededError:
     """Return the exception for invalid values: damage, or an upgrade error if a newer schema may allow them.

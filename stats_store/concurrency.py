@@ -47,7 +47,7 @@ def map_concurrently(
     if progress_stage:
         progress(Progress(progress_stage, 0, len(all_items), progress_unit))
     results: dict[int, OutputItem] = {}
-    for index in _iterate_completed_counts(function, all_items, results, max_threads):
+    for index in _compute_in_threads_yielding_counts(function, all_items, results, max_threads):
         if progress_stage:
             progress(Progress(progress_stage, index, len(all_items), progress_unit))
     return [results[index] for index in range(len(all_items))]
@@ -78,7 +78,7 @@ async def run_in_daemon_thread(function: Callable[[], OutputItem]) -> OutputItem
     return await asyncio.wrap_future(future)
 
 
-def _iterate_completed_counts(
+def _compute_in_threads_yielding_counts(
     function: Callable[[InputItem], OutputItem],
     all_items: Sequence[InputItem],
     results_by_index: dict[int, OutputItem],
@@ -135,22 +135,22 @@ class MemoryBudget:
 
     Parameters
     ----------
-    total : int
+    total_bytes : int
     """
 
     def __init__(self, total_bytes: int) -> None:
         self._total, self._free, self._changed = total_bytes, total_bytes, threading.Condition()
 
-    def acquire(self, byte_count: int) -> int:
-        """Wait until `byte_count` bytes are free, at most the total, and take them; return their number."""
-        granted_bytes = min(byte_count, self._total)
+    def acquire(self, requested_bytes: int) -> int:
+        """Wait until `requested_bytes` are free, at most the total, and take them; return their number."""
+        granted_bytes = min(requested_bytes, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= granted_bytes)
             self._free -= granted_bytes
         return granted_bytes
 
-    def release(self, byte_count: int) -> None:
+    def release(self, granted_bytes: int) -> None:
         """Free bytes that were acquired."""
         with self._changed:
-            self._free += byte_count
+            self._free += granted_bytes
             self._changed.notify_all()

@@ -4,9 +4,13 @@ import os
 import unicodedata
 from collections.abc import Collection
 from pathlib import Path
+from typing import TypeAlias
 
 from sfm.constrained_types import MAX_NAME_LENGTH
 from sfm.text import escape_non_utf8, is_displayable
+
+PinnedName: TypeAlias = str
+"""``NAME``, ``NAME@DIGEST`` (any beginning of an entry digest) or ``NAME@tuning``."""
 
 
 def find_dataset_name_problem(name: str) -> str | None:
@@ -39,7 +43,7 @@ def make_dataset_name_from_folder(folder: Path) -> str:
     return make_dataset_name(Path(os.path.normpath(folder.absolute())).name)
 
 
-def split_pinned_name(pinned_name: str, stored_names: Collection[str]) -> tuple[str, str]:
+def split_pinned_name(pinned_name: PinnedName, stored_names: Collection[str]) -> tuple[str, str]:
     """Split ``NAME``, ``NAME@DIGEST`` or ``NAME@tuning`` into a name and a pin, which is "" without one.
 
     Parameters

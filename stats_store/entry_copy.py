@@ -14,7 +14,7 @@ from sfm.stats_store.array_layouts import parse_layouts_or_raise
 from sfm.stats_store.cards import Commit, Summary
 from sfm.stats_store.commits import (
     LastGenerationError,
-    encode_commit,
+    encode_commit_with_digest,
     get_next_generation,
     make_commit_file_name,
     make_commit_path,
@@ -30,11 +30,11 @@ from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.objects import (
     ObjectExistsError,
     create_or_verify_object,
-    list_objects_and_unreadable,
+    list_objects_and_unlisted_folders,
     read_object,
     sync_objects_to_disk,
 )
-from sfm.stats_store.publication import create_encoded_commit
+from sfm.stats_store.publication import create_or_get_encoded_commit
 from sfm.stats_store.schema import UpgradeNeededError
 from sfm.stats_store.store import Store
 from sfm.stats_store.verification import EntryVerifier, VerifiedObjectCounter
@@ -67,7 +67,7 @@ class CopyResult:
         differ from the published ones, or are not a valid entry.
     detail : str
         Names the damaged object, or the reason why there is no copy.
-    written_object_count, found_object_count : int
+    written_object_count, existing_object_count : int
         Number of objects written, and of objects found in the target with the right content.
     """
 
@@ -75,7 +75,7 @@ class CopyResult:
     outcome: CopyOutcome
     detail: str = ""
     written_object_count: int = 0
-    found_object_count: int = 0
+    existing_object_count: int = 0
 
     @property
     def is_in_target(self) -> bool:
@@ -153,12 +153,12 @@ class EntryCopier:
     replace: bool
 
     @cached_property
-    def verifier(self) -> EntryVerifier:
+    def target_verifier(self) -> EntryVerifier:
         """The verifier of the target, which bounds the memory of all entries together."""
         return EntryVerifier(self.target, VerifiedObjectCounter(no_progress, 0))
 
     @cached_property
-    def referenced_run_ids(self) -> set[str]:
+    def run_ids_committed_in_target(self) -> set[str]:
         """Ids of the runs that commits of the target refer to, of any key: none may get another object."""
         statuses = read_commit_statuses(self.target)
         return {status.commit.run for status in statuses if status.commit}
@@ -176,40 +176,42 @@ class EntryCopier:
             source_commit, commit = read_object(
                 self.source.objects, path, lambda data: (data, parse_commit(data, path))
             )
-        latest, current_commit = read_newest_generation(self.target, summary.key, ignore_damage=self.replace)
-        is_same = current_commit is not None and commit_publishes_entry(current_commit, summary)
+        latest, current_commit = read_newest_generation_and_commit(
+            self.target, summary.key, ignore_damage=self.replace
+        )
+        is_same = current_commit is not None and has_same_entry_content(current_commit, summary)
         if is_same and not self.replace:
             return CopyResult(summary, "already there")
         if latest and not self.replace:
             is_removed = current_commit is not None and current_commit.kind == "tombstone"
             return CopyResult(summary, "removed there" if is_removed else "differs in the target")
-        if current_commit and is_same and not self.verify_in_target(current_commit):
-            return CopyResult(summary, "already there", found_object_count=len(current_commit.objects))
+        if current_commit and is_same and not self.find_problems_in_target(current_commit):
+            return CopyResult(summary, "already there", existing_object_count=len(current_commit.objects))
         next_generation = get_next_generation(latest, summary.key)
-        run, written = self.copy_run(commit)
+        run, written = self.copy_missing_run_objects(commit)
         encoded = encode_renumbered_commit(source_commit, run, next_generation)
         path = f"index/{summary.key}/{make_commit_file_name(next_generation)}"
-        if problems := self.verify_in_target(parse_commit(encoded, path)):
+        if problems := self.find_problems_in_target(parse_commit(encoded, path)):
             raise DamageError(f"{problems[0]}; nothing was committed in {self.target.url}")
-        winning_commit = create_encoded_commit(self.target, path, encoded)
+        winning_commit = create_or_get_encoded_commit(self.target, path, encoded)
         outcome: CopyOutcome = "repaired" if is_same else "copied"
         if winning_commit.run != run:
             outcome = (
                 "already there"
-                if commit_publishes_entry(winning_commit, summary)
+                if has_same_entry_content(winning_commit, summary)
                 else "differs in the target"
             )
         return CopyResult(summary, outcome, "", written, len(commit.objects) - written)
 
-    def verify_in_target(self, commit: Commit) -> list[str]:
+    def find_problems_in_target(self, commit: Commit) -> list[str]:
         """Verify an entry in the target, before or after its commit; return one line per problem."""
         with translate_errors(self.target.url):
-            verdict = self.verifier.verify_entry("", commit)
+            verdict = self.target_verifier.verify_entry("", commit)
         if not verdict.is_access_granted:
             raise AccessDeniedError(verdict.problems[0])
         return verdict.problems
 
-    def copy_run(self, commit: Commit) -> tuple[str, int]:
+    def copy_missing_run_objects(self, commit: Commit) -> tuple[str, int]:
         """Copy all objects of a run that the target lacks.
 
         Returns
@@ -241,7 +243,7 @@ class EntryCopier:
         except UpgradeNeededError as error:
             raise DamageError(f"{error}, which can verify it") from error
         for run in make_candidate_run_ids(commit):
-            existing_names = self.find_resumable_objects(run, commit)
+            existing_names = self.find_resumable_object_names(run, commit)
             if existing_names is not None:
                 with suppress(ObjectExistsError):
                     return run, self.write_missing_objects(commit, run, metadata, existing_names)
@@ -258,16 +260,16 @@ class EntryCopier:
 
         return read_source_object
 
-    def find_resumable_objects(self, run_id: str, commit: Commit) -> set[str] | None:
+    def find_resumable_object_names(self, run_id: str, commit: Commit) -> set[str] | None:
         """Return the names of the objects that an interrupted copy left in the target, to resume it.
 
         None if the run id cannot be used: a commit refers to it, the run holds other content, or it is so old
         that garbage collection may delete it at any moment.
         """
-        if run_id in self.referenced_run_ids:
+        if run_id in self.run_ids_committed_in_target:
             return None
         with translate_errors(self.target.url):
-            stored_objects, unreadable = list_objects_and_unreadable(
+            stored_objects, unreadable = list_objects_and_unlisted_folders(
                 self.target.objects, f"runs/{run_id}", follow_links=False
             )
         if unreadable:
@@ -279,13 +281,13 @@ class EntryCopier:
             return None
         names = [item["path"].removeprefix(f"runs/{run_id}/") for item in stored_objects]
         have_same_content = map_concurrently(
-            lambda name: self.is_object_in_target(run_id, commit, name),
+            lambda name: self.is_object_intact_in_target(run_id, commit, name),
             names,
             max_threads=self.max_requests_per_entry,
         )
         return set(names) if all(have_same_content) else None
 
-    def is_object_in_target(self, run_id: str, commit: Commit, object_name: str) -> bool:
+    def is_object_intact_in_target(self, run_id: str, commit: Commit, object_name: str) -> bool:
         """Return whether an object of a run in the target has the content that the commit records."""
         record = commit.objects.get(object_name)
         if record is None:
@@ -328,7 +330,9 @@ def make_candidate_run_ids(commit: Commit) -> tuple[str, str, str]:
     return commit.run, compute_sha256(encode_canonical_json(content))[:32], uuid.uuid4().hex
 
 
-def read_newest_generation(store: Store, key: str, *, ignore_damage: bool) -> tuple[int, Commit | None]:
+def read_newest_generation_and_commit(
+    store: Store, key: str, *, ignore_damage: bool
+) -> tuple[int, Commit | None]:
     """Return the latest generation number of a key and its commit; 0 and None if the key has none.
 
     With `ignore_damage`, the commit is None where it is damaged.
@@ -344,7 +348,7 @@ def read_newest_generation(store: Store, key: str, *, ignore_damage: bool) -> tu
         return parse_generation(paths[-1]), None
 
 
-def commit_publishes_entry(commit: Commit, summary: Summary) -> bool:
+def has_same_entry_content(commit: Commit, summary: Summary) -> bool:
     """Return whether a commit publishes the content that a summary describes."""
     return (
         commit.kind == "entry"
@@ -359,4 +363,4 @@ def encode_renumbered_commit(encoded_commit: bytes, new_run_id: str, new_generat
     if (content["run"], content["summary"]["generation"]) == (new_run_id, new_generation):
         return encoded_commit
     content["run"], content["summary"]["generation"] = new_run_id, new_generation
-    return encode_commit(content)
+    return encode_commit_with_digest(content)

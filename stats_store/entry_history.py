@@ -12,10 +12,10 @@ from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.cards import Commit, DatasetCard, Summary
 from sfm.stats_store.commits import get_next_generation, parse_entry_cards, parse_generation
 from sfm.stats_store.concurrency import map_concurrently
-from sfm.stats_store.dataset_names import split_pinned_name
+from sfm.stats_store.dataset_names import PinnedName, split_pinned_name
 from sfm.stats_store.entry_selection import describe_entry, find_summaries
 from sfm.stats_store.location import AccessDeniedError, translate_errors
-from sfm.stats_store.publication import create_commit
+from sfm.stats_store.publication import create_or_get_commit
 from sfm.stats_store.schema import UpgradeNeededError
 from sfm.stats_store.store import Store
 from sfm.stats_store.verified_objects import read_published_object
@@ -60,7 +60,7 @@ class CommitStatus:
         return self.commit.summary if self.commit else None
 
     @property
-    def stored_bytes(self) -> int:
+    def run_size_bytes(self) -> int:
         """Size of all objects of the run."""
         return sum(record.size for record in self.commit.objects.values()) if self.commit else 0
 
@@ -118,8 +118,8 @@ def classify_commits(commits: Sequence[Commit | None]) -> list[CommitState]:
     return [classify_commit(i) for i in range(len(commits))]
 
 
-def list_candidate_summaries(
-    store: Store, pinned_name: str, progress: ProgressCallback = no_progress
+def list_visible_and_pinned_summaries(
+    store: Store, pinned_name: PinnedName, progress: ProgressCallback = no_progress
 ) -> list[Summary]:
     """Return the summaries among which a dataset name is to be looked up.
 
@@ -181,14 +181,14 @@ def remove_entry(store: Store, summary: Summary) -> Commit:
         run=uuid.uuid4().hex,
         summary=summary.model_copy(update={"generation": generation, "created": now}),
     )
-    if create_commit(store, summary.key, generation, tombstone).run != tombstone.run:
+    if create_or_get_commit(store, summary.key, generation, tombstone).run != tombstone.run:
         raise conflict
     return tombstone
 
 
 def find_entry_history(
     store: Store,
-    dataset: str,
+    dataset: PinnedName,
     backbone_spec: str | None = None,
     image_size: int | None = None,
     progress: ProgressCallback = no_progress,

@@ -30,8 +30,8 @@ from sfm.stats_store.merge_inputs import (
 )
 from sfm.stats_store.merged_rendering import (
     get_common_rendering_options,
-    make_missing_rendering_notes,
-    sum_marked_image_counts,
+    make_unrecorded_rendering_notes,
+    sum_composited_and_dark_counts,
 )
 from sfm.stats_store.merged_statistics import compute_merged_centres, compute_merged_moments
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
@@ -63,7 +63,7 @@ class MergedArrays:
     Attributes
     ----------
     moments : ClassMoments
-    centres : dict of int to tuple of ndarray
+    centres_and_counts : dict of int to tuple of ndarray
         Centres and counts by the number of sub-classes.
     classifier : MergedClassifier
     train_features, test_features : SplitFeatures or None
@@ -71,7 +71,7 @@ class MergedArrays:
     """
 
     moments: ClassMoments
-    centres: Mapping[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
+    centres_and_counts: Mapping[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
     classifier: MergedClassifier
     train_features: SplitFeatures | None
     test_features: SplitFeatures | None
@@ -155,12 +155,17 @@ def compute_merged_arrays(
     inputs: MergeInputs, train_classifier: ClassifierTrainer | None, progress: ProgressCallback
 ) -> MergedArrays:
     """Merge moments and sub-class centres, and train or solve the classifier."""
-    train, test = inputs.get_split_features("train"), inputs.get_split_features("test")
+    train, test = (
+        inputs.get_split_features_if_all_stored("train"),
+        inputs.get_split_features_if_all_stored("test"),
+    )
     progress(Progress("merge", 0, MERGE_STEPS, "steps"))
     with threadpool_limits(limits=1):  # parallel sums differ from run to run
         moments = compute_merged_moments(inputs)
         progress(Progress("merge", 1, MERGE_STEPS, "steps"))
-        centres = {k: compute_merged_centres(inputs, k) for k in inputs.list_shared_sub_class_counts()}
+        centres_and_counts = {
+            k: compute_merged_centres(inputs, k) for k in inputs.list_shared_sub_class_counts()
+        }
     progress(Progress("merge", 2, MERGE_STEPS, "steps"))
     classifier = (
         train_classifier(train, moments)
@@ -168,7 +173,7 @@ def compute_merged_arrays(
         else make_discriminant_classifier(moments)
     )
     progress(Progress("merge", 3, MERGE_STEPS, "steps"))
-    return MergedArrays(moments, centres, classifier, train, test)
+    return MergedArrays(moments, centres_and_counts, classifier, train, test)
 
 
 def write_merged_arrays(draft: Draft, arrays: MergedArrays) -> None:
@@ -178,7 +183,7 @@ def write_merged_arrays(draft: Draft, arrays: MergedArrays) -> None:
     draft.write_array("train/mean", moments.mean)
     draft.write_array("train/scatter_diagonal", moments.scatter_diagonal)
     draft.write_array("train/within_scatter", moments.within_scatter)
-    for k, (centre, count) in arrays.centres.items():
+    for k, (centre, count) in arrays.centres_and_counts.items():
         draft.write_array(f"train/centre_{k}", centre)
         draft.write_array(f"train/centre_count_{k}", count)
     draft.write_array("classifier/weight", classifier.weight)
@@ -223,7 +228,7 @@ def make_merged_extraction_card(
     """Return the extraction card of a merged entry."""
     cards = [entry.extraction for entry in inputs.entries]
     return ExtractionCard(
-        options=make_merged_entry_options(inputs, is_classifier_trained, list(arrays.centres)),
+        options=make_merged_entry_options(inputs, is_classifier_trained, list(arrays.centres_and_counts)),
         role=cards[0].role,
         versions={package: version(package) for package in ("sfm-distill", "numpy", "scikit-learn")},
         device="cpu",
@@ -231,7 +236,7 @@ def make_merged_extraction_card(
         seconds=merge_seconds,
         images_per_second=0.0,
         skipped=[sample for card in cards for sample in card.skipped],
-        **sum_marked_image_counts(inputs.entries),
+        **sum_composited_and_dark_counts(inputs.entries),
         files=sum_file_counts([card.files for card in cards]),
     )
 
@@ -295,7 +300,7 @@ def make_merge_notes(inputs: MergeInputs, classifier: MergedClassifier) -> list[
     if dropped:
         numbers = ", ".join(map(str, sorted(dropped)))
         notes.append(f"no {numbers} sub-class centres: not every part holds them")
-    notes += make_missing_rendering_notes(entries)
+    notes += make_unrecorded_rendering_notes(entries)
     if any("exemplar/image" in entry for entry in entries):
         notes.append("exemplars are not merged: they are images, and stay where they are")
     return notes

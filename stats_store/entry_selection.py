@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sfm.backbones.card import BackboneCard, describe_backbone_differences
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.dataset_names import split_pinned_name
+from sfm.stats_store.dataset_names import PinnedName, split_pinned_name
 from sfm.stats_store.store import Entry, Store
 
 
@@ -15,13 +15,13 @@ class NotExtractedError(InputError):
 
     Attributes
     ----------
-    others : list of Summary
+    stored_entries_of_dataset : list of Summary
         Entries of the dataset that the store holds.
     """
 
-    def __init__(self, message: str, others: Sequence[Summary]) -> None:
+    def __init__(self, message: str, stored_entries_of_dataset: Sequence[Summary]) -> None:
         super().__init__(message)
-        self.others = list(others)
+        self.stored_entries_of_dataset = list(stored_entries_of_dataset)
 
 
 def describe_entry(summary: Summary) -> str:
@@ -40,7 +40,7 @@ def describe_entries(summaries: Sequence[Summary], max_entries: int = 8) -> str:
     return listed + omitted if summaries else "nothing"
 
 
-def find_named_summaries(summaries: Sequence[Summary], pinned_name: str) -> list[Summary]:
+def find_named_summaries(summaries: Sequence[Summary], pinned_name: PinnedName) -> list[Summary]:
     """Return the entries that ``NAME``, ``NAME@DIGEST`` or ``NAME@tuning`` names.
 
     Without a digest, only entries of role ``full`` are returned; with ``@tuning``, those of role ``tuning``.
@@ -72,7 +72,7 @@ def find_named_summaries(summaries: Sequence[Summary], pinned_name: str) -> list
 
 
 def filter_summaries_by_model(
-    summaries: Sequence[Summary], *, dataset: str, model: str, image_size: int | None = None
+    summaries: Sequence[Summary], *, dataset: PinnedName, model: str, image_size: int | None = None
 ) -> list[Summary]:
     """Return the entries of a dataset and a model, all of one image size.
 
@@ -145,7 +145,7 @@ def open_entry_of_backbone(store: Store, candidates: Sequence[Summary], backbone
 def select_only_summary(
     summaries: Sequence[Summary],
     *,
-    dataset: str,
+    dataset: PinnedName,
     backbone_spec: str | None = None,
     image_size: int | None = None,
 ) -> Summary:
@@ -175,7 +175,7 @@ def select_only_summary(
 def find_summaries(
     summaries: Sequence[Summary],
     *,
-    dataset: str | None = None,
+    dataset: PinnedName | None = None,
     backbone_spec: str | None = None,
     image_size: int | None = None,
 ) -> list[Summary]:

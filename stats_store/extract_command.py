@@ -57,7 +57,7 @@ def format_extract_command(
             dataset_card.source,
             *arguments,
             *format_name_option(dataset_card),
-            *format_changed_options(options),
+            *format_nondefault_options(options),
         ]
     )
 
@@ -68,7 +68,7 @@ def format_name_option(dataset_card: DatasetCard) -> list[str]:
     return [] if dataset_card.name == re.split("[:/]", location)[-1] else ["--name", dataset_card.name]
 
 
-def format_changed_options(options: dict[str, Any]) -> list[str]:
+def format_nondefault_options(options: dict[str, Any]) -> list[str]:
     """Return the command-line options of an extraction that differ from the defaults."""
     arguments: list[str] = []
     for name, default in DEFAULT_OPTIONS.items():

@@ -31,7 +31,7 @@ class ListedPath:
     is_link: bool = False
 
 
-def walk_store_files(
+def walk_store_paths(
     root: Path,
     prefix: str,
     on_unlistable: Callable[[Path], None],
@@ -56,7 +56,7 @@ def walk_store_files(
 
 @dataclass
 class _FolderWalk:
-    """One walk; see :func:`walk_store_files`."""
+    """One walk; see :func:`walk_store_paths`."""
 
     root: Path
     on_unlistable: Callable[[Path], None]
@@ -128,7 +128,7 @@ def _make_listed_link(path: str, stat_result: os.stat_result) -> ListedPath:
 
 
 def explain_unlisted_folder(folder: Path) -> str:
-    """Return why :func:`walk_store_files` does not list a folder, in one line."""
+    """Return why :func:`walk_store_paths` does not list a folder, in one line."""
     if folder.is_file():
         return f"cannot read {folder}: it is a file, not a folder"
     if not os.access(folder, os.R_OK | os.X_OK):

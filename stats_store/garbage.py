@@ -21,7 +21,7 @@ from sfm.stats_store.folder_walk import (
     ListedPath,
     explain_unlisted_folder,
     get_modified_time,
-    walk_store_files,
+    walk_store_paths,
 )
 from sfm.stats_store.local_files import UNFINISHED_FILE_NAME, get_local_root
 from sfm.stats_store.location import translate_errors
@@ -67,7 +67,7 @@ class StoreListing:
     Attributes
     ----------
     run_files, index_files : list of ListedPath
-    link_paths : list of str
+    link_paths_outside_runs : list of str
         Paths of links in place of folders, or of files of the index.
     unlisted_folder_notes : list of str
         One line per folder that could not be listed.
@@ -75,11 +75,11 @@ class StoreListing:
 
     run_files: list[ListedPath]
     index_files: list[ListedPath]
-    link_paths: list[str]
+    link_paths_outside_runs: list[str]
     unlisted_folder_notes: list[str]
 
 
-def find_garbage(
+def find_garbage_and_notes(
     store: Store, progress: ProgressCallback = no_progress
 ) -> tuple[list[GarbageItem], list[str]]:
     """Return the garbage of a store, and one note about each object that was left out.
@@ -98,7 +98,7 @@ def find_garbage(
     """
     with translate_errors(store.url):
         listing = list_stored_files(store)
-        staging, staging_links = find_staging_folders(get_local_root(store.objects))
+        staging, staging_links = list_staging_folders_and_links(get_local_root(store.objects))
     statuses = read_commit_statuses(store, progress)
     unreadable = [status for status in statuses if status.commit is None]
     # Commits that were listed first and are missing now: hidden, or deleted by another collection.
@@ -107,7 +107,7 @@ def find_garbage(
         f.path for f in listing.index_files if f.is_file and is_commit_path(f.path)
     } - known_paths
     # A link in the index may hide commits today: its disk may not be mounted.
-    index_links = [path for path in listing.link_paths if path.startswith("index")]
+    index_links = [path for path in listing.link_paths_outside_runs if path.startswith("index")]
     has_unknown_commits = (
         any(status.is_newest for status in unreadable)
         or missing_paths
@@ -119,8 +119,8 @@ def find_garbage(
     runs = [
         run
         if not run.object_count
-        or is_published_run(store, run.path, [commits[path] for path in run.commit_paths])
-        else mark_never_committed(run)
+        or do_run_cards_match_a_commit(store, run.path, [commits[path] for path in run.commit_paths])
+        else change_to_never_committed(run)
         for run in find_unreferenced_runs(listing, statuses)
         if run.path not in protected
     ]
@@ -131,7 +131,7 @@ def find_garbage(
         *listing.unlisted_folder_notes,
         *(
             f"{path} is a symbolic link: nothing behind it is deleted"
-            for path in (*listing.link_paths, *staging_links)
+            for path in (*listing.link_paths_outside_runs, *staging_links)
         ),
         *(status.problem for status in unreadable),
     ]
@@ -161,7 +161,7 @@ def list_stored_files(store: Store) -> StoreListing:
     unlisted: list[str] = []
     run_files, index_files = (
         list(
-            walk_store_files(
+            walk_store_paths(
                 root,
                 prefix,
                 lambda folder: unlisted.append(explain_unlisted_folder(folder)),
@@ -178,7 +178,7 @@ def list_stored_files(store: Store) -> StoreListing:
     return StoreListing(runs, index, links, unlisted)
 
 
-def is_published_run(store: Store, run_path: str, commits: Sequence[Commit | None]) -> bool:
+def do_run_cards_match_a_commit(store: Store, run_path: str, commits: Sequence[Commit | None]) -> bool:
     """Return whether the cards of a run are, to the byte, those that one of these commits records.
 
     A writer stores the cards last, and they are deleted last.
@@ -199,7 +199,7 @@ def is_published_run(store: Store, run_path: str, commits: Sequence[Commit | Non
     return False
 
 
-def mark_never_committed(garbage: GarbageItem) -> GarbageItem:
+def change_to_never_committed(garbage: GarbageItem) -> GarbageItem:
     """Return garbage of a run, changed to a run that was never committed."""
     return replace(garbage, reason="never committed", commit_paths=())
 
@@ -215,7 +215,7 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     Folders that are not named like a run are skipped, and so are runs behind a link, or with a commit behind
     one.
     """
-    if "runs" in listing.link_paths:
+    if "runs" in listing.link_paths_outside_runs:
         return
     files_by_run: dict[str, list[ListedPath]] = defaultdict(list)
     for file in listing.run_files:
@@ -229,7 +229,7 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     next_paths = {old.path: new.path for old, new in pairwise(statuses) if old.key == new.key}
     for run in sorted({*files_by_run, *statuses_by_run}):
         files, run_statuses = files_by_run[run], statuses_by_run[run]
-        is_linked = f"runs/{run}" in listing.link_paths or any(
+        is_linked = f"runs/{run}" in listing.link_paths_outside_runs or any(
             s.path not in commit_times for s in run_statuses
         )
         if is_linked or any(s.state == "current" for s in run_statuses) or not RUN_ID_REGEX.fullmatch(run):
@@ -258,7 +258,7 @@ def find_unfinished_writes(listing: StoreListing) -> Iterator[GarbageItem]:
             yield GarbageItem(file.path, "unfinished write", file.modified_time, 1, file.size_bytes)
 
 
-def find_staging_folders(root: Path | None) -> tuple[list[GarbageItem], list[str]]:
+def list_staging_folders_and_links(root: Path | None) -> tuple[list[GarbageItem], list[str]]:
     """Return the staging folders of a local store, and the links in place of some, which are never deleted.
 
     The staging folders of a remote store are in the caches of its writers.
@@ -280,7 +280,7 @@ def find_staging_folders(root: Path | None) -> tuple[list[GarbageItem], list[str
             continue  # deleted together with its folder
         inner_paths = (
             root / file.path
-            for file in walk_store_files(root, relative_path, lambda _: None, follow_links=False)
+            for file in walk_store_paths(root, relative_path, lambda _: None, follow_links=False)
         )
         file_stats = [
             file_stats for file in {path, *inner_paths} if (file_stats := get_size_and_modified_time(file))

@@ -13,7 +13,7 @@ from sfm.events import ProgressCallback, no_progress
 from sfm.locking import lock_without_waiting, open_lock_file
 from sfm.stats_store.commits import PUBLISHED_SUFFIX
 from sfm.stats_store.concurrency import map_concurrently
-from sfm.stats_store.garbage import GarbageItem, find_garbage
+from sfm.stats_store.garbage import GarbageItem, find_garbage_and_notes
 from sfm.stats_store.local_files import get_local_root
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.objects import delete_object, delete_run
@@ -54,10 +54,10 @@ def collect_garbage(
 ) -> GarbageCollectionResult:
     """Delete runs that no current entry refers to, and abandoned unfinished work.
 
-    :func:`~sfm.stats_store.garbage.find_garbage` decides which objects are garbage. Data is deleted before
-    the commits that refer to it, so that the next collection finishes an interrupted one. An object that
-    cannot be deleted is left and does not stop the others. Nothing behind a link is deleted, even if a link
-    replaces a folder during the collection.
+    :func:`~sfm.stats_store.garbage.find_garbage_and_notes` decides which objects are garbage. Data is deleted
+    before the commits that refer to it, so that the next collection finishes an interrupted one. An object
+    that cannot be deleted is left and does not stop the others. Nothing behind a link is deleted, even if a
+    link replaces a folder during the collection.
 
     Parameters
     ----------
@@ -75,14 +75,14 @@ def collect_garbage(
 
     Returns
     -------
-    CollectionResult
+    GarbageCollectionResult
 
     Raises
     ------
     InputError
         If the store cannot be reached.
     """
-    garbage_items, notes = find_garbage(store, progress)
+    garbage_items, notes = find_garbage_and_notes(store, progress)
     current_time = datetime.datetime.now(datetime.UTC)
     collection = GarbageCollectionResult([], [], notes)
 
@@ -93,7 +93,9 @@ def collect_garbage(
         is_due = age >= min_age or (delete_replaced_now and bool(garbage.commit_paths))
         try:
             with translate_errors(store.url), try_lock_staging_folder(store, garbage) as is_free:
-                problem = delete_garbage(store, garbage) if is_due and is_free and not dry_run else ""
+                problem = (
+                    delete_garbage_or_explain(store, garbage) if is_due and is_free and not dry_run else ""
+                )
         except AccessDeniedError as error:
             if get_local_root(store.objects) is None:
                 raise  # a server denies access to everything or nothing
@@ -125,7 +127,7 @@ def try_lock_staging_folder(store: Store, garbage: GarbageItem) -> Iterator[bool
         yield lock_without_waiting(lock_file, lock_path)
 
 
-def delete_garbage(store: Store, garbage: GarbageItem) -> str:
+def delete_garbage_or_explain(store: Store, garbage: GarbageItem) -> str:
     """Delete garbage, then the commits that refer to it; return why it could not be deleted, or ""."""
     root = get_local_root(store.objects)
     try:

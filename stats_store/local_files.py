@@ -60,7 +60,7 @@ def copy_permissions(path: Path, reference_folder: Path) -> None:
             path.chmod(mode)
 
 
-def make_folders(folder: Path, root: Path) -> None:
+def make_folder_and_parents(folder: Path, root: Path) -> None:
     """Create a folder below a root, and its parents, with the permissions of the root.
 
     A folder directly below the root may be a link to another disk. A link further down may lead anywhere, so
@@ -73,7 +73,7 @@ def make_folders(folder: Path, root: Path) -> None:
     """
     if folder == root:
         return
-    make_folders(folder.parent, root)
+    make_folder_and_parents(folder.parent, root)
     if folder.is_symlink() and folder.parent != root:
         raise InputError(
             f"cannot write below {folder}: it is a symbolic link, behind which nothing is written; put a "
@@ -119,7 +119,7 @@ def create_file_exclusively(root: Path, path: str, data: bytes, *, sync_to_disk:
         If the name is taken; the existing file is left unchanged.
     """
     target = resolve_object_path(root, path)
-    make_folders(target.parent, root)
+    make_folder_and_parents(target.parent, root)
     # Listings skip names like this: see UNFINISHED_FILE_NAME.
     unfinished_path = target.with_name(f"{target.name}#{secrets.randbits(60)}")
     try:

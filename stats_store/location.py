@@ -1,10 +1,10 @@
 """Connect to the location of a store by its URL, and translate its errors without credentials."""
 
-import contextlib
 import datetime
 import errno
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -80,7 +80,7 @@ def redact_url(url: str) -> str:
     return f"{parts.scheme}://{host_and_path.rstrip('/')}"
 
 
-def parse_local_url(url: str) -> Path | None:
+def parse_local_path(url: str) -> Path | None:
     """Return the local folder of a URL or path; None for a bucket.
 
     Raises
@@ -107,7 +107,7 @@ def parse_local_url(url: str) -> Path | None:
 
 def make_url_absolute(url: str) -> str:
     """Return the URL of a store with an absolute path if it is local, valid in every working directory."""
-    path = None if "://" in url else parse_local_url(url)
+    path = None if "://" in url else parse_local_path(url)
     return url if path is None else str(path.absolute())
 
 
@@ -128,7 +128,7 @@ def connect_object_store(url: str, *, create: bool = False, use_long_retries: bo
     InputError
         If the scheme is unknown, the URL carries credentials or ``..``, or the folder does not exist.
     """
-    path = parse_local_url(url)
+    path = parse_local_path(url)
     if path is not None:
         with translate_errors(str(path)):
             return LocalStore(resolve_store_folder(path, allow_missing=create), mkdir=create)
@@ -144,13 +144,13 @@ def connect_object_store(url: str, *, create: bool = False, use_long_retries: bo
         raise InputError(
             f"the store URL {redact_url(url)} names no bucket: write {parts.scheme}://BUCKET/PATH"
         )
-    require_plain_url_path(parts)
+    require_unambiguous_url_path(parts)
     require_valid_cloud_environment(parts.scheme)
     with translate_errors(redact_url(url)):
         return from_url(url, retry_config=LONG_RETRY if use_long_retries else SHORT_RETRY)
 
 
-def require_plain_url_path(url_parts: SplitResult) -> None:
+def require_unambiguous_url_path(url_parts: SplitResult) -> None:
     """Refuse a path in a bucket that the HTTP client would normalize to another path.
 
     Raises
@@ -168,7 +168,7 @@ def require_plain_url_path(url_parts: SplitResult) -> None:
         )
 
 
-@contextlib.contextmanager
+@contextmanager
 def translate_errors(location: str) -> Iterator[None]:
     """Translate errors of obstore and of the system into one-line errors without credentials.
 

@@ -31,13 +31,13 @@ class SplitFeatures:
     ----------
     split : {"train", "test"}
     entries : tuple of Entry
-    class_positions : tuple of ndarray of int
+    class_positions_in_union : tuple of ndarray of int
         Per entry, the positions of its classes in the union.
     """
 
     split: str
     entries: tuple[Entry, ...]
-    class_positions: tuple[npt.NDArray[np.intp], ...]
+    class_positions_in_union: tuple[npt.NDArray[np.intp], ...]
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
         start = 0
@@ -53,7 +53,7 @@ class SplitFeatures:
         """Return the labels of all samples, in order."""
         labels = [
             positions[entry.read_array(f"{self.split}/label")]
-            for entry, positions in zip(self.entries, self.class_positions, strict=True)
+            for entry, positions in zip(self.entries, self.class_positions_in_union, strict=True)
         ]
         return np.concatenate(labels).astype(np.int32)
 
@@ -84,19 +84,19 @@ class MergeInputs:
         In an order that depends only on their content.
     class_ids, class_names : list of str
         Classes of the union, sorted by class id.
-    class_positions : tuple of ndarray of int
+    class_positions_in_union : tuple of ndarray of int
         Per entry, the positions of its classes in the union.
     """
 
     entries: tuple[Entry, ...]
     class_ids: list[str]
     class_names: list[str]
-    class_positions: tuple[npt.NDArray[np.intp], ...]
+    class_positions_in_union: tuple[npt.NDArray[np.intp], ...]
 
-    def get_split_features(self, split: str) -> SplitFeatures | None:
+    def get_split_features_if_all_stored(self, split: str) -> SplitFeatures | None:
         """Return the features and labels of a split; None unless every input stores them."""
         if all(f"{split}/feature" in entry and f"{split}/label" in entry for entry in self.entries):
-            return SplitFeatures(split, self.entries, self.class_positions)
+            return SplitFeatures(split, self.entries, self.class_positions_in_union)
         return None
 
     def list_shared_sub_class_counts(self) -> list[int]:

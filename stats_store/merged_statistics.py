@@ -11,9 +11,9 @@ from sfm.errors import DamageError
 from sfm.stats_store.array_values import find_scatter_sum_problem
 from sfm.stats_store.class_moments import (
     ClassMoments,
+    expand_moments_to_class_union,
     make_empty_moments,
     merge_moments,
-    move_moments_to_classes,
 )
 from sfm.stats_store.merge_inputs import MOMENT_ARRAYS, MergeInputs
 
@@ -21,12 +21,14 @@ from sfm.stats_store.merge_inputs import MOMENT_ARRAYS, MergeInputs
 def compute_merged_moments(inputs: MergeInputs) -> ClassMoments:
     """Return the moments of the pooled data of all inputs."""
     total = make_empty_moments(len(inputs.class_ids), inputs.entries[0].backbone.features)
-    for entry, positions in zip(inputs.entries, inputs.class_positions, strict=True):
+    for entry, positions in zip(inputs.entries, inputs.class_positions_in_union, strict=True):
         entry_moments = ClassMoments(*(entry.read_array(name) for name in MOMENT_ARRAYS))
         diagonal = np.diagonal(entry_moments.within_scatter)
         if problem := find_scatter_sum_problem(diagonal, entry_moments.scatter_diagonal):
             raise DamageError(f"damaged array runs/{entry.commit.run}/train/within_scatter: {problem}")
-        total = merge_moments(total, move_moments_to_classes(entry_moments, positions, len(inputs.class_ids)))
+        total = merge_moments(
+            total, expand_moments_to_class_union(entry_moments, positions, len(inputs.class_ids))
+        )
     return total
 
 
@@ -53,7 +55,9 @@ def compute_merged_centres(
         )
         for entry in inputs.entries
     ]
-    indices_by_class = [{int(c): i for i, c in enumerate(positions)} for positions in inputs.class_positions]
+    indices_by_class = [
+        {int(c): i for i, c in enumerate(positions)} for positions in inputs.class_positions_in_union
+    ]
     for c in range(classes):
         class_centres = [
             (centres[index_by_class[c]], counts[index_by_class[c]])

@@ -19,7 +19,7 @@ from sfm.deletion import DeletionThroughLinkError, delete_below
 from sfm.errors import DamageError, InputError
 from sfm.paths import is_hidden_or_system_file
 from sfm.stats_store.concurrency import call_interruptibly
-from sfm.stats_store.folder_walk import walk_store_files
+from sfm.stats_store.folder_walk import walk_store_paths
 from sfm.stats_store.local_files import (
     UNFINISHED_FILE_NAME,
     create_file_exclusively,
@@ -59,7 +59,7 @@ def is_remote_store(objects: ObjectStore) -> bool:
 def read_object(
     objects: ObjectStore, path: str, parse: Callable[[bytes], Parsed], max_bytes: int = MAX_JSON_BYTES
 ) -> Parsed:
-    """Read an object and return `check(data)`; the object is refused unread if it exceeds `max_bytes`.
+    """Read an object and return `parse(data)`; the object is refused unread if it exceeds `max_bytes`.
 
     An object that arrives damaged from a server is requested again: it may have been damaged in transit.
 
@@ -114,7 +114,7 @@ def describe_oversized_object(path: str, size_bytes: int, max_bytes: int) -> str
     return f"damaged object {path}: it has {size_bytes} bytes, at most {max_bytes} are read"
 
 
-def list_objects_and_unreadable(
+def list_objects_and_unlisted_folders(
     objects: ObjectStore,
     prefix: str = "",
     *,
@@ -132,7 +132,7 @@ def list_objects_and_unreadable(
         return list_objects(objects, prefix), []
     unreadable: list[Path] = []
     files = list(
-        walk_store_files(
+        walk_store_paths(
             root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter
         )
     )
@@ -158,7 +158,7 @@ def list_objects(objects: ObjectStore, prefix: str = "") -> "list[ObjectMeta]":
     )
 
 
-def is_empty_store(objects: ObjectStore) -> bool:
+def is_empty_location(objects: ObjectStore) -> bool:
     """Return whether a location holds no object; on a disk, files like ``.DS_Store`` do not count."""
     root = get_local_root(objects)
     if root is not None:
@@ -166,7 +166,7 @@ def is_empty_store(objects: ObjectStore) -> bool:
             file.is_file
             and not UNFINISHED_FILE_NAME.search(file.path)
             and not any(map(is_hidden_or_system_file, file.path.split("/")))
-            for file in walk_store_files(root, "", lambda _: None)
+            for file in walk_store_paths(root, "", lambda _: None)
         )
     return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
@@ -262,7 +262,7 @@ def sync_objects_to_disk(objects: ObjectStore, path: str) -> None:
     parents = [folder for folder in target.parents if folder.is_relative_to(root)]
     inside = {
         root / f.path
-        for f in walk_store_files(root, path, lambda _: None, follow_links=False)
+        for f in walk_store_paths(root, path, lambda _: None, follow_links=False)
         if not f.is_link
     }
     folders = {folder for file in inside for folder in file.parents if folder.is_relative_to(target)}
@@ -311,7 +311,7 @@ def delete_run(objects: ObjectStore, run_id: str) -> None:
     prefix, root = f"runs/{run_id}", get_local_root(objects)
     if root is not None:
         # A run of which a part cannot be deleted is left complete.
-        for _ in walk_store_files(root, prefix, _require_readable_folder, follow_links=False):
+        for _ in walk_store_paths(root, prefix, _require_readable_folder, follow_links=False):
             pass
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in (root / prefix).iterdir():

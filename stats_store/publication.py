@@ -28,7 +28,7 @@ from sfm.stats_store.cards import (
 from sfm.stats_store.commits import (
     PUBLISHED_SUFFIX,
     EntryCards,
-    encode_commit,
+    encode_commit_with_digest,
     get_next_generation,
     make_commit_file_name,
     make_summary_fields,
@@ -74,7 +74,7 @@ class Draft:
         Digest of every array written so far.
     records : dict of str to ObjectRecord
         Every object of an array written so far, by full path.
-    proposed_commits : list of str
+    proposed_commit_paths : list of str
         Paths of the commits that may have made the run visible.
     """
 
@@ -82,7 +82,7 @@ class Draft:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     array_digests: dict[str, str] = field(default_factory=dict)
     records: dict[str, ObjectRecord] = field(default_factory=dict)
-    proposed_commits: list[str] = field(default_factory=list)
+    proposed_commit_paths: list[str] = field(default_factory=list)
 
     def write_array(self, name: str, array: npt.NDArray[Any]) -> None:
         """Write an array of the run.
@@ -131,7 +131,7 @@ class Draft:
         A writer that got no response to its commit cannot know whether it exists, and some writers may not
         delete objects: garbage collection deletes the rest.
         """
-        if not self.proposed_commits:
+        if not self.proposed_commit_paths:
             try:
                 delete_run(self.store.objects, self.run)
             except (BaseError, OSError) as error:
@@ -206,12 +206,12 @@ def publish_draft(
     while True:
         generation = get_next_generation(generation, key)
         commit = make_entry_commit(draft, cards, objects, generation)
-        draft.proposed_commits.append(f"index/{key}/{make_commit_file_name(generation)}")
-        stored_commit = create_commit(store, key, generation, commit)
+        draft.proposed_commit_paths.append(f"index/{key}/{make_commit_file_name(generation)}")
+        stored_commit = create_or_get_commit(store, key, generation, commit)
         assert stored_commit.summary is not None
         if stored_commit.run == draft.run:
             return PublishResult(stored_commit.summary, "published")
-        draft.proposed_commits.clear()
+        draft.proposed_commit_paths.clear()
         if stored_commit.kind == "entry":
             draft.discard()
             return PublishResult(stored_commit.summary, "another writer was first")
@@ -303,7 +303,7 @@ def verify_written_objects(draft: Draft) -> None:
     map_concurrently(verify_object, draft.records)
 
 
-def create_commit(store: Store, key: str, generation: int, commit: Commit) -> Commit:
+def create_or_get_commit(store: Store, key: str, generation: int, commit: Commit) -> Commit:
     """Create the commit of one generation of a key; exactly one of several writers succeeds.
 
     A writer that lost the response, or is told that the object exists, reads it: it may be that writer's.
@@ -319,13 +319,13 @@ def create_commit(store: Store, key: str, generation: int, commit: Commit) -> Co
         If the store cannot be reached, or cannot be written.
     """
     content = commit.model_dump(mode="json", by_alias=True)
-    return create_encoded_commit(
-        store, f"index/{key}/{make_commit_file_name(generation)}", encode_commit(content)
+    return create_or_get_encoded_commit(
+        store, f"index/{key}/{make_commit_file_name(generation)}", encode_commit_with_digest(content)
     )
 
 
-def create_encoded_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
-    """Create a commit from its encoded bytes, as :func:`create_commit` does; unknown fields are preserved."""
+def create_or_get_encoded_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
+    """Create a commit from its bytes, as :func:`create_or_get_commit` does; unknown fields are preserved."""
     own_commit = parse_commit(encoded_commit, path)
     with translate_errors(store.url):
         stored_commit = create_or_read_commit(store, path, encoded_commit)

@@ -25,7 +25,7 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
-from sfm.stats_store.cloud_providers import is_missing_container_error
+from sfm.stats_store.cloud_providers import is_missing_bucket_error
 from sfm.stats_store.commits import (
     PUBLISHED_SUFFIX,
     make_commit_path,
@@ -38,7 +38,7 @@ from sfm.stats_store.location import AccessDeniedError, connect_object_store, re
 from sfm.stats_store.objects import (
     create_object,
     delete_object,
-    is_empty_store,
+    is_empty_location,
     read_object,
     require_writable_store,
 )
@@ -63,7 +63,7 @@ class Store:
     url: str
     objects: ObjectStore = field(repr=False)
 
-    def list_entries_and_problems(
+    def list_summaries_and_problems(
         self, progress: ProgressCallback = no_progress
     ) -> tuple[list[Summary], list[str]]:
         """Return the summaries of all visible entries, and why others cannot be read.
@@ -84,16 +84,16 @@ class Store:
         results = map_concurrently(self._read_summary_or_problem, latest, progress, "list", "entries")
         entries = [summary for summary in results if isinstance(summary, Summary)]
         entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
-        return entries, index.unreadable_folder_notes + [
+        return entries, index.unlisted_folder_notes + [
             reason for reason in results if isinstance(reason, str)
         ]
 
     def list_summaries(self, progress: ProgressCallback = no_progress) -> list[Summary]:
         """Return the summaries of all visible entries; log a warning for each that cannot be read.
 
-        See :meth:`list_entries_and_problems`.
+        See :meth:`list_summaries_and_problems`.
         """
-        entries, reasons = self.list_entries_and_problems(progress)
+        entries, reasons = self.list_summaries_and_problems(progress)
         for reason in reasons:
             LOG.warning("left out of %s: %s", self.url, reason)
         return entries
@@ -107,8 +107,8 @@ class Store:
             If the store cannot be reached, or the folder of the key cannot be listed.
         """
         index = read_store_index(self.objects, self.url, key)
-        if key and index.unreadable_folder_notes:
-            raise AccessDeniedError(index.unreadable_folder_notes[0])
+        if key and index.unlisted_folder_notes:
+            raise AccessDeniedError(index.unlisted_folder_notes[0])
         return index.commit_paths_by_key
 
     def read_commit(self, path: str) -> Commit:
@@ -268,7 +268,9 @@ class Entry:
         return selected
 
 
-def connect_store(location: str | ObjectStore, *, create: bool) -> tuple[str, ObjectStore, ObjectStore]:
+def connect_with_patient_and_brief_retries(
+    location: str | ObjectStore, *, create: bool
+) -> tuple[str, ObjectStore, ObjectStore]:
     """Return the URL of a store without credentials, its objects, and its objects with brief retries."""
     if not isinstance(location, str):
         return type(location).__name__, location, location
@@ -297,12 +299,12 @@ def open_store(location: str | ObjectStore) -> Store:
 
 def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
     """Open a store; the error about a location without a store ends with `advice`. See :func:`open_store`."""
-    url, objects, brief_objects = connect_store(location, create=False)
+    url, objects, brief_objects = connect_with_patient_and_brief_retries(location, create=False)
     with translate_errors(url):
         try:
             schema = read_object(brief_objects, "zarr.json", parse_store_schema_version)
         except (FileNotFoundError, DamageError) as error:
-            if is_missing_container_error(error):
+            if is_missing_bucket_error(error):
                 raise
             raise InputError(
                 f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"
@@ -311,7 +313,7 @@ def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
     return Store(url, objects)
 
 
-def create_store(location: str | ObjectStore) -> Store:
+def open_or_create_store(location: str | ObjectStore) -> Store:
     """Open a store for writing; create it if its location is empty.
 
     Parameters
@@ -325,21 +327,25 @@ def create_store(location: str | ObjectStore) -> Store:
         If the location holds something else, cannot be written, or does not support the conditional writes
         that commits need.
     """
-    url, _, brief_objects = connect_store(location, create=True)
+    url, _, brief_objects = connect_with_patient_and_brief_retries(location, create=True)
     with translate_errors(url):
         root = encode_group_metadata({"schema": SchemaVersion().model_dump()})
-        is_new = is_empty_store(brief_objects) and create_if_absent(url, brief_objects, "zarr.json", root)
+        is_new = is_empty_location(brief_objects) and create_object_if_absent(
+            url, brief_objects, "zarr.json", root
+        )
         # If it exists by now, another writer has just created the store, which is fine.
         advice = "it holds other files: give an empty folder, or that of a store"
         store = open_store_or_advise(location, advice)
         # A server that ignores the condition rewrites the same bytes, and so reveals itself without harm.
-        if create_if_absent(url, brief_objects, "zarr.json", read_object(brief_objects, "zarr.json", bytes)):
+        if create_object_if_absent(
+            url, brief_objects, "zarr.json", read_object(brief_objects, "zarr.json", bytes)
+        ):
             if is_new:
                 with suppress(BaseError):
                     delete_object(brief_objects, "zarr.json")
             raise make_conditional_write_error(url)
         if is_new:
-            create_if_absent(url, brief_objects, "runs/zarr.json", encode_group_metadata({}))
+            create_object_if_absent(url, brief_objects, "runs/zarr.json", encode_group_metadata({}))
         require_writable_store(brief_objects)
     return store
 
@@ -349,7 +355,7 @@ def encode_group_metadata(attributes: dict[str, Any]) -> bytes:
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
 
 
-def create_if_absent(url: str, objects: ObjectStore, path: str, data: bytes) -> bool:
+def create_object_if_absent(url: str, objects: ObjectStore, path: str, data: bytes) -> bool:
     """Create an object unless its path is taken; return whether it was created.
 
     Raises

@@ -8,7 +8,7 @@ from obstore.store import ObjectStore
 from sfm.stats_store.commits import COMMIT_PATH, KEY_FOLDER_PATH, PUBLISHED_SUFFIX, parse_generation
 from sfm.stats_store.folder_walk import explain_unlisted_folder
 from sfm.stats_store.location import translate_errors
-from sfm.stats_store.objects import list_objects_and_unreadable
+from sfm.stats_store.objects import list_objects_and_unlisted_folders
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class StoreIndex:
     ----------
     commit_paths_by_key : dict of str to list of str
         Paths of all commits by key (backbone hash/fingerprint/options), oldest first.
-    unreadable_folder_notes : list of str
+    unlisted_folder_notes : list of str
         One line per folder on a disk that could not be listed.
     """
 
     commit_paths_by_key: dict[str, list[str]]
-    unreadable_folder_notes: list[str]
+    unlisted_folder_notes: list[str]
 
 
 def read_store_index(objects: ObjectStore, url: str, key: str = "") -> StoreIndex:
@@ -49,7 +49,7 @@ def read_store_index(objects: ObjectStore, url: str, key: str = "") -> StoreInde
     """
     with translate_errors(url):
         prefix = f"index/{key}" if key else "index"
-        listed, unreadable = list_objects_and_unreadable(
+        listed, unreadable = list_objects_and_unlisted_folders(
             objects, prefix, should_enter=KEY_FOLDER_PATH.fullmatch
         )
     commits: dict[str, set[str]] = defaultdict(set)

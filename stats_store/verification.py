@@ -99,7 +99,7 @@ def verify_entries(
     unlisted_folders: list[str] = []
     if summaries is None:
         index = read_store_index(store.objects, store.url)
-        unlisted_folders = index.unreadable_folder_notes
+        unlisted_folders = index.unlisted_folder_notes
         paths = [path for key_paths in index.commit_paths_by_key.values() for path in key_paths]
         newest_paths = {key_paths[-1] for key_paths in index.commit_paths_by_key.values()}
     else:
@@ -180,7 +180,9 @@ class EntryVerifier:
         metadata_paths = [p for p in records if p.endswith("/zarr.json") and p not in chunk_paths]
         other_paths = [p for p in records if not p.endswith("/zarr.json") and p not in chunk_paths]
         try:
-            results = dict(zip(metadata_paths, self.read_objects(metadata_paths, records), strict=True))
+            results = dict(
+                zip(metadata_paths, self.read_objects_or_problems(metadata_paths, records), strict=True)
+            )
             problems = [result for result in results.values() if isinstance(result, str)]
             problems += self.find_object_problems(other_paths, records)
             self._counter.add(len(metadata_paths) + len(other_paths))
@@ -209,7 +211,7 @@ class EntryVerifier:
             # Of a newer schema, or with an invalid layout: its bytes can be compared, but not its values.
             problems = self.find_object_problems(chunk_paths, arrays.records_by_path)
         else:
-            problem = self.find_content_problem(arrays, array_name)
+            problem = self.find_digest_or_value_problem(arrays, array_name)
             # Reading stops at the first damaged chunk: compare all of them, to name each.
             problems = (
                 (self.find_object_problems(chunk_paths, arrays.records_by_path) or [problem])
@@ -219,7 +221,7 @@ class EntryVerifier:
         self._counter.add(len(chunk_paths))
         return problems
 
-    def find_content_problem(self, arrays: "ArraysToVerify", array_name: str) -> str | None:
+    def find_digest_or_value_problem(self, arrays: "ArraysToVerify", array_name: str) -> str | None:
         """Recompute the digest of an array from its chunks and check its values; return a problem or None."""
         path, dataset, problems = f"{arrays.run_path}/{array_name}", arrays.dataset, list[str | None]()
         assert dataset is not None
@@ -229,8 +231,12 @@ class EntryVerifier:
                 max_bytes = MAX_MATRIX_BYTES if array_name == "train/within_scatter" else MAX_WINDOW_BYTES
 
                 def read_windows() -> Iterator[npt.NDArray[Any]]:
-                    for start, stop, chunk_paths in iterate_windows_with_chunk_paths(array, path, max_bytes):
-                        with self.read_chunks(arrays, array, stop - start, chunk_paths) as chunks:
+                    for start, stop, chunk_paths in iterate_row_ranges_with_chunk_paths(
+                        array, path, max_bytes
+                    ):
+                        with self.read_chunks_within_budget(
+                            arrays, array, stop - start, chunk_paths
+                        ) as chunks:
                             rows = arrays.open_array(self._store, path, chunks)[start:stop]
                             assert isinstance(rows, np.ndarray)
                             problems.append(find_value_problem(array_name, rows, dataset))
@@ -246,13 +252,17 @@ class EntryVerifier:
         return f"damaged array {path}: {problem}" if problem else None
 
     @contextmanager
-    def read_chunks(
-        self, arrays: "ArraysToVerify", array: "zarr.Array[Any]", row_count: int, chunk_paths: Sequence[str]
+    def read_chunks_within_budget(
+        self,
+        arrays: "ArraysToVerify",
+        array: "zarr.Array[Any]",
+        decoded_row_count: int,
+        chunk_paths: Sequence[str],
     ) -> Iterator[dict[str, bytes]]:
-        """Read chunks within the memory budget, which also covers the `row_count` decoded from them."""
-        size = sum(arrays.records_by_path[path].size for path in chunk_paths) + row_count * compute_row_bytes(
-            array
-        )
+        """Read chunks within the memory budget, which also covers the rows decoded from them."""
+        size = sum(
+            arrays.records_by_path[path].size for path in chunk_paths
+        ) + decoded_row_count * compute_row_bytes(array)
         acquired = self._memory.acquire(size)
         try:
             read_object = self.make_object_reader(arrays.records_by_path)
@@ -270,7 +280,7 @@ class EntryVerifier:
 
         return read_object
 
-    def read_objects(
+    def read_objects_or_problems(
         self, paths: Sequence[str], records_by_path: dict[str, ObjectRecord]
     ) -> list[bytes | str]:
         """Return the bytes of every object, or its problem."""
@@ -362,7 +372,7 @@ def load_arrays_to_verify(
     return ArraysToVerify(run, commit.arrays, records_by_path, zarr_json_by_path, dataset, layouts), problems
 
 
-def iterate_windows_with_chunk_paths(
+def iterate_row_ranges_with_chunk_paths(
     array: "zarr.Array[Any]", array_path: str, max_bytes: int
 ) -> Iterator[tuple[int, int, list[str]]]:
     """Yield first row, end row and chunk paths of consecutive windows of an array.

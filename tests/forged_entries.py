@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.commits import encode_commit, make_commit_path
+from sfm.stats_store.commits import encode_commit_with_digest, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest
 from sfm.stats_store.store import Store
 from sfm.stats_store.verified_objects import make_object_record
@@ -24,7 +24,7 @@ def rewrite_commit(store: Store, summary: Summary, change: Callable[[dict[str, A
     change(content)
     key = (summary.backbone_hash, summary.fingerprint, summary.options)
     content["summary"]["entry_digest"] = compute_entry_digest(content["arrays"], *key)
-    path.write_bytes(encode_commit(content))
+    path.write_bytes(encode_commit_with_digest(content))
     return path
 
 

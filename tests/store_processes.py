@@ -15,7 +15,7 @@ from toy_entries import publish_random_draft, write_random_arrays
 
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, open_or_create_store
 
 PRELOADED = [
     "__main__",
@@ -64,13 +64,13 @@ def digests_of(seed: int) -> dict[str, str]:
 
     return {
         name: compute_array_digest(a)
-        for name, a in write_random_arrays(Draft(create_store(MemoryStore())), seed).items()
+        for name, a in write_random_arrays(Draft(open_or_create_store(MemoryStore())), seed).items()
     }
 
 
 def publish_toy(url: str, seed: int = 0, fingerprint: str = "f" * 64) -> None:
     """Make the store if need be, write one entry and publish it."""
-    draft = Draft(create_store(url))
+    draft = Draft(open_or_create_store(url))
     write_random_arrays(draft, seed)
     publish_random_draft(draft, fingerprint=fingerprint)
 
@@ -82,7 +82,7 @@ def fingerprint_of(number: int) -> str:
 
 def race(url: str, seed: int, rounds: int, start: Any, results: Any) -> None:
     """Publish under the same keys as somebody else, at the same moments; put what became of it in a queue."""
-    store = create_store(url)
+    store = open_or_create_store(url)
     for number in range(rounds):
         draft = Draft(store)
         write_random_arrays(draft, seed)
@@ -93,7 +93,7 @@ def race(url: str, seed: int, rounds: int, start: Any, results: Any) -> None:
 
 def publish_many(url: str, seed: int, fingerprints: list[str], start: Any) -> None:
     """Publish under keys of one's own."""
-    store = create_store(url)
+    store = open_or_create_store(url)
     start.wait()
     for fingerprint in fingerprints:
         draft = Draft(store)
@@ -103,7 +103,7 @@ def publish_many(url: str, seed: int, fingerprints: list[str], start: Any) -> No
 
 def publish_when_told(url: str, seed: int, fingerprint: str, written: Any, go: Any, results: Any) -> None:
     """Write a draft, say so, and wait before publishing it."""
-    draft = Draft(create_store(url))
+    draft = Draft(open_or_create_store(url))
     write_random_arrays(draft, seed)
     written.set()
     go.wait()

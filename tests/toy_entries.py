@@ -7,7 +7,7 @@ from pathlib import Path
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.commits import make_commit_path
 from sfm.stats_store.digests import compute_entry_digest
-from sfm.stats_store.publication import create_commit
+from sfm.stats_store.publication import create_or_get_commit
 from sfm.stats_store.store import Store
 from sfm.testing.stores import (
     CLASSES,
@@ -43,7 +43,7 @@ def publish_fake_commits(store: Store, summary: Summary, entries: int) -> None:
         fingerprint, run = f"{number:064x}", f"{number:032x}"
         digest = compute_entry_digest(whole.arrays, summary.backbone_hash, fingerprint, summary.options)
         own = summary.model_copy(update={"fingerprint": fingerprint, "entry_digest": digest})
-        create_commit(store, own.key, 1, whole.model_copy(update={"run": run, "summary": own}))
+        create_or_get_commit(store, own.key, 1, whole.model_copy(update={"run": run, "summary": own}))
 
 
 def age_files(path: Path, days: float = 8) -> None:

@@ -30,7 +30,7 @@ from sfm.eval.result import Evaluation
 from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
 from sfm.stats_store.digests import compute_array_digest
-from sfm.stats_store.entry_history import list_candidate_summaries
+from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
 from sfm.stats_store.store import Entry, Store, open_store
 from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
 
@@ -276,7 +276,7 @@ def combine_run_results(
 def open_source_entry_if_stored(store: Store, run: DistilledRun) -> Entry | None:
     """Open the entry that a run was distilled from; None if the store does not hold it."""
     record = run.record
-    known = list_candidate_summaries(store, f"{record.dataset}@{record.entry_digest}")
+    known = list_visible_and_pinned_summaries(store, f"{record.dataset}@{record.entry_digest}")
     matching = [summary for summary in known if summary.entry_digest == record.entry_digest]
     return store.open_entry(matching[0]) if matching else None
 

@@ -17,15 +17,19 @@ from obstore.store import MemoryStore, ObjectStore
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
-from sfm.stats_store.commits import encode_commit, make_commit_path
+from sfm.stats_store.commits import encode_commit_with_digest, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
-from sfm.stats_store.entry_history import list_candidate_summaries, read_commit_statuses, remove_entry
+from sfm.stats_store.entry_history import (
+    list_visible_and_pinned_summaries,
+    read_commit_statuses,
+    remove_entry,
+)
 from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.schema import UpgradeNeededError
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -64,14 +68,14 @@ class StoreTests:
     @pytest.fixture
     def store(self, location: str | ObjectStore) -> Store:
         """An empty store at the location."""
-        return create_store(location)
+        return open_or_create_store(location)
 
     def test_a_store_is_created_once(self, location: str | ObjectStore) -> None:
         """A location without a store is refused; creating a store twice opens the same one."""
         with pytest.raises(InputError):
             open_store(location)
-        publish_random_entry(create_store(location))
-        assert create_store(location).list_summaries() == open_store(location).list_summaries() != []
+        publish_random_entry(open_or_create_store(location))
+        assert open_or_create_store(location).list_summaries() == open_store(location).list_summaries() != []
 
     def test_arrays_are_read_as_they_were_written(self, location: str | ObjectStore, store: Store) -> None:
         """Every array is read with the type, shape and values with which it was written."""
@@ -88,9 +92,9 @@ class StoreTests:
         """A reader sees complete entries only: nothing of a draft, all of a published entry."""
         draft = Draft(store)
         write_random_arrays(draft)
-        assert store.list_entries_and_problems() == ([], [])
+        assert store.list_summaries_and_problems() == ([], [])
         summary = publish_random_draft(draft).summary
-        assert store.list_entries_and_problems() == ([summary], [])
+        assert store.list_summaries_and_problems() == ([summary], [])
         assert [verdict.problems for verdict in verify_entries(store)] == [[]]
 
     def test_a_discarded_draft_leaves_no_object(self, store: Store) -> None:
@@ -165,8 +169,8 @@ class StoreTests:
         old = publish_random_entry(store)
         new = publish_random_entry(store, seed=1, replace=True)
         pin = f"toy@{old.entry_digest[:12]}"
-        assert select_only_summary(list_candidate_summaries(store, pin), dataset=pin) == old
-        assert list_candidate_summaries(store, "toy") == [new]
+        assert select_only_summary(list_visible_and_pinned_summaries(store, pin), dataset=pin) == old
+        assert list_visible_and_pinned_summaries(store, "toy") == [new]
         assert store.open_entry(old).read_array("train/count").sum() == TRAIN_SAMPLES
 
     def test_a_removed_entry_is_hidden_and_stays_until_garbage_collection(self, store: Store) -> None:
@@ -174,7 +178,7 @@ class StoreTests:
         summary = publish_random_entry(store)
         before = read_all_objects(store)
         remove_entry(store, summary)
-        assert store.list_entries_and_problems() == ([], [])
+        assert store.list_summaries_and_problems() == ([], [])
         assert before.items() < read_all_objects(store).items()
         assert [garbage.reason for garbage in collect_garbage(store, delete_replaced_now=True).deleted] == [
             "removed"
@@ -235,7 +239,7 @@ class StoreTests:
         rewrite_commit_with_valid_digests(
             store, summary, lambda content: content["schema"].update(requires=["future"])
         )
-        summaries, reasons = store.list_entries_and_problems()
+        summaries, reasons = store.list_summaries_and_problems()
         assert summaries == [other]
         assert len(reasons) == 1
         assert "future" in reasons[0]
@@ -262,14 +266,14 @@ class StoreTests:
         rewrite_commit_with_valid_digests(store, old, add_unknown)
         (summary,) = store.list_summaries()
         assert store.open_entry(summary).read_array("train/count").sum() == TRAIN_SAMPLES
-        target = create_store(MemoryStore())
+        target = open_or_create_store(MemoryStore())
         assert [result.outcome for result in copy_entries(store, target, [summary])] == ["copied"]
         assert read_all_objects(target) == read_all_objects(store)
 
     def test_a_copy_is_the_same_entry(self, store: Store) -> None:
         """Entries copied to another store and back have the same bytes; copying them again writes nothing."""
         publish_random_entry(store)
-        target, back = create_store(MemoryStore()), create_store(MemoryStore())
+        target, back = open_or_create_store(MemoryStore()), open_or_create_store(MemoryStore())
         assert [r.outcome for r in copy_entries(store, target, store.list_summaries())] == ["copied"]
         assert [r.outcome for r in copy_entries(target, back, target.list_summaries())] == ["copied"]
         assert read_all_objects(back) == read_all_objects(store)
@@ -280,7 +284,7 @@ class StoreTests:
         """Listing reads commits only: it succeeds when all runs are gone."""
         summary = publish_random_entry(store)
         obstore.delete(store.objects, [path for path in read_all_objects(store) if path.startswith("runs/")])
-        assert store.list_entries_and_problems() == ([summary], [])
+        assert store.list_summaries_and_problems() == ([summary], [])
 
 
 def make_backbone_card(spec: str = "lite0", image_size: int = 96, weights: str = "w") -> BackboneCard:
@@ -384,4 +388,4 @@ def rewrite_commit_with_valid_digests(
     change_in_place(content)
     key = (summary.backbone_hash, summary.fingerprint, summary.options)
     content["summary"]["entry_digest"] = compute_entry_digest(content["arrays"], *key)
-    obstore.put(store.objects, path, encode_commit(content))
+    obstore.put(store.objects, path, encode_commit_with_digest(content))

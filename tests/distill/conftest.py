@@ -13,7 +13,7 @@ from sfm.random_streams import make_rng
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
 from sfm.stats_store.digests import compute_sha256
 from sfm.stats_store.publication import Draft, publish_draft
-from sfm.stats_store.store import create_store
+from sfm.stats_store.store import open_or_create_store
 
 SIZE = 32
 NAMES = ["T-shirt/top", "sock, left", "Straße", "猫"]
@@ -46,7 +46,7 @@ def publish_entry(lite0: Backbone) -> Callable[..., str]:
     """Publish statistics of class means and centres, by array name, as the entry `name` of a store."""
 
     def publish_arrays(store: Path, name: str, arrays: dict[str, np.ndarray]) -> str:
-        draft = Draft(create_store(str(store)))
+        draft = Draft(open_or_create_store(str(store)))
         for array, values in arrays.items():
             draft.write_array(array, values)
         ids = [f"class{index}" for index in range(len(arrays["train/mean"]))]

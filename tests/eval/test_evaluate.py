@@ -12,7 +12,7 @@ from sfm.eval.evaluation import Evaluation, evaluate
 from sfm.eval.result import AccuracyRow
 from sfm.events import Progress
 from sfm.stats_store.publication import Draft, publish_draft
-from sfm.stats_store.store import Entry, create_store, open_store
+from sfm.stats_store.store import Entry, open_or_create_store, open_store
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def find_row(evaluation: Evaluation, images: str, backbone: str, mode: str) -> A
 
 def republish(entry: Entry, url: Path, *, classes: int = 10, without: str = "nothing") -> str:
     """Publish the first classes of an entry in a store of its own, some arrays left out; return its URL."""
-    draft = Draft(create_store(str(url)))
+    draft = Draft(open_or_create_store(str(url)))
     kept = entry.read_array("test/label") < classes
     for name in entry.list_array_names():
         if not name.startswith(without):

@@ -28,7 +28,7 @@ from sfm.eval.report.row_selection import find_headline_row, list_cross_backbone
 from sfm.eval.report.text_format import format_decimal_bytes, format_sfm_command, format_wall_time
 from sfm.eval.result import ConfusedPair
 from sfm.stats_store.publication import Draft, publish_draft
-from sfm.stats_store.store import Entry, create_store
+from sfm.stats_store.store import Entry, open_or_create_store
 from sfm.text import format_percent
 
 SFM = str(Path(sys.executable).with_name("sfm"))
@@ -89,7 +89,7 @@ def edit_image(image: Path) -> None:
 
 def publish_without_exemplars(entry: Entry, place: Path) -> str:
     """Publish an entry again, in a store of its own, without its real images; return its digest."""
-    draft = Draft(create_store(str(place)))
+    draft = Draft(open_or_create_store(str(place)))
     for name in entry.list_array_names():
         if not name.startswith("exemplar/"):
             draft.write_array(name, entry.read_array(name))
@@ -653,7 +653,7 @@ def test_missing_and_extra_images_are_one_line(run: Path, tmp_path: Path) -> Non
 
 
 def test_a_store_that_knows_none_of_the_runs_is_one_line(run: Path, tmp_path: Path) -> None:
-    create_store(str(tmp_path / "store"))
+    open_or_create_store(str(tmp_path / "store"))
     with pytest.raises(InputError, match=r"holds no entry that .* was distilled from"):
         write_report(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
 

@@ -22,7 +22,7 @@ from sfm.cli import app
 from sfm.stats_store.commits import make_commit_path
 from sfm.stats_store.digests import compute_sha256
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 
 __all__ = ["s3_endpoint", "s3_url"]
 
@@ -53,7 +53,7 @@ def assert_one_line(done: Result, status: int, *words: str) -> None:
 @pytest.fixture
 def store(tmp_path) -> Store:
     """A store with two backbones' entries of one dataset, a tuning entry, and one replaced generation."""
-    store = create_store(str(tmp_path / "s"))
+    store = open_or_create_store(str(tmp_path / "s"))
     publish_random_entry(store, 0, dataset="birds")
     publish_random_entry(store, 1, dataset="birds", replace=True)
     publish_random_entry(store, 2, dataset="birds", backbone=make_backbone_card("lite1"))
@@ -209,7 +209,7 @@ def test_copy_says_what_became_of_every_entry(store, tmp_path):
 
 
 def test_copy_that_is_kept_from_replacing_exits_with_two_and_says_how(store, tmp_path):
-    other = create_store(str(tmp_path / "t"))
+    other = open_or_create_store(str(tmp_path / "t"))
     publish_random_entry(other, 9, dataset="birds")
     refused = run_sfm("copy", store.url, other.url, "--quiet")
     assert_one_line(refused, 2, "1 of 3 entries not copied", "--replace")
@@ -253,7 +253,7 @@ def test_merge_refuses_in_one_line_and_makes_no_store(fashion_store, tmp_path):
 
 
 def test_merging_parts_without_training_features_needs_no_torch(tmp_path):
-    store = create_store(str(tmp_path / "s"))
+    store = open_or_create_store(str(tmp_path / "s"))
     for name in ("north", "south"):
         draft = Draft(store)
         write_random_arrays(draft)
@@ -290,7 +290,7 @@ def test_a_store_on_s3_takes_every_verb(store, s3_url):
 
 def test_a_pinned_entry_is_distilled_after_it_was_replaced(fashion_store, tmp_path):
     shutil.copytree(fashion_store, tmp_path / "s")
-    store = create_store(str(tmp_path / "s"))
+    store = open_or_create_store(str(tmp_path / "s"))
     (old,) = [s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full")]
     replace_with_other_means(store, old)
     assert old not in store.list_summaries()

@@ -8,7 +8,7 @@ from sfm.errors import InputError
 from sfm.pipeline.entry_rows import make_entry_options
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries_by_model
-from sfm.stats_store.extract_command import DEFAULT_OPTIONS, format_changed_options, format_extract_command
+from sfm.stats_store.extract_command import DEFAULT_OPTIONS, format_extract_command, format_nondefault_options
 from sfm.stats_store.store import open_store
 
 
@@ -18,7 +18,7 @@ def test_the_command_repeats_the_options_of_the_entry(fashion_store: str) -> Non
         filter_summaries_by_model(
             store.list_summaries(), dataset="fashion-mnist-6k@tuning", model="tf_efficientnet_lite2"
         )
-    assert format_extract_command(store, missing.value.others, "lite2", None) == (
+    assert format_extract_command(store, missing.value.stored_entries_of_dataset, "lite2", None) == (
         f"sfm extract builtin:fashion-mnist-6k --store {fashion_store} --backbone lite2 --image-size 32 "
         "--sub-classes 2,3 --exemplars 6 --limit-per-class 40 --tune-fraction 0.25"
     )
@@ -26,7 +26,7 @@ def test_the_command_repeats_the_options_of_the_entry(fashion_store: str) -> Non
 
 def test_what_need_not_be_given_is_the_default_of_extraction() -> None:
     config = ExtractConfig(source="builtin:fashion-mnist-6k", store="s", backbone=["lite0"])
-    assert format_changed_options(make_entry_options(config, "full", {})) == []
+    assert format_nondefault_options(make_entry_options(config, "full", {})) == []
     for name, default in DEFAULT_OPTIONS.items():
         if name != "views":
             own = getattr(config, name)

@@ -25,7 +25,7 @@ from sfm.stats_store.cloud_providers import (
     require_valid_cloud_environment,
 )
 from sfm.stats_store.location import connect_object_store, explain_store_error
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 
 CANARY = "C4N4RY"
 KEY = "QzRONFJZ"
@@ -146,7 +146,7 @@ def test_what_a_server_refuses_is_said_with_the_variables_of_its_cloud(
         variables |= {**PUBLIC, "GOOGLE_BASE_URL": address, "AWS_SECRET_ACCESS_KEY": CANARY}
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        for open_it in (open_store, create_store):
+        for open_it in (open_store, open_or_create_store):
             require_line(f"{scheme}://place/x", reason, open_it)
 
 
@@ -294,7 +294,7 @@ def test_a_key_that_no_header_can_carry_is_refused_before_any_request(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for scheme, cloud in PROVIDERS_BY_SCHEME.items():
-        for name in cloud.header_variables:
+        for name in cloud.header_or_host_variables:
             with monkeypatch.context() as patch:
                 patch.setenv(name, CANARY + end)
                 with pytest.raises(InputError, match=f"^{name} in the environment holds a ") as error:

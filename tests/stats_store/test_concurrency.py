@@ -21,7 +21,7 @@ from sfm.stats_store.concurrency import MAX_REQUESTS, MemoryBudget, map_concurre
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import find_entries_merged_from_removed
 from sfm.stats_store.garbage_collection import collect_garbage
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 LATENCY = 0.05
@@ -39,12 +39,12 @@ def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.fixture
 def far_away(proxy: Proxy, s3_url: str, tmp_path: Path) -> Store:
     """A store of five entries on a server that takes its time."""
-    near = create_store(str(tmp_path / "near"))
+    near = open_or_create_store(str(tmp_path / "near"))
     for number in range(5):
         publish_random_entry(
             near, number, backbone=make_backbone_card(f"lite{number}"), dataset=f"set{number}"
         )
-    copy_entries(near, create_store(s3_url), near.list_summaries())
+    copy_entries(near, open_or_create_store(s3_url), near.list_summaries())
     proxy.latency, proxy.most = LATENCY, 0
     return open_store(s3_url)
 
@@ -129,13 +129,13 @@ def test_entries_objects_and_commits_are_asked_for_side_by_side(far_away: Store,
     assert [v.is_sound for v in verify_entries(far_away)] == [True] * len(summaries)
     assert len(summaries) < proxy.most <= MAX_REQUESTS
     proxy.most = 0
-    done = copy_entries(far_away, create_store(f"{far_away.url}-copy"), summaries[:4])
+    done = copy_entries(far_away, open_or_create_store(f"{far_away.url}-copy"), summaries[:4])
     assert {c.outcome for c in done} == {"copied"}
     assert 4 < proxy.most <= MAX_REQUESTS
 
 
 def test_removing_an_entry_asks_two_things_of_every_other_of_its_backbone(s3_url: str, proxy: Proxy) -> None:
-    store = create_store(s3_url)
+    store = open_or_create_store(s3_url)
     for number in range(3):
         publish_random_entry(store, number, dataset=f"set{number}", fingerprint=f"{number:064x}")
     summaries = store.list_summaries()
@@ -148,7 +148,7 @@ def test_removing_an_entry_asks_two_things_of_every_other_of_its_backbone(s3_url
 def test_an_interrupted_command_says_in_one_line_what_is_true(
     s3_url: str, proxy: Proxy, words: list[str]
 ) -> None:
-    create_store(s3_url)
+    open_or_create_store(s3_url)
     proxy.latency = 20.0
     interrupt_soon()
     done = CliRunner().invoke(app, ["store", words[0], s3_url, *words[1:]])
@@ -159,7 +159,7 @@ def test_an_interrupted_command_says_in_one_line_what_is_true(
 
 
 def test_two_collections_at_once_both_end_well(tmp_path: Path) -> None:
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     for number in range(6):
         publish_random_entry(store, number, replace=True)
     done = map_concurrently(

@@ -13,21 +13,21 @@ from forged_entries import rewrite_commit
 from toy_entries import age_files, make_backbone_card, publish_random_entry
 
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.commits import encode_commit, make_commit_path
+from sfm.stats_store.commits import encode_commit_with_digest, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import read_commit_statuses, remove_entry
 from sfm.stats_store.entry_selection import find_summaries
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.objects import list_objects
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, open_or_create_store
 from sfm.stats_store.verification import verify_entries
 
 
 @pytest.fixture
 def disk(tmp_path) -> Store:
     """A store on a disk with three entries."""
-    store = create_store(str(tmp_path / "disk"))
+    store = open_or_create_store(str(tmp_path / "disk"))
     publish_random_entry(store, 0)
     publish_random_entry(store, 1, backbone=make_backbone_card("lite1"))
     publish_random_entry(store, 2, dataset="other", fingerprint="a" * 64)
@@ -47,10 +47,10 @@ def outcomes(done) -> list[str]:
 
 
 def test_entries_copied_to_s3_and_back_are_the_same_bytes(disk, s3_url, tmp_path):
-    there = create_store(s3_url)
+    there = open_or_create_store(s3_url)
     assert outcomes(copy_entries(disk, there, disk.list_summaries())) == ["copied"] * 3
     assert content(there) == content(disk)
-    back = create_store(str(tmp_path / "back"))
+    back = open_or_create_store(str(tmp_path / "back"))
     assert outcomes(copy_entries(there, back, there.list_summaries())) == ["copied"] * 3
     assert content(back) == content(disk)
     assert back.list_summaries() == there.list_summaries() == disk.list_summaries()
@@ -58,7 +58,7 @@ def test_entries_copied_to_s3_and_back_are_the_same_bytes(disk, s3_url, tmp_path
 
 
 def test_a_second_copy_writes_nothing(disk, tmp_path):
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     copy_entries(disk, target, disk.list_summaries())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")}
     assert outcomes(copy_entries(disk, target, disk.list_summaries())) == ["already there"] * 3
@@ -66,7 +66,7 @@ def test_a_second_copy_writes_nothing(disk, tmp_path):
 
 
 def test_only_what_was_asked_for_is_copied(disk, tmp_path):
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     copy_entries(disk, target, find_summaries(disk.list_summaries(), dataset="toy", backbone_spec="lite1"))
     assert [(s.dataset, s.backbone) for s in target.list_summaries()] == [("toy", "lite1")]
 
@@ -82,12 +82,12 @@ def leave_partial_copy(source: Store, target: Store, run: str, chunks: int = 3) 
 
 
 def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing(disk, tmp_path):
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
     commit = disk.read_commit(f"index/{chosen.key}/00000001.json")
     leave_partial_copy(disk, target, commit.run)
     (done,) = copy_entries(disk, target, [chosen])
-    assert (done.outcome, done.found_object_count, done.written_object_count) == (
+    assert (done.outcome, done.existing_object_count, done.written_object_count) == (
         "copied",
         3,
         len(commit.objects) - 3,
@@ -98,7 +98,7 @@ def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing(d
 
 @pytest.mark.parametrize("fault", ["other bytes", "an object of another entry", "too old to be safe from gc"])
 def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry(disk, tmp_path, fault):
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
     commit = disk.read_commit(f"index/{chosen.key}/00000001.json")
     left = leave_partial_copy(disk, target, commit.run)
@@ -110,7 +110,7 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
         age_files(tmp_path / "t", days=5)
     before = {path: path.read_bytes() for path in (tmp_path / "t" / "runs").rglob("*") if path.is_file()}
     (done,) = copy_entries(disk, target, [chosen])
-    assert (done.outcome, done.found_object_count) == ("copied", 0)
+    assert (done.outcome, done.existing_object_count) == ("copied", 0)
     assert {path: path.read_bytes() for path in before} == before
     now = target.read_commit(f"index/{chosen.key}/00000001.json")
     assert now.run != commit.run
@@ -121,21 +121,21 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
 
 
 def test_an_untrusted_store_that_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it(disk, tmp_path):
-    untrusted = create_store(str(tmp_path / "untrusted"))
+    untrusted = open_or_create_store(str(tmp_path / "untrusted"))
     evil = publish_random_entry(untrusted, 5, dataset="free-stats", fingerprint="b" * 64)
     victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
     before = content(disk)
     take_run_id(untrusted, evil, victim)
     assert [v.is_sound for v in verify_entries(untrusted)] == [True]
     (done,) = copy_entries(untrusted, disk, untrusted.list_summaries())
-    assert (done.outcome, done.found_object_count) == ("copied", 0)
+    assert (done.outcome, done.existing_object_count) == ("copied", 0)
     assert {path: data for path, data in content(disk).items() if path in before} == before
     assert not [path for path in content(disk) if path.startswith(f"runs/{victim}/") and path not in before]
     assert [v.is_sound for v in verify_entries(disk)] == [True] * 4
 
 
 def test_a_run_that_a_commit_refers_to_gains_no_object_even_where_all_of_it_was_lost(disk, tmp_path):
-    untrusted = create_store(str(tmp_path / "untrusted"))
+    untrusted = open_or_create_store(str(tmp_path / "untrusted"))
     evil = publish_random_entry(untrusted, 5, dataset="free-stats", fingerprint="b" * 64)
     victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
     shutil.rmtree(tmp_path / "disk" / "runs" / victim)
@@ -145,13 +145,15 @@ def test_a_run_that_a_commit_refers_to_gains_no_object_even_where_all_of_it_was_
 
 
 def test_two_entries_of_an_untrusted_store_with_one_run_id_do_not_mix(tmp_path):
-    untrusted = create_store(str(tmp_path / "untrusted"))
+    untrusted = open_or_create_store(str(tmp_path / "untrusted"))
     first = publish_random_entry(untrusted, 5, dataset="a", fingerprint="a" * 64)
-    second = publish_random_entry(create_store(str(tmp_path / "other")), 6, dataset="b", fingerprint="b" * 64)
-    other = create_store(str(tmp_path / "other"))
+    second = publish_random_entry(
+        open_or_create_store(str(tmp_path / "other")), 6, dataset="b", fingerprint="b" * 64
+    )
+    other = open_or_create_store(str(tmp_path / "other"))
     run = untrusted.read_commit(f"index/{first.key}/00000001.json").run
     take_run_id(other, second, run)
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda s: copy_entries(s, target, s.list_summaries()), (untrusted, other)))
     assert [outcomes(each) for each in done] == [["copied"]] * 2
@@ -176,7 +178,7 @@ def test_what_verify_calls_damaged_is_not_published_in_another_store(disk, tmp_p
     (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
     (verdict,) = verify_entries(disk, [chosen])
     assert not verdict.is_sound
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     (done,) = copy_entries(disk, target, [chosen])
     assert done.outcome == "damaged"
     assert done.detail.startswith(verdict.problems[0])
@@ -196,7 +198,7 @@ def test_a_damaged_object_is_not_copied_and_named_and_the_other_entries_are(disk
     run = disk.read_commit(f"index/{chosen[1].key}/00000001.json").run
     victim = tmp_path / "disk" / "runs" / run / "train" / "mean" / "c" / "0" / "0"
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     done = copy_entries(disk, target, chosen)
     assert outcomes(done) == ["copied", "damaged", "copied"]
     assert f"runs/{run}/train/mean/c/0/0" in done[1].detail
@@ -204,7 +206,7 @@ def test_a_damaged_object_is_not_copied_and_named_and_the_other_entries_are(disk
 
 
 def test_what_the_target_holds_under_the_key_stays_unless_it_is_to_be_replaced(disk, tmp_path):
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     publish_random_entry(target, 7)
     (chosen,) = find_summaries(disk.list_summaries(), dataset="toy", backbone_spec="lite0")
     mine = target.list_summaries()
@@ -218,7 +220,7 @@ def test_what_the_target_holds_under_the_key_stays_unless_it_is_to_be_replaced(d
 
 
 def test_a_copy_does_not_undo_a_takedown_unless_told_to(disk, tmp_path):
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
     copy_entries(disk, target, [chosen])
     remove_entry(target, target.list_summaries()[0])
@@ -232,7 +234,7 @@ def test_a_copy_does_not_undo_a_takedown_unless_told_to(disk, tmp_path):
 
 
 def test_a_replica_replaces_a_damaged_entry_and_nothing_is_written_over(disk, tmp_path):
-    replica = create_store(str(tmp_path / "replica"))
+    replica = open_or_create_store(str(tmp_path / "replica"))
     copy_entries(disk, replica, disk.list_summaries())
     victims = sorted(p for p in (tmp_path / "disk" / "runs").rglob("c/**/*") if p.is_file())
     victims[0].unlink()
@@ -252,7 +254,7 @@ def test_a_replica_replaces_a_damaged_entry_and_nothing_is_written_over(disk, tm
 
 
 def test_a_replica_stands_in_for_a_damaged_commit(disk, tmp_path):
-    replica = create_store(str(tmp_path / "replica"))
+    replica = open_or_create_store(str(tmp_path / "replica"))
     copy_entries(disk, replica, disk.list_summaries())
     (chosen,) = find_summaries(replica.list_summaries(), dataset="other")
     (tmp_path / "disk" / "index" / chosen.key / "00000001.json").write_bytes(b"{")
@@ -263,7 +265,7 @@ def test_a_replica_stands_in_for_a_damaged_commit(disk, tmp_path):
 
 
 def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
-    source = create_store(str(tmp_path / "later"))
+    source = open_or_create_store(str(tmp_path / "later"))
     summary = publish_random_entry(source, 0)
     path = f"index/{summary.key}/00000001.json"
     run = source.read_commit(path).run
@@ -278,8 +280,8 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     for name, data in news.items():
         obstore.put(source.objects, f"runs/{run}/{name}", data)
         inner["objects"][name] = {"size": len(data), "sha256": compute_sha256(data)}
-    obstore.put(source.objects, path, encode_commit(inner))
-    plain, busy = create_store(str(tmp_path / "a")), create_store(str(tmp_path / "b"))
+    obstore.put(source.objects, path, encode_commit_with_digest(inner))
+    plain, busy = open_or_create_store(str(tmp_path / "a")), open_or_create_store(str(tmp_path / "b"))
     publish_random_entry(busy, 9)
     (chosen,) = source.list_summaries()
     assert outcomes(copy_entries(source, plain, [chosen])) == ["copied"]
@@ -297,7 +299,7 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
 
 
 def test_two_copies_of_one_entry_at_once_both_arrive(disk, tmp_path):
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda _: copy_entries(disk, target, disk.list_summaries()), range(2)))
     assert {o for each in done for o in outcomes(each)} <= {"copied", "already there"}
@@ -306,11 +308,11 @@ def test_two_copies_of_one_entry_at_once_both_arrive(disk, tmp_path):
 
 
 def test_a_key_without_a_generation_left_keeps_no_other_entry_from_being_copied(disk, tmp_path):
-    target = create_store(str(tmp_path / "t"))
+    target = open_or_create_store(str(tmp_path / "t"))
     key = disk.list_summaries()[0].key
     obstore.put(target.objects, f"index/{key}/99999999.published", b"")
     done = copy_entries(disk, target, disk.list_summaries(), replace=True)
     assert outcomes(done) == ["differs in the target", "copied", "copied"]
     assert "delete 99999999.json and 99999999.published there" in done[0].detail
-    (reason,) = target.list_entries_and_problems()[1]
+    (reason,) = target.list_summaries_and_problems()[1]
     assert "delete 99999999.published there" in reason

@@ -16,7 +16,7 @@ from toy_entries import make_backbone_card, publish_random_draft, write_random_a
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 
@@ -48,7 +48,7 @@ def read_all(url: str) -> Reading:
     """Read a store as a user would, entry by entry."""
     try:
         store = open_store(url)
-        summaries, complaints = store.list_entries_and_problems()
+        summaries, complaints = store.list_summaries_and_problems()
     except (DamageError, InputError) as error:
         return Reading({}, [str(error)])
     contents = {}
@@ -68,7 +68,7 @@ def read_all(url: str) -> Reading:
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of two entries of different data through different backbones."""
-    store = create_store(str(tmp_path_factory.mktemp("original")))
+    store = open_or_create_store(str(tmp_path_factory.mktemp("original")))
     for seed, weights in ((1, "w"), (2, "v")):
         draft = Draft(store)
         write_random_arrays(draft, seed)
@@ -232,7 +232,7 @@ def test_the_commit_of_an_older_generation_in_the_place_of_a_newer_one_is_report
     summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest, older = (Path(store.url) / "index" / summary.key / f"{n:08d}.json" for n in (2, 1))
     with changed(store, newest, older.read_bytes()) as path:
-        entries, reasons = store.list_entries_and_problems()
+        entries, reasons = store.list_summaries_and_problems()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         assert path in reasons[0]
 
@@ -243,14 +243,14 @@ def test_a_lost_commit_does_not_bring_back_what_it_replaced_or_removed(store: St
     summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
     with changed(store, newest, None) as path:
-        entries, reasons = store.list_entries_and_problems()
+        entries, reasons = store.list_summaries_and_problems()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         (reason,) = reasons
         assert reason.startswith(f"missing commit {path}: it was published and is gone; if it never was, ")
         assert reasons[0] in [problem for verdict in verify_entries(store) for problem in verdict.problems]
     remove_entry(store, summary)
     with changed(store, newest.with_name("00000003.json"), None) as path:
-        entries, reasons = store.list_entries_and_problems()
+        entries, reasons = store.list_summaries_and_problems()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         assert path in reasons[0]
 
@@ -304,7 +304,7 @@ def test_the_checksum_of_a_chunk_protects_a_plain_zarr_reader(store: Store) -> N
 
 
 def test_what_a_store_did_not_keep_is_never_published(tmp_path: Path) -> None:
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     for change in (None, b"other bytes"):
         draft = Draft(store)
         write_random_arrays(draft, 1)

@@ -38,7 +38,7 @@ from sfm.stats_store.array_layouts import (
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
 from sfm.stats_store.commits import EntryCards
 from sfm.stats_store.schema import DIMENSIONS, create_run_array, is_array_in_schema, strip_sub_class_suffix
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 NAMES = sorted(name + "_3" if "sub_class" in axes else name for name, axes in DIMENSIONS.items())
@@ -48,7 +48,7 @@ RUN = "a" * 32
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = create_store(str(tmp_path_factory.mktemp("original")))
+    store = open_or_create_store(str(tmp_path_factory.mktemp("original")))
     publish_random_entry(store, 1)
     return Path(store.url)
 

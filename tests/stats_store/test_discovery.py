@@ -8,13 +8,13 @@ from toy_entries import publish_fake_commits, publish_random_draft, publish_rand
 from sfm import store_tables
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.store import open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 
 @pytest.mark.parametrize("entries", [50, pytest.param(1000, marks=pytest.mark.torture)])
 def test_listing_reads_commits_alone(tmp_path, entries):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     publish_fake_commits(store, publish_random_entry(store), entries - 1)
     began = time.perf_counter()
     assert len(open_store(str(tmp_path)).list_summaries()) == entries
@@ -40,7 +40,7 @@ def test_show_tells_cards_classes_licence_source_sizes_and_ratio(fashion_store):
 
 
 def test_sizes_are_those_on_the_disk(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     entry = store.open_entry(publish_random_entry(store))
     document = store_tables.make_entry_document(entry)
     folder = tmp_path / "runs" / document["run"]
@@ -55,7 +55,7 @@ def test_sizes_are_those_on_the_disk(tmp_path):
 
 
 def test_an_entry_without_held_out_features_opens_lists_verifies_and_copies(tmp_path):
-    store = create_store(str(tmp_path / "s"))
+    store = open_or_create_store(str(tmp_path / "s"))
     draft = Draft(store)
     draft.write_array("train/count", write_random_arrays(Draft(store))["train/count"])
     summary = publish_random_draft(draft).summary
@@ -64,4 +64,4 @@ def test_an_entry_without_held_out_features_opens_lists_verifies_and_copies(tmp_
     document = store_tables.make_entry_document(entry)
     assert {c["test_samples"] for c in document["classes"]} == {None}
     assert [v.is_sound for v in verify_entries(store)] == [True]
-    assert copy_entries(store, create_store(str(tmp_path / "t")), [summary])[0].outcome == "copied"
+    assert copy_entries(store, open_or_create_store(str(tmp_path / "t")), [summary])[0].outcome == "copied"

@@ -17,9 +17,9 @@ from sfm.paths import expand_home, get_cache_folder, list_paths_without_clutter
 from sfm.stats_store import local_files, system_errors
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import remove_entry
-from sfm.stats_store.location import explain_store_error, parse_local_url
+from sfm.stats_store.location import explain_store_error, parse_local_path
 from sfm.stats_store.objects import ObjectExistsError, create_object, create_or_verify_object
-from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.store import open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 
@@ -28,7 +28,7 @@ from sfm.stats_store.verification import verify_entries
 )
 def test_what_systems_leave_in_a_folder_is_not_in_the_way_of_a_store(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"x")
-    publish_random_entry(create_store(str(tmp_path)))
+    publish_random_entry(open_or_create_store(str(tmp_path)))
     assert (tmp_path / name).exists()
     assert [v.is_sound for v in verify_entries(open_store(str(tmp_path)))] == [True]
 
@@ -36,13 +36,13 @@ def test_what_systems_leave_in_a_folder_is_not_in_the_way_of_a_store(tmp_path: P
 def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="it holds other files: give an empty folder"):
-        create_store(str(tmp_path))
+        open_or_create_store(str(tmp_path))
     assert list_paths_without_clutter(tmp_path) == [tmp_path / "thesis.tex"]
 
 
 @pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a#b", "a?b", "ä", "[x", "-", "a\\b"])
 def test_a_store_lies_where_its_path_says_whatever_is_in_it(tmp_path: Path, name: str) -> None:
-    publish_random_entry(create_store(str(tmp_path / name)))
+    publish_random_entry(open_or_create_store(str(tmp_path / name)))
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert [v.is_sound for v in verify_entries(open_store(str(tmp_path / name)))] == [True]
 
@@ -50,13 +50,13 @@ def test_a_store_lies_where_its_path_says_whatever_is_in_it(tmp_path: Path, name
 @pytest.mark.parametrize("url", ["file:///x/a#b", "file:///x/a?b", "file:///x/a#", "file://team/x"])
 def test_a_file_url_of_which_a_part_would_be_lost_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="write"):
-        parse_local_url(url)
+        parse_local_path(url)
 
 
 def test_a_file_url_is_decoded() -> None:
     assert (
-        parse_local_url("file:///x/a%23b%20c")
-        == parse_local_url("file://localhost/x/a%23b%20c")
+        parse_local_path("file:///x/a%23b%20c")
+        == parse_local_path("file://localhost/x/a%23b%20c")
         == Path("/x/a#b c")
     )
 
@@ -64,11 +64,11 @@ def test_a_file_url_is_decoded() -> None:
 def test_a_store_whose_folder_is_a_link_and_one_whose_runs_are_on_another_disk(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    publish_random_entry(create_store(str(tmp_path / "link")))
+    publish_random_entry(open_or_create_store(str(tmp_path / "link")))
     (tmp_path / "real" / "runs").rename(tmp_path / "big")
     (tmp_path / "real" / "runs").symlink_to(tmp_path / "big")
     (tmp_path / "real" / "index" / "round").symlink_to(tmp_path / "real")
-    assert [v.is_sound for v in verify_entries(create_store(str(tmp_path / "link")))] == [True]
+    assert [v.is_sound for v in verify_entries(open_or_create_store(str(tmp_path / "link")))] == [True]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_store_whose_folder_is_a_link_and_one_whose_runs_are_on_another_disk(t
 )
 def test_a_place_that_cannot_be_a_folder_is_said_in_one_line(tmp_path: Path, path: str, reason: str) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for visit in (create_store, open_store):
+    for visit in (open_or_create_store, open_store):
         with pytest.raises(InputError, match=reason) as error:
             visit(str(tmp_path / path))
         assert "\n" not in str(error.value)
@@ -103,7 +103,7 @@ def test_without_hard_links_a_commit_is_still_created_by_one_writer_alone(
 ) -> None:
     without("link", number, monkeypatch)
     without("fsync", errno.EINVAL, monkeypatch)
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     summary = publish_random_entry(store)
     with pytest.raises(AlreadyExistsError):
         create_object(store.objects, f"index/{summary.key}/00000001.json", b"other")
@@ -121,7 +121,7 @@ def test_a_file_system_on_which_nothing_is_exclusive_is_refused_at_the_start(
 
     monkeypatch.setattr(local_files, "rename_exclusively", fail)
     with pytest.raises(InputError, match=r"neither hard links nor exclusive renames.*use another disk"):
-        create_store(str(tmp_path / "store"))
+        open_or_create_store(str(tmp_path / "store"))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -129,7 +129,7 @@ def test_a_file_system_on_which_nothing_is_exclusive_is_refused_at_the_start(
 def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    store, whole = create_store(str(tmp_path)), local_files.create_file_exclusively
+    store, whole = open_or_create_store(str(tmp_path)), local_files.create_file_exclusively
     failing = left = 0
 
     def write(root: Path, path: str, data: bytes, **words: bool) -> None:
@@ -162,7 +162,10 @@ def states(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
 
 
 def test_no_object_of_a_store_is_ever_written_again(tmp_path: Path) -> None:
-    store, replica = create_store(str(tmp_path / "store")), create_store(str(tmp_path / "replica"))
+    store, replica = (
+        open_or_create_store(str(tmp_path / "store")),
+        open_or_create_store(str(tmp_path / "replica")),
+    )
     steps: list[Callable[[], object]] = [
         lambda: publish_random_entry(store, 0),
         lambda: publish_random_entry(store, 0),
@@ -173,7 +176,7 @@ def test_no_object_of_a_store_is_ever_written_again(tmp_path: Path) -> None:
         lambda: copy_entries(replica, store, replica.list_summaries(), replace=True),
         lambda: remove_entry(store, store.list_summaries()[0]),
         lambda: copy_entries(replica, store, replica.list_summaries(), replace=True),
-        lambda: create_store(store.url),
+        lambda: open_or_create_store(store.url),
     ]
     before = states(tmp_path)
     for number, step in enumerate(steps):
@@ -208,14 +211,14 @@ def test_what_is_there_is_left_as_it_is(tmp_path: Path, there: str) -> None:
 
 
 def test_a_store_on_a_read_only_disk_is_read_and_not_written(tmp_path: Path) -> None:
-    publish_random_entry(create_store(str(tmp_path / "store")))
+    publish_random_entry(open_or_create_store(str(tmp_path / "store")))
     mount = ["mount", "--bind", "-o", "ro", str(tmp_path / "store"), str(tmp_path / "store")]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("file systems cannot be mounted here")
     try:
         assert [v.is_sound for v in verify_entries(open_store(str(tmp_path / "store")))] == [True]
         with pytest.raises(InputError, match="the file system is read-only"):
-            create_store(str(tmp_path / "store"))
+            open_or_create_store(str(tmp_path / "store"))
     finally:
         subprocess.run(["umount", str(tmp_path / "store")], check=True)
 

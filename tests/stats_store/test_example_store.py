@@ -12,12 +12,12 @@ from toy_entries import publish_random_entry
 
 from sfm import store_tables
 from sfm.errors import InputError
-from sfm.stats_store.commits import encode_commit
+from sfm.stats_store.commits import encode_commit_with_digest
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import read_commit_statuses
 from sfm.stats_store.entry_selection import select_only_summary
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 EXAMPLE = Path(__file__).parent / "example-1.0"
@@ -90,7 +90,7 @@ def test_the_example_holds_every_kind_of_array_and_of_entry(example):
 
 
 def test_an_entry_can_be_published_to_an_old_store(scratch):
-    summary = publish_random_entry(create_store(str(scratch)))
+    summary = publish_random_entry(open_or_create_store(str(scratch)))
     assert summary in open_store(str(scratch)).list_summaries()
 
 
@@ -98,7 +98,7 @@ def rewrite(path: Path, change) -> None:
     """Change the content of a commit, as a later version would have written it."""
     inner = json.loads(path.read_text())["commit"]
     change(inner)
-    path.write_bytes(encode_commit(inner))
+    path.write_bytes(encode_commit_with_digest(inner))
 
 
 def of_a_later_minor_version(scratch: Path) -> str:
@@ -166,7 +166,7 @@ def test_a_later_minor_version_is_verified_byte_by_byte(scratch):
 
 def test_a_later_minor_version_is_copied_whole(scratch, tmp_path):
     run = of_a_later_minor_version(scratch)
-    store, target = open_store(str(scratch)), create_store(str(tmp_path / "target"))
+    store, target = open_store(str(scratch)), open_or_create_store(str(tmp_path / "target"))
     summary = select_only_summary(store.list_summaries(), dataset="south")
     assert [c.outcome for c in copy_entries(store, target, [summary])] == ["copied"]
     for folder in (f"runs/{run}", f"index/{summary.key}"):

@@ -26,11 +26,11 @@ from toy_entries import (
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
-from sfm.stats_store.commits import encode_commit, make_commit_path
+from sfm.stats_store.commits import encode_commit_with_digest, make_commit_path
 from sfm.stats_store.entry_history import read_commit_statuses, remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage, parse_duration
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, open_or_create_store
 from sfm.stats_store.verification import verify_entries
 
 NOTHING = datetime.timedelta(0)
@@ -39,7 +39,9 @@ NOTHING = datetime.timedelta(0)
 @pytest.fixture(params=["disk", "s3"])
 def store(request, tmp_path) -> Store:
     """An empty store, on a disk and on S3."""
-    return create_store(str(tmp_path / "s") if request.param == "disk" else request.getfixturevalue("s3_url"))
+    return open_or_create_store(
+        str(tmp_path / "s") if request.param == "disk" else request.getfixturevalue("s3_url")
+    )
 
 
 def runs(store: Store) -> set[str]:
@@ -96,7 +98,7 @@ def test_a_run_that_is_being_written_survives_a_stranger_who_commits_its_id(
     publish_random_entry(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
     content = json.loads(bytes(obstore.get(store.objects, make_commit_path(old)).bytes()))["commit"]
     content["run"] = draft.run
-    obstore.put(store.objects, make_commit_path(old), encode_commit(content))
+    obstore.put(store.objects, make_commit_path(old), encode_commit_with_digest(content))
     done = collect_garbage(store, delete_replaced_now=True)
     assert done.deleted == []
     assert (f"runs/{draft.run}", "never committed") in [(g.path, g.reason) for g in done.retained]
@@ -105,7 +107,7 @@ def test_a_run_that_is_being_written_survives_a_stranger_who_commits_its_id(
 
 
 def test_age_is_that_of_the_newest_object(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     draft = Draft(store)
     draft.write_array("train/count", np.arange(4))
     age_files(tmp_path)
@@ -116,7 +118,7 @@ def test_age_is_that_of_the_newest_object(tmp_path):
 
 
 def test_an_entry_replaced_a_moment_ago_stays_however_old_its_data(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     publish_random_entry(store, 0)
     age_files(tmp_path)
     publish_random_entry(store, 1, replace=True)
@@ -139,7 +141,7 @@ def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
 
 
 def test_nothing_of_a_key_is_deleted_while_its_newest_commit_cannot_be_read(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     first = publish_random_entry(store, 0)
     publish_random_entry(store, 1, replace=True)
     others = [
@@ -158,7 +160,7 @@ def test_nothing_of_a_key_is_deleted_while_its_newest_commit_cannot_be_read(tmp_
 def test_the_run_of_a_damaged_commit_is_not_deleted_because_a_stranger_claims_it(
     tmp_path,
 ):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     victim = publish_random_entry(store, 0)
     run = store.read_commit(f"index/{victim.key}/00000001.json").run
     stranger = publish_random_entry(store, 1, dataset="x", fingerprint="e" * 64)
@@ -177,7 +179,7 @@ def test_the_run_of_a_damaged_commit_is_not_deleted_because_a_stranger_claims_it
 
 
 def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     first = publish_random_entry(store, 0)
     second = publish_random_entry(store, 1, replace=True)
     obstore.put(store.objects, f"index/{first.key}/00000001.json", b"{}")
@@ -188,7 +190,7 @@ def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
 
 
 def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     first = publish_random_entry(store, 0)
     run = store.read_commit(f"index/{first.key}/00000001.json").run
     remove_entry(store, first)
@@ -200,7 +202,7 @@ def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
 
 
 def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     kept = publish_random_entry(store, 0)
     half, empty = tmp_path / "runs" / f"{1:032x}", tmp_path / "runs" / f"{2:032x}"
     (half / "train").mkdir(parents=True)
@@ -220,7 +222,7 @@ def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
 
 
 def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     with pytest.raises(RuntimeError, match="killed"):
         abandon_staging(tmp_path / "staging", "old")
     with open_staging(tmp_path / "staging", "busy") as staging:
@@ -239,7 +241,7 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
 
 
 def test_collectors_at_once_leave_nothing_and_none_fails(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     publish_random_entry(store, 0)
     kept = publish_random_entry(store, 1, replace=True)
     for number in range(5):
@@ -258,7 +260,7 @@ def test_collectors_at_once_leave_nothing_and_none_fails(tmp_path):
 
 
 def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     rounds = 12
 
     def write(spec: str) -> None:

@@ -7,19 +7,19 @@ from sfm.errors import InputError
 from sfm.stats_store.entry_history import (
     find_entries_merged_from_removed,
     find_entry_history,
-    list_candidate_summaries,
+    list_visible_and_pinned_summaries,
     read_commit_statuses,
     remove_entry,
 )
 from sfm.stats_store.entry_selection import find_summaries, select_only_summary
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, open_or_create_store
 
 
 @pytest.fixture
 def store(tmp_path) -> Store:
     """An empty store in a folder."""
-    return create_store(str(tmp_path / "s"))
+    return open_or_create_store(str(tmp_path / "s"))
 
 
 def put(store: Store, seed: int = 0, **words):
@@ -46,7 +46,7 @@ def test_a_pin_means_one_entry_even_if_it_was_replaced_by_equal_content(store):
     put(store, 0, replace=True)
     put(store, 1, replace=True)
     pin = f"toy@{first.entry_digest}"
-    assert select_only_summary(list_candidate_summaries(store, pin), dataset=pin).generation == 2
+    assert select_only_summary(list_visible_and_pinned_summaries(store, pin), dataset=pin).generation == 2
 
 
 def test_a_removed_entry_is_gone_for_every_reader_even_by_its_digest(store):
@@ -56,7 +56,9 @@ def test_a_removed_entry_is_gone_for_every_reader_even_by_its_digest(store):
     assert store.list_summaries() == []
     for summary in (old, new):
         with pytest.raises(InputError, match="no dataset 'toy'"):
-            select_only_summary(list_candidate_summaries(store, f"toy@{summary.entry_digest}"), dataset="toy")
+            select_only_summary(
+                list_visible_and_pinned_summaries(store, f"toy@{summary.entry_digest}"), dataset="toy"
+            )
 
 
 def test_a_tombstone_says_what_was_removed_and_when(store):
@@ -79,7 +81,7 @@ def test_removing_twice_is_refused(store):
 
 
 def test_history_is_filtered_by_backbone_and_keeps_keys_apart(tmp_path):
-    store = create_store(str(tmp_path / "s"))
+    store = open_or_create_store(str(tmp_path / "s"))
     put(store, 0)
     put(store, 1, backbone=make_backbone_card("lite1"))
     put(store, 2, backbone=make_backbone_card("lite1"), replace=True)
@@ -93,7 +95,7 @@ def test_history_is_filtered_by_backbone_and_keeps_keys_apart(tmp_path):
 
 
 def test_all_entries_of_a_name_are_meant_where_several_may_be(tmp_path):
-    store = create_store(str(tmp_path / "s"))
+    store = open_or_create_store(str(tmp_path / "s"))
     put(store, 0)
     put(store, 1, backbone=make_backbone_card("lite1"))
     put(store, 2, role="tuning", options={"role": "tuning"}, fingerprint="e" * 64)
@@ -106,7 +108,7 @@ def test_all_entries_of_a_name_are_meant_where_several_may_be(tmp_path):
 
 
 def test_removal_names_entries_merged_from_the_same_data(tmp_path):
-    store = create_store(str(tmp_path / "s"))
+    store = open_or_create_store(str(tmp_path / "s"))
     part, _ = put(store, 0, fingerprint="a" * 64)
     union, _ = put(store, 1, fingerprint="b" * 64, leaves=["a" * 64, "c" * 64], dataset="union")
     put(store, 2, fingerprint="c" * 64, dataset="other")

@@ -19,12 +19,12 @@ from toy_entries import age_files, make_backbone_card, publish_random_entry
 from sfm.errors import InputError
 from sfm.stats_store.digests import compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
-from sfm.stats_store.folder_walk import walk_store_files
+from sfm.stats_store.folder_walk import walk_store_paths
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import delete_run
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 NOTHING = timedelta(0)
@@ -42,7 +42,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two current entries, one that was replaced, and a run never committed; all old."""
     folder = tmp_path_factory.mktemp("template")
-    store = create_store(str(folder))
+    store = open_or_create_store(str(folder))
     publish_random_entry(store, 0)
     publish_random_entry(store, 1, replace=True)
     publish_random_entry(store, 2, backbone=make_backbone_card("lite1"))
@@ -207,7 +207,7 @@ def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
 @pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
 @pytest.mark.parametrize("path", ["index", "index/HASH", "index/HASH/FINGERPRINT"])
 def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, path: str, kind: str) -> None:
-    store = create_store(str(tmp_path / "store"))
+    store = open_or_create_store(str(tmp_path / "store"))
     card = make_backbone_card()
     folder = Path(store.url) / path.replace("HASH", card.hash).replace("FINGERPRINT", "f" * 64)
     shutil.rmtree(folder, ignore_errors=True)
@@ -261,7 +261,7 @@ def test_links_that_lead_to_folders_of_links_are_not_followed_without_end(
         for name in names:
             (folder / name).symlink_to(behind)
     began = time.perf_counter()
-    entries, reasons = store.list_entries_and_problems()
+    entries, reasons = store.list_summaries_and_problems()
     assert (len(entries), len(reasons)) == (2, 1)
     assert "behind more than 1000 links" in reasons[0]
     assert time.perf_counter() - began < 5
@@ -272,18 +272,18 @@ def test_a_listing_of_the_index_enters_no_folder_that_is_none_of_it(store: Store
     (Path(store.url) / "index" / "x").symlink_to(tmp_path / "large")
     (Path(store.url) / "index" / "y").mkdir(mode=0)
     seen = []
-    found = walk_store_files(
+    found = walk_store_paths(
         Path(store.url), "index", seen.append, should_enter=lambda p: seen.append(p) or "x" not in p
     )
     assert all("index/x/" not in file.path for file in found)
-    assert store.list_entries_and_problems()[1] == []
+    assert store.list_summaries_and_problems()[1] == []
 
 
 def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
     index = Path(store.url) / "index"
     index.rename(index.with_name("kept"))
     index.write_text("")
-    assert store.list_entries_and_problems() == ([], [f"cannot read {index}: it is a file, not a folder"])
+    assert store.list_summaries_and_problems() == ([], [f"cannot read {index}: it is a file, not a folder"])
     assert collect_garbage(store, min_age=NOTHING).deleted[0].path == "staging/old"
     assert len(list((Path(store.url) / "runs").iterdir())) == 5
 
@@ -303,7 +303,7 @@ def test_a_link_in_the_place_of_a_copied_run_costs_it_its_id_alone(
     store: Store, elsewhere: Path, tmp_path: Path, at: str
 ) -> None:
     (summary, *_) = store.list_summaries()
-    target = create_store(str(tmp_path / "target"))
+    target = open_or_create_store(str(tmp_path / "target"))
     place = tmp_path / "target" / "runs" / store.read_entry_commit(summary).run
     if at == "file":
         place.write_text("mine")

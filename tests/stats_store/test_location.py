@@ -14,11 +14,11 @@ from sfm.stats_store.location import (
     REMOTE_SCHEMES,
     connect_object_store,
     explain_store_error,
-    parse_local_url,
+    parse_local_path,
     redact_url,
 )
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.store import open_or_create_store, open_store
 
 SECRET = "CANARY+secret/9f8e7d"
 
@@ -85,20 +85,20 @@ def test_a_url_without_a_bucket_is_refused_and_no_folder_of_that_name_is_made(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"names no bucket: write .*://BUCKET/PATH"):
-        create_store(url)
+        open_or_create_store(url)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_local_paths_and_file_urls_mean_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    assert parse_local_url("~/store") == Path("/home/someone/store")
-    assert parse_local_url("file:///data/my%20store") == Path("/data/my store")
-    assert parse_local_url("store") == Path("store")
-    assert parse_local_url("s3://bucket/store") is None
+    assert parse_local_path("~/store") == Path("/home/someone/store")
+    assert parse_local_path("file:///data/my%20store") == Path("/data/my store")
+    assert parse_local_path("store") == Path("store")
+    assert parse_local_path("s3://bucket/store") is None
 
 
 def test_a_store_is_the_same_through_a_path_and_a_file_url(tmp_path: Path) -> None:
-    draft = Draft(create_store(str(tmp_path / "my store")))
+    draft = Draft(open_or_create_store(str(tmp_path / "my store")))
     write_random_arrays(draft)
     summary = publish_random_draft(draft).summary
     assert open_store(f"file://{tmp_path}/my%20store").list_summaries() == [summary]

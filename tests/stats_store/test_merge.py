@@ -15,16 +15,16 @@ from sfm.pipeline.block_moments import compute_moments
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
 from sfm.stats_store.class_moments import (
     ClassMoments,
+    expand_moments_to_class_union,
     make_empty_moments,
     merge_moments,
-    move_moments_to_classes,
 )
 from sfm.stats_store.discriminant import compute_oas_shrinkage, fit_linear_discriminant
 from sfm.stats_store.entry_merge import MergeResult, merge_entries
 from sfm.stats_store.merge_inputs import MOMENT_ARRAYS
 from sfm.stats_store.merged_statistics import cluster_weighted_points
 from sfm.stats_store.publication import Draft, publish_draft
-from sfm.stats_store.store import Entry, Store, create_store
+from sfm.stats_store.store import Entry, Store, open_or_create_store
 from sfm.stats_store.verification import verify_entries
 
 FEATURES = 6
@@ -117,7 +117,7 @@ def opened(store: Store, merged: MergeResult) -> Entry:
 
 
 def memory() -> Store:
-    return create_store(MemoryStore())
+    return open_or_create_store(MemoryStore())
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_moments_of_parts_add_up_to_those_of_the_pooled_data(seed, owners, order
     for owner in order:
         own = some_of(whole, np.flatnonzero(np.array(owners) == owner))
         position = np.array([whole.ids.index(i) for i in own.ids], dtype=np.intp)
-        total = merge_moments(total, move_moments_to_classes(own.moments(), position, 5))
+        total = merge_moments(total, expand_moments_to_class_union(own.moments(), position, 5))
     pooled = whole.moments()
     np.testing.assert_array_equal(total.count, pooled.count)
     for name in ("mean", "scatter_diagonal", "within_scatter"):
@@ -377,7 +377,7 @@ def test_one_sample_per_class_gives_the_nearest_mean():
 
 def test_a_class_without_training_samples_is_never_the_answer():
     whole = data(1)
-    empty = move_moments_to_classes(whole.moments(), np.arange(5) + 1, 6)
+    empty = expand_moments_to_class_union(whole.moments(), np.arange(5) + 1, 6)
     found = fit_linear_discriminant(empty)
     assert np.isfinite(found.weight).all()
     assert ((whole.features @ found.weight.T + found.bias).argmax(axis=1) > 0).all()
@@ -481,7 +481,7 @@ def test_a_shared_leaf_is_refused_however_deep(store):
 
 
 def test_a_damaged_part_is_not_merged(tmp_path):
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     _, a, b = halves(store)
     chunk = tmp_path / "runs" / a.commit.run / "train" / "mean" / "c" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")

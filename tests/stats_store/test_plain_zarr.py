@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_entries import publish_random_entry
 
-from sfm.stats_store.store import create_store
+from sfm.stats_store.store import open_or_create_store
 
 DOCS = Path(__file__).parents[2] / "docs" / "store.md"
 ZARR, XARRAY = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), flags=re.DOTALL | re.MULTILINE)
@@ -25,7 +25,7 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] == "sfm"))
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A folder with a store in it that has a replaced, a removed and another dataset's entry too."""
-    store = create_store(str(tmp_path / "store"))
+    store = open_or_create_store(str(tmp_path / "store"))
     publish_random_entry(store, 1, dataset="birds")
     publish_random_entry(store, 2, dataset="birds", replace=True)
     publish_random_entry(store, 3, dataset="boats", fingerprint="b" * 64)
@@ -44,7 +44,7 @@ def flow_by(code: str, folder: Path) -> np.ndarray:
 
 def expected(folder: Path) -> np.ndarray:
     """The flow by its definition, from this project's reader: others' mean minus own."""
-    store = create_store(str(folder / "store"))
+    store = open_or_create_store(str(folder / "store"))
     (summary,) = [s for s in store.list_summaries() if s.dataset == "birds"]
     mean = store.open_entry(summary).read_array("train/mean")
     return np.array([np.delete(mean, c, axis=0).mean(axis=0) - mean[c] for c in range(len(mean))])

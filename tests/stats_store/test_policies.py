@@ -19,7 +19,7 @@ from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.store import open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 DOCS = Path(__file__).parents[2] / "docs" / "store.md"
@@ -37,7 +37,7 @@ def server() -> Iterator[tuple[dict[str, dict[str, str]], Summary]]:
         for name, value in owner.items():
             patch.setenv(name, value)
         create_bucket(endpoint, "company-bucket")
-        summary = publish_random_entry(create_store(URL))
+        summary = publish_random_entry(open_or_create_store(URL))
         iam = boto3.client("iam", endpoint_url=endpoint, region_name=REGION)
         roles = {}
         for role, policy in POLICIES.items():
@@ -87,14 +87,14 @@ def test_a_reader_reads_verifies_and_copies_away(become, tmp_path):
     store = open_store(URL)
     assert store.open_entry(summary).read_array("train/count").sum() > 0
     assert all(v.is_sound for v in verify_entries(store))
-    (done,) = copy_entries(store, create_store(str(tmp_path)), [summary])
+    (done,) = copy_entries(store, open_or_create_store(str(tmp_path)), [summary])
     assert done.outcome == "copied"
 
 
 def test_a_reader_changes_nothing(become):
     summary = become("reader")
     with pytest.raises(InputError, match="permission denied by the server"):
-        create_store(URL)
+        open_or_create_store(URL)
     with pytest.raises(InputError, match="permission denied by the server"):
         remove_entry(open_store(URL), summary)
     assert summary in open_store(URL).list_summaries()
@@ -102,7 +102,7 @@ def test_a_reader_changes_nothing(become):
 
 def test_a_writer_publishes_loses_and_removes_without_deleting(become):
     summary = become("writer")
-    store = create_store(URL)
+    store = open_or_create_store(URL)
     mine = publish_random_entry(store, 1, fingerprint="a" * 64)
     assert mine in store.list_summaries()
     draft = Draft(store)
@@ -117,11 +117,11 @@ def test_a_writer_publishes_loses_and_removes_without_deleting(become):
 
 def test_a_keeper_collects_what_writers_left_and_publishes_nothing(become):
     become("writer")
-    write_random_arrays(Draft(create_store(URL)))
+    write_random_arrays(Draft(open_or_create_store(URL)))
     summary = become("keeper")
     store = open_store(URL)
     assert len(collect_garbage(store, min_age=datetime.timedelta(0), delete_replaced_now=True).deleted) >= 1
     assert collect_garbage(store, min_age=datetime.timedelta(0), delete_replaced_now=True).deleted == []
     assert store.open_entry(summary).read_array("train/count").sum() > 0
     with pytest.raises(InputError, match="permission denied by the server"):
-        create_store(URL)
+        open_or_create_store(URL)

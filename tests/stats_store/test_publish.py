@@ -10,12 +10,12 @@ from sfm.errors import InputError
 from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.stats_store.objects import create_object, list_objects
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, open_or_create_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return create_store(str(tmp_path / "store"))
+    return open_or_create_store(str(tmp_path / "store"))
 
 
 def test_another_backbone_dataset_or_option_is_another_entry(store: Store) -> None:
@@ -36,7 +36,7 @@ def test_another_backbone_dataset_or_option_is_another_entry(store: Store) -> No
 def test_the_same_content_has_the_same_entry_digest_in_every_store(tmp_path: Path) -> None:
     digests = set()
     for name in ("one", "two"):
-        draft = Draft(create_store(str(tmp_path / name)))
+        draft = Draft(open_or_create_store(str(tmp_path / name)))
         write_random_arrays(draft)
         digests.add(publish_random_draft(draft).summary.entry_digest)
     assert len(digests) == 1
@@ -73,6 +73,6 @@ def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -
     (tmp_path / "file").write_bytes(b"")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError) as error:
-            create_store(str(place))
+            open_or_create_store(str(place))
         assert str(place) in str(error.value)
         assert "\n" not in str(error.value)

@@ -27,7 +27,7 @@ from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import list_objects
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 NO_AGE = datetime.timedelta(0)
@@ -102,7 +102,7 @@ def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entrie
 ) -> None:
     context = processes()
     start, results = context.Barrier(2), context.Queue()
-    create_store(place)
+    open_or_create_store(place)
     reader = Reader(place, [1, 2])
     reader.start()
     writers = [child(context, race, place, seed, rounds, start, results) for seed in (1, 2)]
@@ -137,7 +137,7 @@ def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entrie
 def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
     proxy: Proxy, s3_url: str, fault: str
 ) -> None:
-    store = create_store(s3_url)
+    store = open_or_create_store(s3_url)
     draft = Draft(store)
     write_random_arrays(draft, 1)
     hits: list[Request] = []
@@ -158,7 +158,7 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
 def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_alone(
     proxy: Proxy, s3_url: str
 ) -> None:
-    store = create_store(s3_url)
+    store = open_or_create_store(s3_url)
     draft = Draft(store)
     write_random_arrays(draft, 1)
     committed: list[Request] = []
@@ -186,13 +186,13 @@ def test_a_bucket_without_conditional_writes_is_refused_before_anything_is_extra
 ) -> None:
     proxy.choose = lambda request: fault if request.creates else None  # type: ignore[return-value,assignment]
     with pytest.raises(InputError, match=r"does not support conditional writes .* use another bucket"):
-        create_store(s3_url)
+        open_or_create_store(s3_url)
     proxy.choose = lambda _: None
     assert list_objects(connect_object_store(s3_url)) == []
-    create_store(s3_url)
+    open_or_create_store(s3_url)
     proxy.choose = lambda request: fault if request.creates else None  # type: ignore[return-value,assignment]
     with pytest.raises(InputError, match="does not support conditional writes"):
-        create_store(s3_url)
+        open_or_create_store(s3_url)
     proxy.choose = lambda _: None
     assert open_store(s3_url).list_summaries() == []
 
@@ -230,7 +230,7 @@ def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
 )
 def test_writers_of_different_keys_all_publish(place: str, entries: int) -> None:
     context = processes()
-    create_store(place)
+    open_or_create_store(place)
 
     def seconds(writers: int) -> float:
         start = context.Barrier(writers + 1)
@@ -256,7 +256,7 @@ def test_writers_of_different_keys_all_publish(place: str, entries: int) -> None
 def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(
     proxy: Proxy, s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = create_store(s3_url)
+    store = open_or_create_store(s3_url)
     first, second = Draft(store), Draft(store)
     write_random_arrays(first, 1)
     replaced = publish_random_draft(first).summary

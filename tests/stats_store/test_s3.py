@@ -25,7 +25,7 @@ from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import list_objects
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.store import open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 CANARY = "C4N4RY"
@@ -47,7 +47,7 @@ def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.fixture
 def published(s3_url: str) -> Summary:
     """An entry in the store at ``s3_url``."""
-    draft = Draft(create_store(s3_url))
+    draft = Draft(open_or_create_store(s3_url))
     write_random_arrays(draft)
     return publish_random_draft(draft).summary
 
@@ -68,7 +68,7 @@ def test_the_endpoint_of_ones_own_server_is_used_with_the_bucket_in_the_path(
 
 
 def test_two_stores_in_one_bucket_do_not_see_each_other(s3_url: str, published: Summary) -> None:
-    assert create_store(f"{s3_url}-2").list_summaries() == []
+    assert open_or_create_store(f"{s3_url}-2").list_summaries() == []
     assert open_store(f"{s3_url}/").list_summaries() == [published]
 
 
@@ -119,7 +119,7 @@ def test_what_keeps_a_store_from_being_reached_is_said_in_one_line(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-    for attempt in (open_store, create_store):
+    for attempt in (open_store, open_or_create_store):
         with pytest.raises(InputError) as error:
             attempt(s3_url)
         assert str(error.value).startswith(f"cannot use {s3_url}: ")
@@ -143,7 +143,7 @@ def test_an_endpoint_that_is_no_url_is_said_to_be_none(
 
 
 def test_a_bucket_that_is_not_there_is_said_to_be_not_there(s3_url: str) -> None:
-    for attempt in (open_store, create_store):
+    for attempt in (open_store, open_or_create_store):
         with pytest.raises(InputError, match="cannot use s3://no-such-bucket/x: there is no such bucket"):
             attempt("s3://no-such-bucket/x")
 
@@ -157,7 +157,7 @@ def test_a_bucket_without_a_store_is_said_to_hold_none(s3_url: str) -> None:
 def test_listing_costs_one_request_per_entry(
     proxy: Proxy, s3_url: str, published: Summary, entries: int
 ) -> None:
-    store = create_store(s3_url)
+    store = open_or_create_store(s3_url)
     publish_fake_commits(store, published, entries - 1)
     before = len(proxy.seen)
     assert len(store.list_summaries()) == entries
@@ -169,7 +169,7 @@ def test_listing_costs_one_request_per_entry(
 
 
 def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_url: str) -> None:
-    store = create_store(s3_url)
+    store = open_or_create_store(s3_url)
     counts = [len(proxy.seen)]
     draft = Draft(store)
     write_random_arrays(draft)
@@ -190,11 +190,11 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
 
 
 def test_every_object_is_written_on_condition_that_there_is_none(proxy: Proxy, s3_url: str) -> None:
-    store = create_store(s3_url)
+    store = open_or_create_store(s3_url)
     draft = Draft(store)
     write_random_arrays(draft)
     summary = publish_random_draft(draft).summary
-    copy_entries(store, create_store(f"{s3_url}-copy"), [summary])
+    copy_entries(store, open_or_create_store(f"{s3_url}-copy"), [summary])
     remove_entry(store, summary)
     collect_garbage(store, delete_replaced_now=True)
     writing = [request for request in proxy.seen if request.method in ("PUT", "POST")]

@@ -24,7 +24,7 @@ from sfm.stats_store.schema import (
     is_array_in_schema,
     make_dimension_names,
 )
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 from sfm.stats_store.verified_objects import make_object_record
 
@@ -32,7 +32,7 @@ from sfm.stats_store.verified_objects import make_object_record
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of two datasets."""
-    store = create_store(str(tmp_path_factory.mktemp("original")))
+    store = open_or_create_store(str(tmp_path_factory.mktemp("original")))
     for seed, name in ((1, "old"), (2, "new")):
         draft = Draft(store)
         write_random_arrays(draft, seed)
@@ -77,7 +77,7 @@ def test_a_store_that_requires_something_unknown_is_refused_with_what_to_do(stor
 def test_a_writer_refuses_such_a_store_too(store: Store) -> None:
     rewrite_root(store, major=2)
     with pytest.raises(UpgradeNeededError, match="upgrade sfm-distill"):
-        create_store(store.url)
+        open_or_create_store(store.url)
 
 
 @pytest.mark.parametrize("schema", [{"major": 2}, {"requires": ["deltas"]}])
@@ -86,7 +86,7 @@ def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
 ) -> None:
     new = summary_of(store, "new")
     rewrite_commit(store, new, lambda content: content["schema"].update(schema))
-    entries, reasons = store.list_entries_and_problems()
+    entries, reasons = store.list_summaries_and_problems()
     assert [s.dataset for s in entries] == ["old"]
     assert len(reasons) == 1
     assert re.match(r"the entry of new \(index/.*\) (has schema 2\.0|requires deltas).*upgrade", reasons[0])
@@ -113,7 +113,7 @@ def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_t
     assert store.open_entry(summary).backbone.preprocessing == squash
     assert all(v.is_sound for v in verify_entries(store))
     monkeypatch.setattr("sfm.stats_store.schema.KNOWN_REQUIREMENTS", frozenset())
-    entries, reasons = store.list_entries_and_problems()
+    entries, reasons = store.list_summaries_and_problems()
     assert {s.dataset for s in entries} == {"old", "new"}
     assert re.match(r"the entry of squashed .* requires crop_mode, unknown .*upgrade", reasons[0])
 
@@ -177,7 +177,7 @@ def test_what_is_no_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
 def test_a_folder_with_other_things_in_it_does_not_become_a_store(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"sea")
     with pytest.raises(InputError, match="is not a store"):
-        create_store(str(tmp_path))
+        open_or_create_store(str(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 

@@ -8,7 +8,7 @@ from toy_entries import make_backbone_card, publish_random_draft, write_random_a
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.entry_history import find_entry_history, list_candidate_summaries
+from sfm.stats_store.entry_history import find_entry_history, list_visible_and_pinned_summaries
 from sfm.stats_store.entry_selection import (
     describe_entry,
     filter_summaries_by_model,
@@ -18,7 +18,7 @@ from sfm.stats_store.entry_selection import (
     select_only_summary,
 )
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, open_or_create_store
 
 
 def add(store: Store, seed: int, backbone: BackboneCard, **more: object) -> Summary:
@@ -30,7 +30,7 @@ def add(store: Store, seed: int, backbone: BackboneCard, **more: object) -> Summ
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Birds through lite0 at two sizes and lite1 at one, with a tuning entry; cars through lite0."""
-    store = create_store(str(tmp_path_factory.mktemp("store")))
+    store = open_or_create_store(str(tmp_path_factory.mktemp("store")))
     add(store, 1, make_backbone_card("lite0", 96), dataset="birds")
     add(store, 2, make_backbone_card("lite0", 64), dataset="birds")
     add(store, 3, make_backbone_card("lite1", 96), dataset="birds")
@@ -52,7 +52,7 @@ def test_a_name_that_is_like_no_other_is_answered_with_what_there_is(store: Stor
 
 def test_a_name_in_an_empty_store_is_answered_plainly(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the store holds nothing"):
-        find_named_summaries(create_store(str(tmp_path)).list_summaries(), "birds")
+        find_named_summaries(open_or_create_store(str(tmp_path)).list_summaries(), "birds")
 
 
 def test_a_long_list_of_candidates_is_cut(store: Store) -> None:
@@ -146,7 +146,7 @@ def test_another_preprocessing_is_refused_with_what_differs(store: Store) -> Non
 
 
 def test_variants_of_the_same_data_are_listed_with_the_pins_that_tell_them_apart(tmp_path: Path) -> None:
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     add(store, 1, make_backbone_card("lite1", 96), dataset="birds")
     other = add(store, 6, make_backbone_card("lite1", 96), dataset="birds", options={"seed": 1})
     candidates = filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite1")
@@ -180,11 +180,11 @@ def test_an_array_that_an_entry_does_not_hold_is_answered_with_those_it_does(sto
 
 
 def test_an_entry_whose_name_holds_an_at_sign_is_found_by_its_name(tmp_path: Path) -> None:
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     old = add(store, 1, make_backbone_card("lite0"), dataset="birds@2024")
     other = add(store, 2, make_backbone_card("lite1"), dataset="birds", fingerprint="d" * 64)
     for name in ("birds@2024", f"birds@2024@{old.entry_digest[:8]}"):
-        assert select_only_summary(list_candidate_summaries(store, name), dataset=name) == old
+        assert select_only_summary(list_visible_and_pinned_summaries(store, name), dataset=name) == old
         assert find_summaries(store.list_summaries(), dataset=name) == [old]
         assert [g.summary for g in find_entry_history(store, name)] == [old]
     assert select_only_summary(store.list_summaries(), dataset=f"birds@{other.entry_digest[:8]}") == other

@@ -21,7 +21,7 @@ from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.store import open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
 pytestmark = needs_root
@@ -41,7 +41,7 @@ def place() -> Iterator[Path]:
     """Where the team's store is: made by Anna, with the umask of a team."""
     with shared_folder() as team:
         with acting_as(ANNA, 0o002):
-            publish_random_entry(create_store(str(team / "store")), 0, dataset="birds")
+            publish_random_entry(open_or_create_store(str(team / "store")), 0, dataset="birds")
         yield team / "store"
 
 
@@ -60,7 +60,7 @@ def private(path: Path) -> None:
 def test_what_is_published_under_umask_077_has_permissions_and_group_of_the_store(place: Path) -> None:
     with acting_as(CLEO, 0o077):
         publish_random_entry(
-            create_store(str(place)), 1, dataset="boats", backbone=make_backbone_card("lite1")
+            open_or_create_store(str(place)), 1, dataset="boats", backbone=make_backbone_card("lite1")
         )
     for path in [p for p in place.rglob("*") if p.stat().st_uid == CLEO]:
         assert path.stat().st_gid == TEAM
@@ -76,16 +76,16 @@ def test_what_is_published_under_umask_077_has_permissions_and_group_of_the_stor
 
 def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
     with shared_folder() as team, acting_as(ANNA, 0o077):
-        create_store(str(team / "mine"))
+        open_or_create_store(str(team / "mine"))
         os.umask(0o002)
-        publish_random_entry(create_store(str(team / "mine")))
+        publish_random_entry(open_or_create_store(str(team / "mine")))
         assert not [p for p in (team / "mine").rglob("*") if p.stat().st_mode & 0o077]
 
 
 @pytest.mark.parametrize("hidden", ["commit", "key", "run"])
 def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path, hidden: str) -> None:
     with acting_as(CLEO, 0o002):
-        store = create_store(str(place))
+        store = open_or_create_store(str(place))
         boats = publish_random_entry(store, 1, dataset="boats", backbone=make_backbone_card("lite1"))
         draft = Draft(store)
         draft.write_array("train/count", np.arange(3))
@@ -97,7 +97,7 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
         }
         private(paths[hidden])
     with acting_as(BEN, 0o002):
-        store = create_store(str(place))
+        store = open_or_create_store(str(place))
         listed = sfm("ls", place)
         assert listed.exit_code == 0
         if hidden != "run":
@@ -113,7 +113,10 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
         done = collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
         assert [g.reason for g in done.deleted] == ["replaced"]
         assert any("12347" in note for note in done.notes)
-        assert copy_entries(store, create_store(str(place.parent / "kept")), [birds])[0].outcome == "copied"
+        assert (
+            copy_entries(store, open_or_create_store(str(place.parent / "kept")), [birds])[0].outcome
+            == "copied"
+        )
     assert (place / "runs" / run).is_dir()
     assert (place / "runs" / draft.run).is_dir()
 
@@ -121,10 +124,10 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
 def test_a_folder_that_may_not_be_written_is_said_in_one_line_before_any_work() -> None:
     with shared_folder() as team:
         with acting_as(ANNA, 0o022):
-            publish_random_entry(create_store(str(team / "store")))
+            publish_random_entry(open_or_create_store(str(team / "store")))
         with acting_as(BEN, 0o022):
             with pytest.raises(InputError) as error:
-                create_store(str(team / "store"))
+                open_or_create_store(str(team / "store"))
             assert len(open_store(str(team / "store")).list_summaries()) == 1
         for word in (
             "permission denied: ",
@@ -136,7 +139,7 @@ def test_a_folder_that_may_not_be_written_is_said_in_one_line_before_any_work() 
         # The folder is opened, and those below, of an earlier version, are not.
         (team / "store").chmod(0o2775)
         with acting_as(BEN, 0o002), pytest.raises(InputError, match="store/index is of user 12345"):
-            create_store(str(team / "store"))
+            open_or_create_store(str(team / "store"))
 
 
 def test_staging_of_one_user_neither_stops_nor_blocks_another(place: Path) -> None:

@@ -22,7 +22,7 @@ from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.commits import (
     MAX_RUN_METADATA_BYTES,
-    encode_commit,
+    encode_commit_with_digest,
     make_commit_path,
     parse_commit,
     parse_entry_cards,
@@ -33,7 +33,7 @@ from sfm.stats_store.entry_history import find_entry_history, read_commit_status
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.objects import read_object
 from sfm.stats_store.schema import UpgradeNeededError, is_array_in_schema
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 from sfm.stats_store.verified_objects import make_object_record
 from sfm.text import sanitize_line
@@ -77,7 +77,7 @@ def replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 
 MEMORY = MemoryStore()
-SOUND = publish_random_entry(create_store(MEMORY))
+SOUND = publish_random_entry(open_or_create_store(MEMORY))
 PATH = make_commit_path(SOUND)
 COMMIT = open_store(MEMORY).read_commit(PATH)
 CONTENT = json.loads(bytes(obstore.get(MEMORY, PATH).bytes()))["commit"]
@@ -89,7 +89,7 @@ CARDS = json.loads(bytes(obstore.get(MEMORY, f"runs/{COMMIT.run}/zarr.json").byt
 def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_version(place, value):
     complaint = PATH
     try:
-        parse_commit(encode_commit(replaced(CONTENT, place, value)), PATH)
+        parse_commit(encode_commit_with_digest(replaced(CONTENT, place, value)), PATH)
     except (DamageError, UpgradeNeededError) as error:
         complaint = str(error)
     assert PATH in complaint
@@ -167,7 +167,7 @@ RULES: list[tuple[tuple[Any, ...], Any]] = [
 @pytest.mark.parametrize(("place", "value"), RULES, ids=[f"{'.'.join(p)}={str(v)[:12]!r}" for p, v in RULES])
 def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...], value: Any) -> None:
     with pytest.raises(DamageError, match=rf"^damaged commit {PATH}: "):
-        parse_commit(encode_commit(replaced(CONTENT, place, value)), PATH)
+        parse_commit(encode_commit_with_digest(replaced(CONTENT, place, value)), PATH)
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,11 @@ def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...]
         b"",
         b"[" * 100_000,
         b'{"commit":' * 300,
-        encode_commit(CONTENT).replace(b'"kind"', b'"kind": "entry", "kind"'),
-        encode_commit(CONTENT).replace(b'"held_out_top1": 0.5', b'"held_out_top1": NaN'),
-        encode_commit(CONTENT).replace(b'"dataset": "toy"', b'"dataset": "\\ud800"'),
-        encode_commit(CONTENT).replace(b'"generation": 1', b'"generation": ' + b"1" * 5000),
-        encode_commit(CONTENT) + b" " * MAX_JSON_BYTES,
+        encode_commit_with_digest(CONTENT).replace(b'"kind"', b'"kind": "entry", "kind"'),
+        encode_commit_with_digest(CONTENT).replace(b'"held_out_top1": 0.5', b'"held_out_top1": NaN'),
+        encode_commit_with_digest(CONTENT).replace(b'"dataset": "toy"', b'"dataset": "\\ud800"'),
+        encode_commit_with_digest(CONTENT).replace(b'"generation": 1', b'"generation": ' + b"1" * 5000),
+        encode_commit_with_digest(CONTENT) + b" " * MAX_JSON_BYTES,
     ],
     ids=["empty", "deep list", "deep object", "name twice", "NaN", "surrogate", "long number", "long"],
 )
@@ -224,7 +224,7 @@ def test_cards_that_break_a_rule_or_contradict_the_commit_are_refused(
 
 
 def test_an_entry_whose_cards_lie_is_not_opened(tmp_path: Path) -> None:
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     summary = publish_random_entry(store)
     file = tmp_path / "runs" / store.open_entry(summary).commit.run / "zarr.json"
     file.write_text(file.read_text().replace('"name": "toy"', '"name": "yot"'))
@@ -251,7 +251,7 @@ def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summar
     new = publish_random_entry(store, 3, fingerprint="2" * 64, dataset="stranger", replace=True)
     content = json.loads(bytes(obstore.get(store.objects, make_commit_path(old)).bytes()))["commit"]
     content["run"] = bad(store.open_entry(victim).commit.run)
-    obstore.put(store.objects, make_commit_path(old), encode_commit(content))
+    obstore.put(store.objects, make_commit_path(old), encode_commit_with_digest(content))
     return victim, new
 
 
@@ -261,7 +261,9 @@ def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summar
 def test_a_run_id_that_is_none_costs_nobody_an_entry(
     place: str, bad: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    store = create_store(str(tmp_path / "store") if place == "disk" else request.getfixturevalue("s3_url"))
+    store = open_or_create_store(
+        str(tmp_path / "store") if place == "disk" else request.getfixturevalue("s3_url")
+    )
     victim, new = two_people(store, BAD_RUNS[bad])
     gone = publish_random_entry(store, 4, fingerprint="3" * 64, dataset="gone")
     remove_entry(store, gone)
@@ -275,21 +277,21 @@ def test_a_run_id_that_is_none_costs_nobody_an_entry(
     assert len(read_commit_statuses(store)) == 4
     remove_entry(store, new)
     assert collect_garbage(store, delete_replaced_now=True).deleted == []
-    target = create_store(str(tmp_path / "target"))
+    target = open_or_create_store(str(tmp_path / "target"))
     assert [c.outcome for c in copy_entries(store, target, store.list_summaries())] == ["copied"]
     assert store.list_summaries() == [victim]
 
 
 @pytest.mark.parametrize("name", ["0000000²", "0000000٣", "1", "000000001", "0000000a", "-0000001"])
 def test_a_file_of_the_index_that_is_no_commit_means_nothing(name: str, tmp_path: Path) -> None:
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     summary = publish_random_entry(store)
     for ending in (".json", ".published"):
         (tmp_path / "index" / summary.key / f"{name}{ending}").write_bytes(b"{}")
         other = tmp_path / "index" / "x" / "y" / "z"
         other.mkdir(parents=True, exist_ok=True)
         (other / f"00000001{ending}").write_bytes(b"{}")
-    assert store.list_entries_and_problems() == ([summary], [])
+    assert store.list_summaries_and_problems() == ([summary], [])
     assert collect_garbage(store, delete_replaced_now=True).notes == []
 
 
@@ -297,7 +299,7 @@ def test_a_file_of_the_index_that_is_no_commit_means_nothing(name: str, tmp_path
 def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
     kind: str, tmp_path: Path
 ) -> None:
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     kept, summary = publish_random_entry(store, 1, fingerprint="1" * 64), publish_random_entry(store, 2)
     run = tmp_path / "runs" / store.open_entry(summary).commit.run
 
@@ -318,14 +320,18 @@ def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
         store.open_entry(summary)
     assert [v.is_sound for v in verify_entries(store)].count(True) == 1
     put_there(tmp_path / make_commit_path(summary))
-    entries, reasons = store.list_entries_and_problems()
+    entries, reasons = store.list_summaries_and_problems()
     assert entries == [kept]
     assert all(make_commit_path(summary) in reason for reason in reasons)
     assert reasons
 
 
 def test_an_object_that_is_larger_than_it_may_be_is_not_fetched(tmp_path: Path, s3_url: str) -> None:
-    for store in (create_store(str(tmp_path)), create_store(s3_url), create_store(MemoryStore())):
+    for store in (
+        open_or_create_store(str(tmp_path)),
+        open_or_create_store(s3_url),
+        open_or_create_store(MemoryStore()),
+    ):
         obstore.put(store.objects, "index/big", b"x" * 100)
         assert read_object(store.objects, "index/big", len, 100) == 100
         with pytest.raises(DamageError, match="it has 100 bytes, at most 99 are read"):
@@ -333,7 +339,7 @@ def test_an_object_that_is_larger_than_it_may_be_is_not_fetched(tmp_path: Path, 
 
 
 def test_a_name_that_no_path_can_have_on_a_server_is_told(s3_url: str, s3_endpoint: str) -> None:
-    store = create_store(s3_url)
+    store = open_or_create_store(s3_url)
     parts = urlsplit(s3_url)
     client = boto3.client(
         "s3",
@@ -355,18 +361,20 @@ def test_bad_items_without_number_take_no_memory_but_that_of_the_json(part: str)
     if part == "class_names":
         data = json.dumps(replaced(CARDS, ("attributes", "dataset", part), [0] * 300_000)).encode()
     else:
-        data = encode_commit(replaced(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0)))
+        data = encode_commit_with_digest(
+            replaced(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0))
+        )
     with peak_memory() as growth, pytest.raises(DamageError):
         parse_entry_cards(COMMIT, data) if part == "class_names" else parse_commit(data, PATH)
     assert growth[0] < 100 * 2**20
 
 
 def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
-    store = create_store(str(tmp_path))
+    store = open_or_create_store(str(tmp_path))
     summary = publish_random_entry(store)
     last = summary.model_copy(update={"generation": 99_999_999})
     (tmp_path / make_commit_path(last)).write_bytes(
-        encode_commit(
+        encode_commit_with_digest(
             replaced(
                 json.loads((tmp_path / make_commit_path(summary)).read_bytes())["commit"],
                 ("summary", "generation"),

@@ -21,7 +21,7 @@ from sfm.stats_store.digests import compute_sha256
 from sfm.stats_store.entry_merge import merge_entries
 from sfm.stats_store.merge_inputs import MOMENT_ARRAYS
 from sfm.stats_store.publication import Draft, publish_draft
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, open_or_create_store
 from sfm.stats_store.verification import verify_entries
 
 NAN, INF = float("nan"), float("inf")
@@ -193,7 +193,7 @@ def publish_arrays(store: Store, found: dict[str, np.ndarray], name: str) -> Sum
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return create_store(str(tmp_path / "store"))
+    return open_or_create_store(str(tmp_path / "store"))
 
 
 PUBLISHED = {name: bad for bad in reversed(BAD) if not (name := bad[0]).startswith("exemplar/")}

@@ -16,7 +16,7 @@ from sfm.events import Progress
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.store import Store, open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 from sfm.stats_store.verified_objects import make_object_record
 
@@ -29,7 +29,7 @@ def add(store: Store, seed: int, **more: Any) -> Summary:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = create_store(str(tmp_path_factory.mktemp("original")))
+    store = open_or_create_store(str(tmp_path_factory.mktemp("original")))
     add(store, 1)
     add(store, 2)
     return Path(store.url)
@@ -59,7 +59,7 @@ def test_a_sound_store_has_a_sound_verdict_for_every_entry(store: Store) -> None
 
 
 def test_an_empty_store_has_nothing_to_say(tmp_path: Path) -> None:
-    assert verify_entries(create_store(str(tmp_path))) == []
+    assert verify_entries(open_or_create_store(str(tmp_path))) == []
 
 
 def test_one_entry_is_verified_without_looking_at_the_others(store: Store) -> None:
@@ -184,7 +184,7 @@ def test_every_object_is_asked_for_once(
 ) -> None:
     with breaking(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = create_store(s3_url)
+        store = open_or_create_store(s3_url)
         add(store, 1, backbone=make_backbone_card())
         before = len(proxy.seen)
         assert verify_entries(store)[0].is_sound

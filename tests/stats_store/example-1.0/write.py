@@ -19,7 +19,7 @@ from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, S
 from sfm.stats_store.entry_history import read_commit_statuses, remove_entry
 from sfm.stats_store.entry_merge import merge_entries
 from sfm.stats_store.publication import Draft, publish_draft
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, open_or_create_store
 
 WIDTH, PIXELS = 8, 4
 BACKBONE = BackboneCard(
@@ -136,7 +136,7 @@ def expected(store: Store) -> dict[str, object]:
 
 def main(folder: Path) -> None:
     """Write the store and what is expected of it."""
-    store = create_store(str(folder / "store"))
+    store = open_or_create_store(str(folder / "store"))
     north = put(store, "north", ["finch", "robin", "wren"], 1, everything=True)
     south = put(store, "south", ["parrot", "robin"], 2)
     put(store, "north", ["finch", "robin", "wren"], 3, role="tuning")
