@@ -34,9 +34,9 @@ from sfm.eval.distilled_run import read_distilled_run
 from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed
 from sfm.eval.image_sets import ImageSet
 from sfm.eval.linear_probe import INITIAL_STD, train_linear_heads
-from sfm.eval.mode_training import make_separate_views_schedule, split_views_by_seed
-from sfm.eval.result import compute_mean_and_std
-from sfm.eval.training import MAX_BATCH_SIZE, RandomStreamPurpose, draw_initial_weights
+from sfm.eval.mode_training import make_separate_views_schedule, split_views_between_seeds
+from sfm.eval.result import compute_mean_and_sample_std
+from sfm.eval.training import MAX_BATCH_SIZE, RandomStreamPurpose, draw_initial_weights_by_seed
 from sfm.eval.view_features import LabelledImages, compute_view_features, draw_view_crops
 from sfm.random_streams import make_rng
 
@@ -46,7 +46,7 @@ BAR_SECONDS, BAR_RATIO = 120, 10
 
 def init_head_weights(images: LabelledImages, features: int, config: EvaluateConfig) -> Tensor:
     """Draw the initial weights of both loops, shape (seed, class, feature)."""
-    return draw_initial_weights(
+    return draw_initial_weights_by_seed(
         config.seed,
         RandomStreamPurpose.HEAD,
         (config.seeds, int(images.labels.max()) + 1, features),
@@ -65,7 +65,7 @@ def train_by_evaluate(
     if backbone.device.type == "cuda":
         torch.cuda.synchronize()
     viewed = time.perf_counter()
-    own = split_views_by_seed(pool, whole, config)
+    own = split_views_between_seeds(pool, whole, config)
     labels = torch.from_numpy(images.labels).to(pool.device).repeat_interleave(config.seeds)
     start = init_head_weights(images, pool.shape[2], config)
     heads = train_linear_heads(own, labels, make_separate_views_schedule(whole, len(own), config), start)
@@ -146,7 +146,7 @@ def compare_accuracies(backbone: Backbone, store: str, run: Path, config: Evalua
         "plain": compute_accuracy_by_seed(looped, features, labels).top1,
     }
     (fast_mean, fast_std), (plain_mean, plain_std) = (
-        compute_mean_and_std(top1[way]) for way in ("fast", "plain")
+        compute_mean_and_sample_std(top1[way]) for way in ("fast", "plain")
     )
     return {
         "held_out_samples": len(labels),

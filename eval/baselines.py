@@ -33,7 +33,7 @@ def choose_indices_nearest_to_mean(exemplar_roles: ExemplarRoles, images_per_cla
 
 
 def draw_random_exemplar_indices(
-    exemplar_roles: ExemplarRoles, images_per_class: int, draw_count: int, seed: int
+    exemplar_roles: ExemplarRoles, images_per_class: int, draw_count: int, run_seed: int
 ) -> ExemplarIndices:
     """Draw random exemplars of every class, several times.
 
@@ -46,8 +46,7 @@ def draw_random_exemplar_indices(
     images_per_class : int
         Per class and draw; every class must have as many, see :func:`count_min_exemplars_per_class`.
     draw_count : int
-    seed : int
-        Seed of the run.
+    run_seed : int
 
     Returns
     -------
@@ -57,7 +56,7 @@ def draw_random_exemplar_indices(
     drawn = np.empty((draw_count, len(exemplar_roles), images_per_class), dtype=np.int64)
     for class_index, class_roles in enumerate(exemplar_roles):
         candidates = np.flatnonzero(class_roles == RANDOM_ROLE)
-        shuffled = make_rng(seed, RandomStreamPurpose.EXEMPLARS, class_index).permutation(candidates)
+        shuffled = make_rng(run_seed, RandomStreamPurpose.EXEMPLARS, class_index).permutation(candidates)
         drawn[:, class_index] = shuffled[
             np.arange(draw_count * images_per_class).reshape(draw_count, images_per_class) % len(shuffled)
         ]

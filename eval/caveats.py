@@ -14,7 +14,7 @@ ABOVE_FULL_DATA = "Above 100 % of full data"
 """Start of the note about rows above the classifier of all real images."""
 
 
-def format_top1(row: AccuracyRow) -> str:
+def format_top1_percent(row: AccuracyRow) -> str:
     """Return a row's top-1 accuracy in percent, with its deviation where there are several seeds."""
     deviation = f" ± {100 * row.top1_std:.1f}" if row.seeds > 1 else ""
     return f"{100 * row.top1_mean:.1f}{deviation} %"
@@ -41,7 +41,7 @@ def list_random_baseline_warnings(rows: Sequence[AccuracyRow]) -> list[str]:
         if baseline is not None and row.top1_mean <= baseline.top1_mean:
             warnings.append(
                 f"{NOT_BETTER_THAN_RANDOM}: through {row.backbone} at {row.image_size} px, {row.mode}, they "
-                f"reach {format_top1(row)}, random real ones {format_top1(baseline)}."
+                f"reach {format_top1_percent(row)}, random real ones {format_top1_percent(baseline)}."
             )
     return list(dict.fromkeys(warnings))
 
@@ -80,7 +80,7 @@ def list_above_full_data_notes(
             continue
         backbone = (full.backbone, full.image_size)
         better_rows = [
-            f"{r.mode} {format_top1(r)}"
+            f"{r.mode} {format_top1_percent(r)}"
             for r in rows
             if (r.backbone, r.image_size) == backbone and r.top1_mean > full.top1
         ]

@@ -51,13 +51,13 @@ def save_first_seed_classifier(
     )
     require_no_link(folder)
     path = folder / make_classifier_file_name(card.spec, row.mode)
-    if not is_replaceable_classifier(path, card.hash, image_digest, row):
+    if not is_free_or_replaceable_classifier_path(path, card.hash, image_digest, row):
         protocol = encode_canonical_json([card.hash, row.epochs, row.views, row.seed, row.seeds])
         path = path.with_name(f"{path.stem}-{compute_sha256(protocol)[:8]}{path.suffix}")
     write_output(path, data)
 
 
-def is_replaceable_classifier(
+def is_free_or_replaceable_classifier_path(
     classifier_path: Path, backbone_hash: str, image_digest: str, row: AccuracyRow
 ) -> bool:
     """Return whether a path is free, damaged, of other images, or of the same backbone and protocol."""

@@ -161,10 +161,10 @@ class EvaluateRunsConfig(EvaluateOptions):
                 raise InputError(f"{run} is given more than once: name every run directory once")
         return [
             EvaluateConfig(run=run, out=out, **options)
-            for run, out in zip(self.run, self._output_paths(), strict=True)
+            for run, out in zip(self.run, self._list_out_options_by_run(), strict=True)
         ]
 
-    def _output_paths(self) -> list[Path | None]:
+    def _list_out_options_by_run(self) -> list[Path | None]:
         if self.out is None or len(self.run) == 1:
             return [self.out for _ in self.run]
         if self.out.suffix == ".json":
@@ -172,7 +172,7 @@ class EvaluateRunsConfig(EvaluateOptions):
         return [self.out / name.replace("/", "_") for name in make_distinct_directory_names(self.run)]
 
 
-def count_views_per_image(config: EvaluateOptions, mode: Mode, image_count: int) -> int:
+def count_views_per_image_and_seed(config: EvaluateOptions, mode: Mode, image_count: int) -> int:
     """Return how many views of every image a seed of a mode trains on.
 
     Parameters
@@ -217,4 +217,4 @@ def make_row_training_options(config: EvaluateOptions, mode: Mode, image_count: 
     if mode == "inherit-statistics":
         return RowTrainingOptions(None, None, None)
     epochs = None if mode == "inherit-ridge" else config.epochs
-    return RowTrainingOptions(epochs, count_views_per_image(config, mode, image_count), config.seed)
+    return RowTrainingOptions(epochs, count_views_per_image_and_seed(config, mode, image_count), config.seed)

@@ -126,8 +126,8 @@ def read_distilled_run(run_directory: Path) -> DistilledRun:
             f"{run_directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, "
             f"or repeat its command with --resume if it was interrupted"
         )
-    record = read_json_model(TypeAdapter(RunRecord), run_directory / "run.json")
-    classes = read_json_model(TypeAdapter(ClassRecords), run_directory / "classes.json")
+    record = read_run_json(TypeAdapter(RunRecord), run_directory / "run.json")
+    classes = read_run_json(TypeAdapter(ClassRecords), run_directory / "classes.json")
     if [c.index for c in classes] != list(range(len(classes))) or not classes:
         raise InputError(f"{run_directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
     folders = _list_numbered_paths(run_directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")
@@ -151,7 +151,7 @@ def read_distilled_run(run_directory: Path) -> DistilledRun:
     )
 
 
-def read_json_model(type_adapter: TypeAdapter[Model], path: Path) -> Model:
+def read_run_json(type_adapter: TypeAdapter[Model], path: Path) -> Model:
     """Read and validate a JSON file of a run directory.
 
     Raises

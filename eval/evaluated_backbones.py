@@ -167,7 +167,7 @@ def require_held_out_features(entry: Entry) -> None:
         )
 
 
-def load_teacher_backbone(
+def reuse_or_load_teacher_backbone(
     record: RunRecord,
     store: Store,
     source_statistics: ClassSubsetStatistics,

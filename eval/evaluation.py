@@ -19,7 +19,12 @@ from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_ex
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.distilled_run import DistilledRun, read_distilled_run
 from sfm.eval.evaluation_job import EvaluationJob, prepare_evaluation_job, require_same_held_out_data
-from sfm.eval.image_sets import ImageSet, make_neighbour_image_sets, make_real_image_sets, read_exemplars
+from sfm.eval.image_sets import (
+    ImageSet,
+    make_neighbour_image_sets,
+    make_random_and_nearest_image_sets,
+    read_exemplars,
+)
 from sfm.eval.output_files import require_writable_output, write_output
 from sfm.eval.partial_results import get_work_folder_path
 from sfm.eval.recorded_config import make_recorded_config
@@ -187,7 +192,7 @@ def run_evaluation_job(
     config, run = job.config, job.run
     distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
     exemplars = read_exemplars(job.source_statistics)
-    real_image_sets, missing_notes = make_real_image_sets(exemplars, run.record.ipc, config)
+    real_image_sets, missing_notes = make_random_and_nearest_image_sets(exemplars, run.record.ipc, config)
     edited_notes = (
         ["The images are not as sfm distill wrote them: they were edited since."]
         if job.has_edited_images

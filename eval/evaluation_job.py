@@ -11,10 +11,11 @@ from sfm.eval.evaluated_backbones import (
     EvaluatedBackbone,
     LoadBackbone,
     load_evaluated_backbones,
-    load_teacher_backbone,
     open_source_statistics,
+    reuse_or_load_teacher_backbone,
 )
 from sfm.eval.mode_training import TARGET_FEATURE_MODES
+from sfm.eval.result import NoteText
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
@@ -36,7 +37,7 @@ class EvaluationJob:
         The backbones to evaluate on.
     teacher : EvaluatedBackbone or None
         The backbone distilled on, where a mode needs its features.
-    notes : list of str
+    notes : list of NoteText
         Notes for the result that are known before training.
     """
 
@@ -46,7 +47,7 @@ class EvaluationJob:
     source_statistics: ClassSubsetStatistics
     eval_backbones: list[EvaluatedBackbone]
     teacher: EvaluatedBackbone | None
-    notes: list[str]
+    notes: list[NoteText]
 
     @property
     def has_edited_images(self) -> bool | None:
@@ -72,7 +73,7 @@ def prepare_evaluation_job(
         config, run.record, store, summaries, source_statistics, load_backbone
     )
     teacher = (
-        load_teacher_backbone(run.record, store, source_statistics, eval_backbones, load_backbone)
+        reuse_or_load_teacher_backbone(run.record, store, source_statistics, eval_backbones, load_backbone)
         if TARGET_FEATURE_MODES.intersection(config.mode)
         else None
     )

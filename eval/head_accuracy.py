@@ -24,6 +24,10 @@ class LinearHeads:
     bias: Tensor
 
 
+SingleLinearHead = LinearHeads
+"""One head alone: the first axis has length 1."""
+
+
 @dataclass(frozen=True)
 class AccuracyBySeed:
     """Fractions of samples that are classified correctly, one per seed.
@@ -33,16 +37,16 @@ class AccuracyBySeed:
     top1 : list of float
     top5 : list of float or None
         None with fewer than five classes: the true class is then always among the first five.
-    mean_by_class : list of (float or None)
+    mean_top1_by_class : list of (float or None)
         Top-1 by class, over all seeds together; None for a class without samples.
     """
 
     top1: list[float]
     top5: list[float] | None
-    mean_by_class: list[float | None]
+    mean_top1_by_class: list[float | None]
 
 
-def rank_true_class(logits: Tensor, labels: Tensor) -> Tensor:
+def rank_true_class_from_zero(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the rank of each sample's true class among its logits; 0 is first.
 
     Ties count against the true class: an equal logit of another class ranks first, so that a classifier of
@@ -87,7 +91,7 @@ def compute_accuracy_by_seed(heads: LinearHeads, features: Tensor, labels: Tenso
     )
     ranks = torch.cat(
         [
-            rank_true_class(block @ heads.weight.transpose(1, 2) + heads.bias[:, None], y)
+            rank_true_class_from_zero(block @ heads.weight.transpose(1, 2) + heads.bias[:, None], y)
             for block, y in blocks
         ],
         dim=1,
@@ -100,28 +104,30 @@ def compute_accuracy_by_seed(heads: LinearHeads, features: Tensor, labels: Tenso
     return AccuracyBySeed(
         fraction_within(1),
         fraction_within(TOP_K) if classes >= TOP_K else None,
-        average_accuracy_by_class(ranks == 0, labels, classes),
+        compute_accuracy_by_class(ranks == 0, labels, classes),
     )
 
 
-def average_accuracy_by_class(is_correct: Tensor, labels: Tensor, class_count: int) -> list[float | None]:
+def compute_accuracy_by_class(
+    is_correct_by_seed: Tensor, labels: Tensor, class_count: int
+) -> list[float | None]:
     """Return the accuracy on every class's samples, over all seeds; None for a class without samples.
 
     Parameters
     ----------
-    is_correct : Tensor of bool, shape (seed, sample)
+    is_correct_by_seed : Tensor of bool, shape (seed, sample)
     labels : Tensor of int64, shape (sample,)
     class_count : int
     """
     samples = torch.bincount(labels, minlength=class_count).tolist()
-    correct = torch.bincount(labels, is_correct.double().mean(0), minlength=class_count).tolist()
+    correct = torch.bincount(labels, is_correct_by_seed.double().mean(0), minlength=class_count).tolist()
     return [hits / count if count else None for hits, count in zip(correct, samples, strict=True)]
 
 
-def compute_confusion_matrix(heads: LinearHeads, features: Tensor, labels: Tensor) -> Tensor:
+def compute_summed_confusion_matrix(heads: LinearHeads, features: Tensor, labels: Tensor) -> Tensor:
     """Return the confusion matrix, summed over all heads.
 
-    A tie with the true class counts as the other one, as in :func:`rank_true_class`.
+    A tie with the true class counts as the other one, as in :func:`rank_true_class_from_zero`.
 
     Parameters
     ----------
@@ -148,7 +154,7 @@ def compute_confusion_matrix(heads: LinearHeads, features: Tensor, labels: Tenso
     return counts.view(classes, classes)
 
 
-def make_nearest_mean_head(class_means: Tensor) -> LinearHeads:
+def make_nearest_mean_head(class_means: Tensor) -> SingleLinearHead:
     """Return the nearest-class-mean classifier as a linear head.
 
     ``|x - m|^2 = |x|^2 - 2 (x.m - |m|^2 / 2)``, so the nearest mean has the largest ``x.m - |m|^2 / 2``.
@@ -159,7 +165,6 @@ def make_nearest_mean_head(class_means: Tensor) -> LinearHeads:
 
     Returns
     -------
-    LinearHeads
-        One.
+    SingleLinearHead
     """
     return LinearHeads(class_means[None], -class_means.square().sum(1)[None] / 2)

@@ -80,7 +80,7 @@ def read_exemplars(statistics: ClassSubsetStatistics) -> Exemplars | None:
     return Exemplars(statistics.read_array("exemplar/role"), statistics.read_array("exemplar/image"))
 
 
-def make_real_image_sets(
+def make_random_and_nearest_image_sets(
     exemplars: Exemplars | None, ipc: int, config: EvaluateConfig
 ) -> tuple[list[ImageSet], list[NoteText]]:
     """Choose as many real images per class as were distilled, from the exemplars of the run's entry.

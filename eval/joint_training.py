@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from sfm.eval import linear_probe, projectors
-from sfm.eval.head_accuracy import LinearHeads
+from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
 from sfm.eval.projectors import LinearProjectors
 from sfm.eval.training import BatchSchedule, CountCallback, ParamGroup, ignore_progress_count, train_with_adam
 
@@ -25,7 +25,7 @@ class ProjectedHeads:
     heads: LinearHeads
 
 
-def compute_joint_gradients(
+def compute_projector_and_head_gradients(
     model: ProjectedHeads, features: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradient of each seed's mean cross-entropy: of the projector's two tensors, then the head's.
@@ -55,7 +55,7 @@ def compute_joint_gradients(
 def train_projectors_with_heads(
     view_features: Tensor,
     labels: Tensor,
-    inherited_classifier: LinearHeads,
+    inherited_classifier: SingleLinearHead,
     schedule: BatchSchedule,
     on_epoch: CountCallback = ignore_progress_count,
 ) -> ProjectedHeads:
@@ -65,8 +65,8 @@ def train_projectors_with_heads(
     ----------
     view_features : Tensor, shape (image, view, feature)
     labels : Tensor of int64, shape (image,)
-    inherited_classifier : LinearHeads
-        One, of the distillation backbone's feature space; the heads start as copies of it.
+    inherited_classifier : SingleLinearHead
+        Of the distillation backbone's feature space; the heads start as copies of it.
     schedule : BatchSchedule
     on_epoch : callable, optional
         Called with the epochs done and their total.
@@ -78,7 +78,7 @@ def train_projectors_with_heads(
     model = init_projected_heads(view_features, inherited_classifier, schedule.seed_count)
     train_with_adam(
         [make_projector_param_group(model), make_head_param_group(model)],
-        lambda image_indices, view_indices: compute_joint_gradients(
+        lambda image_indices, view_indices: compute_projector_and_head_gradients(
             model, view_features[image_indices, view_indices], labels[image_indices]
         ),
         schedule,
@@ -90,7 +90,7 @@ def train_projectors_with_heads(
 def train_projectors_then_heads(
     view_features: Tensor,
     labels: Tensor,
-    inherited_classifier: LinearHeads,
+    inherited_classifier: SingleLinearHead,
     schedule: BatchSchedule,
     on_epoch: CountCallback = ignore_progress_count,
 ) -> ProjectedHeads:
@@ -114,7 +114,7 @@ def train_projectors_then_heads(
     total = 2 * schedule.epoch_count
     train_with_adam(
         [make_projector_param_group(model)],
-        lambda image_indices, view_indices: compute_joint_gradients(
+        lambda image_indices, view_indices: compute_projector_and_head_gradients(
             model, view_features[image_indices, view_indices], labels[image_indices]
         )[:2],
         schedule,
@@ -134,7 +134,7 @@ def train_projectors_then_heads(
 
 
 def init_projected_heads(
-    view_features: Tensor, inherited_classifier: LinearHeads, seed_count: int
+    view_features: Tensor, inherited_classifier: SingleLinearHead, seed_count: int
 ) -> ProjectedHeads:
     """Return a projector of zeros and a copy of the inherited classifier for every seed."""
     width, features = inherited_classifier.weight.shape[2], view_features.shape[2]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfm.eval.head_accuracy import LinearHeads
+from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
 from sfm.eval.linear_probe import HEAD_LEARNING_RATE, choose_thread_count
 from sfm.eval.training import (
     BatchSchedule,
@@ -19,15 +19,15 @@ TEMPERATURE = 4.0
 SOFT_LABEL_WEIGHT = 0.5
 
 
-def compute_soft_labels(target_features: Tensor, inherited_classifier: LinearHeads) -> Tensor:
+def compute_soft_labels(target_features: Tensor, inherited_classifier: SingleLinearHead) -> Tensor:
     """Return the inherited classifier's soft labels of every view: ``softmax(logits / T)``.
 
     Parameters
     ----------
     target_features : Tensor, shape (image, view, target feature)
         Features of the distillation backbone.
-    inherited_classifier : LinearHeads
-        One, of that feature space.
+    inherited_classifier : SingleLinearHead
+        Of that feature space.
 
     Returns
     -------
@@ -37,7 +37,7 @@ def compute_soft_labels(target_features: Tensor, inherited_classifier: LinearHea
     return (logits / TEMPERATURE).softmax(-1)
 
 
-def compute_distillation_gradients(
+def compute_knowledge_distillation_gradients(
     heads: LinearHeads, features: Tensor, labels: Tensor, soft_labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of each seed's mean of ``w T^2 KL(soft || P_T) + (1 - w) CE(labels, P)``.
@@ -65,7 +65,7 @@ def compute_distillation_gradients(
     return error.transpose(1, 2) @ features, error.sum(1)
 
 
-def train_heads_from_teacher(
+def train_heads_on_hard_and_soft_labels(
     view_features: Tensor,
     labels: Tensor,
     soft_labels: Tensor,
@@ -97,7 +97,7 @@ def train_heads_from_teacher(
     with limit_torch_threads(choose_thread_count(initial_weights.numel())):
         train_with_adam(
             [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
-            lambda image_indices, view_indices: compute_distillation_gradients(
+            lambda image_indices, view_indices: compute_knowledge_distillation_gradients(
                 heads,
                 view_features[image_indices, view_indices],
                 labels[image_indices],

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from sfm.eval.class_subset import ClassSubsetStatistics
-from sfm.eval.config import EvaluateConfig, Mode, count_views_per_image
+from sfm.eval.config import EvaluateConfig, Mode, count_views_per_image_and_seed
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
-from sfm.eval.head_accuracy import LinearHeads
+from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
 from sfm.eval.image_sets import ImageSet
 from sfm.eval.joint_training import ProjectedHeads, train_projectors_then_heads, train_projectors_with_heads
-from sfm.eval.knowledge_distillation import compute_soft_labels, train_heads_from_teacher
+from sfm.eval.knowledge_distillation import compute_soft_labels, train_heads_on_hard_and_soft_labels
 from sfm.eval.linear_probe import INITIAL_STD, train_linear_heads
 from sfm.eval.projectors import LinearProjectors, compose_projectors_with_classifier, train_projectors
 from sfm.eval.ridge import RidgeFit, fit_ridge_projector
@@ -21,7 +21,7 @@ from sfm.eval.training import (
     BatchSchedule,
     CountCallback,
     RandomStreamPurpose,
-    draw_initial_weights,
+    draw_initial_weights_by_seed,
     make_batch_schedule,
 )
 from sfm.events import Progress, ProgressCallback
@@ -60,7 +60,7 @@ class ModeTrainingContext:
         return self.eval_backbone.backbone.card.spec
 
     @property
-    def inherited_classifier(self) -> LinearHeads:
+    def inherited_classifier(self) -> SingleLinearHead:
         """The classifier of all real images on the distillation backbone."""
         return read_full_data_classifier(self.source_statistics, self.view_features.device)
 
@@ -86,13 +86,13 @@ class FittedHeads:
         On features of the evaluation backbone, projectors included.
     projectors : LinearProjectors or None
         The projectors alone, where the mode has any.
-    ridge_penalty : float or None
+    relative_ridge_penalty : float or None
         Of projectors in closed form.
     """
 
     heads: LinearHeads
     projectors: LinearProjectors | None = None
-    ridge_penalty: float | None = None
+    relative_ridge_penalty: float | None = None
 
 
 def fit_heads_by_mode(
@@ -119,8 +119,8 @@ def fit_linear_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train fresh heads on the views of images; seeds that share an image share none of its views."""
-    seed_views = split_views_by_seed(context.view_features, context.image_set, config)
-    labels = repeat_labels_per_seed(context)
+    seed_views = split_views_between_seeds(context.view_features, context.image_set, config)
+    labels = repeat_labels_for_split_views(context)
     stage = f"linear heads of {context.image_set.name} images on {context.backbone_spec}"
     schedule = make_separate_views_schedule(context.image_set, len(seed_views), config)
     weights = draw_initial_head_weights(context, config)
@@ -132,21 +132,23 @@ def fit_kd_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train fresh heads from labels and from the inherited classifier's soft labels of the same views."""
-    seed_views = split_views_by_seed(context.view_features, context.image_set, config)
-    labels = repeat_labels_per_seed(context)
-    seed_targets = split_views_by_seed(context.require_target_features(), context.image_set, config)
+    seed_views = split_views_between_seeds(context.view_features, context.image_set, config)
+    labels = repeat_labels_for_split_views(context)
+    seed_targets = split_views_between_seeds(context.require_target_features(), context.image_set, config)
     soft_labels = compute_soft_labels(seed_targets, context.inherited_classifier)
     schedule = make_separate_views_schedule(context.image_set, len(seed_views), config)
     weights = draw_initial_head_weights(context, config)
     on_epoch = make_stage_progress_callback(progress, f"kd heads on {context.backbone_spec}", "epochs")
-    return FittedHeads(train_heads_from_teacher(seed_views, labels, soft_labels, schedule, weights, on_epoch))
+    return FittedHeads(
+        train_heads_on_hard_and_soft_labels(seed_views, labels, soft_labels, schedule, weights, on_epoch)
+    )
 
 
 def fit_inherit_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train projectors to the distillation backbone, and compose them with its classifier."""
-    view_features, target_features, schedule = select_shared_view_features(context, config)
+    view_features, target_features, schedule = select_shared_features_and_schedule(context, config)
     names = f"{context.backbone_spec} to {context.source_statistics.entry.backbone.spec}"
     on_block = make_stage_progress_callback(progress, f"projectors from {names}", "blocks")
     projectors = train_projectors(view_features, target_features, schedule, on_block)
@@ -158,7 +160,7 @@ def fit_inherit_ridge_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Fit one projector to the distillation backbone in closed form; a group is the views of one image."""
-    view_features, target_features, _ = select_shared_view_features(context, config)
+    view_features, target_features, _ = select_shared_features_and_schedule(context, config)
     ridge_fit = fit_ridge_projector(view_features, target_features, context.inherited_classifier)
     return compose_ridge_with_classifier(ridge_fit, context)
 
@@ -220,8 +222,8 @@ MODE_FUNCTIONS: dict[Mode, Callable[[ModeTrainingContext, EvaluateConfig, Progre
 
 def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: ModeTrainingContext) -> FittedHeads:
     """Compose a projector in closed form with the inherited classifier."""
-    heads = compose_projectors_with_classifier(ridge_fit.projectors, context.inherited_classifier)
-    return FittedHeads(heads, ridge_fit.projectors, ridge_fit.penalty)
+    heads = compose_projectors_with_classifier(ridge_fit.projector, context.inherited_classifier)
+    return FittedHeads(heads, ridge_fit.projector, ridge_fit.relative_penalty)
 
 
 def compose_projected_heads(model: ProjectedHeads) -> FittedHeads:
@@ -230,7 +232,7 @@ def compose_projected_heads(model: ProjectedHeads) -> FittedHeads:
     return FittedHeads(heads, model.projectors)
 
 
-def split_views_by_seed(view_features: Tensor, image_set: ImageSet, config: EvaluateConfig) -> Tensor:
+def split_views_between_seeds(view_features: Tensor, image_set: ImageSet, config: EvaluateConfig) -> Tensor:
     """Split the views of every image between the seeds that share it.
 
     Returns
@@ -242,17 +244,17 @@ def split_views_by_seed(view_features: Tensor, image_set: ImageSet, config: Eval
     return used_features.reshape(-1, config.views, view_features.shape[2])
 
 
-def repeat_labels_per_seed(context: ModeTrainingContext) -> Tensor:
-    """Return the class of every row of :func:`split_views_by_seed`."""
+def repeat_labels_for_split_views(context: ModeTrainingContext) -> Tensor:
+    """Return the class of every row of :func:`split_views_between_seeds`."""
     return context.labels.repeat_interleave(context.image_set.seeds_per_image)
 
 
 def make_separate_views_schedule(
-    image_set: ImageSet, split_image_count: int, config: EvaluateConfig
+    image_set: ImageSet, split_row_count: int, config: EvaluateConfig
 ) -> BatchSchedule:
-    """Return a schedule in which every seed trains on different rows of :func:`split_views_by_seed`."""
+    """Return a schedule in which every seed trains on different rows of :func:`split_views_between_seeds`."""
     seeds_per_image = image_set.seeds_per_image
-    by_seed = np.arange(split_image_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
+    by_seed = np.arange(split_row_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
     return make_batch_schedule(
         config.seed,
         by_seed.transpose(0, 2, 1).reshape(config.seeds, -1),
@@ -264,14 +266,14 @@ def make_separate_views_schedule(
 def draw_initial_head_weights(context: ModeTrainingContext, config: EvaluateConfig) -> Tensor:
     """Draw the initial weights of heads, shape (seed, class, feature)."""
     shape = (config.seeds, int(context.labels.max()) + 1, context.view_features.shape[2])
-    return draw_initial_weights(config.seed, RandomStreamPurpose.HEAD, shape, INITIAL_STD)
+    return draw_initial_weights_by_seed(config.seed, RandomStreamPurpose.HEAD, shape, INITIAL_STD)
 
 
-def select_shared_view_features(
+def select_shared_features_and_schedule(
     context: ModeTrainingContext, config: EvaluateConfig
 ) -> tuple[Tensor, Tensor, BatchSchedule]:
     """Return both backbones' features of the views that all seeds share, and their schedule."""
-    views = count_views_per_image(config, "inherit", len(context.view_features))
+    views = count_views_per_image_and_seed(config, "inherit", len(context.view_features))
     schedule = make_shared_views_schedule(len(context.view_features), "inherit", config)
     return context.view_features[:, :views], context.require_target_features()[:, :views], schedule
 
@@ -279,11 +281,11 @@ def select_shared_view_features(
 def make_shared_views_schedule(image_count: int, mode: Mode, config: EvaluateConfig) -> BatchSchedule:
     """Return a schedule in which all seeds train on the same views, each in its own order."""
     image_indices = np.tile(np.arange(image_count), (config.seeds, 1))
-    views = count_views_per_image(config, mode, image_count)
+    views = count_views_per_image_and_seed(config, mode, image_count)
     return make_batch_schedule(config.seed, image_indices, epoch_count=config.epochs, views_per_image=views)
 
 
-def read_full_data_classifier(statistics: ClassSubsetStatistics, device: torch.device) -> LinearHeads:
+def read_full_data_classifier(statistics: ClassSubsetStatistics, device: torch.device) -> SingleLinearHead:
     """Read the linear classifier of all real training data."""
     weight = torch.from_numpy(statistics.read_array("classifier/weight"))
     bias = torch.from_numpy(statistics.read_array("classifier/bias"))

@@ -9,7 +9,7 @@ def get_work_folder_path(result_path: Path) -> Path:
     return result_path.with_name(f"{result_path.stem}.partial")
 
 
-def describe_partial_results(result_paths: Sequence[Path]) -> str:
+def format_interruption_message(result_paths: Sequence[Path]) -> str:
     """Return a line that says whether an interrupted evaluation left work to resume from, and where."""
     folders = [get_work_folder_path(path) for path in result_paths]
     unfinished = [folder for folder in folders if folder.is_dir() and any(folder.iterdir())]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfm.eval.head_accuracy import LinearHeads
+from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
 from sfm.eval.training import (
     BatchSchedule,
     CountCallback,
@@ -38,6 +38,10 @@ class LinearProjectors:
 
     weight: Tensor
     bias: Tensor
+
+
+SingleLinearProjector = LinearProjectors
+"""One projector alone: the first axis has length 1."""
 
 
 def compute_projector_gradients(
@@ -139,15 +143,15 @@ def choose_target_feature_blocks(
 
 
 def compose_projectors_with_classifier(
-    projectors: LinearProjectors, target_space_classifier: LinearHeads
+    projectors: LinearProjectors, target_space_classifier: SingleLinearHead
 ) -> LinearHeads:
     """Return heads that project, then classify: ``A (P x + p) + a = (A P) x + (A p + a)``.
 
     Parameters
     ----------
     projectors : LinearProjectors
-    target_space_classifier : LinearHeads
-        One, of the target feature space.
+    target_space_classifier : SingleLinearHead
+        Of the target feature space.
 
     Returns
     -------

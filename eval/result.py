@@ -35,6 +35,7 @@ BackboneSpec = Name
 BackboneHash = Name
 EntryDigest = Name
 FractionOfFullData = NonNegativeFloat
+RelativePenalty = NonNegativeFloat
 NoteText = str
 ClassIndex = Count
 AccuraciesBySeed = FailFastList[Fraction]
@@ -113,7 +114,7 @@ class AccuracyRow(BaseModel):
     recovered: FractionOfFullData | None = None
     exemplars: Count | None = None
     chosen: ExemplarIndicesByClass | None = None
-    penalty: NonNegativeFloat | None = None
+    penalty: RelativePenalty | None = None
     confusion: ConfusionMatrix | None = None
     confused: FailFastList[ConfusedPair] | None = None
     per_class: ClassAccuracies | None = None
@@ -283,7 +284,7 @@ class NotWrittenError(InputError):
         self.evaluations = evaluations
 
 
-def compute_mean_and_std(values: list[float]) -> tuple[float, float]:
+def compute_mean_and_sample_std(values: list[float]) -> tuple[float, float]:
     """Return the mean and the sample standard deviation (n - 1), which is 0 for one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfm.eval.head_accuracy import LinearHeads
-from sfm.eval.projectors import LinearProjectors
+from sfm.eval.head_accuracy import SingleLinearHead
+from sfm.eval.projectors import LinearProjectors, SingleLinearProjector
 from sfm.stats_store.eigen import eigendecompose_symmetric
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))
@@ -19,18 +19,17 @@ class RidgeFit:
 
     Attributes
     ----------
-    projectors : LinearProjectors
-        One.
-    penalty : float
+    projector : SingleLinearProjector
+    relative_penalty : float
         The chosen multiple of the mean eigenvalue, one of ``PENALTIES``.
     """
 
-    projectors: LinearProjectors
-    penalty: float
+    projector: SingleLinearProjector
+    relative_penalty: float
 
 
 def fit_ridge_projector(
-    grouped_features: Tensor, grouped_target_features: Tensor, inherited_classifier: LinearHeads
+    grouped_features: Tensor, grouped_target_features: Tensor, inherited_classifier: SingleLinearHead
 ) -> RidgeFit:
     """Fit ``y = W x + b`` by least squares with a penalty on W, none on b.
 
@@ -46,8 +45,8 @@ def fit_ridge_projector(
         Of the evaluation backbone; at least two groups.
     grouped_target_features : Tensor, shape (group, sample, target feature)
         Of the distillation backbone, for the same samples.
-    inherited_classifier : LinearHeads
-        One, of the target feature space.
+    inherited_classifier : SingleLinearHead
+        Of the target feature space.
 
     Returns
     -------
@@ -58,11 +57,11 @@ def fit_ridge_projector(
     x, y = grouped_features.double().flatten(0, 1), grouped_target_features.double().flatten(0, 1)
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
-    left, spectrum, right = compute_svd_with_squared_values(x)
+    left, spectrum, right = compute_compact_svd_with_squared_values(x)
     scale = float(spectrum.sum()) / x.shape[1]
     logits = y @ inherited_classifier.weight[0].double().T
     errors = [
-        compute_left_out_group_error(
+        compute_left_out_groups_squared_error(
             left, spectrum / (spectrum + penalty * scale), logits.view(groups, samples, -1)
         )
         for penalty in PENALTIES
@@ -76,7 +75,7 @@ def fit_ridge_projector(
     )
 
 
-def compute_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compute_compact_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the singular value decomposition ``U diag(sqrt(s)) V^T``, computed from the smaller scatter.
 
     Returns
@@ -97,7 +96,7 @@ def compute_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Tensor, Ten
     return matrix @ vectors / spectrum.sqrt(), spectrum, vectors
 
 
-def compute_left_out_group_error(
+def compute_left_out_groups_squared_error(
     left_singular_vectors: Tensor, shrinkage: Tensor, grouped_targets: Tensor
 ) -> float:
     """Return the squared error on left-out groups of a ridge regression with an intercept.

@@ -12,7 +12,7 @@ from sfm.eval.classifier_files import save_first_seed_classifier
 from sfm.eval.config import (
     EvaluateConfig,
     Mode,
-    count_views_per_image,
+    count_views_per_image_and_seed,
     get_classifier_folder,
     make_row_training_options,
 )
@@ -93,12 +93,12 @@ class RowTrainer:
         compute_shared_features : callable, optional
             Returns the features of the images' views through a backbone; by default they are computed for
             this row alone.
-        append_write_failures_to : list of str
+        appended_write_failures : list of str
             Messages about files that could not be written are appended.
         """
         config = self.job.config
         key = self.make_row_work_key(image_set, mode)
-        finished_row = self.work_folder.read_row(key)
+        finished_row = self.work_folder.read_row_if_intact(key)
         if finished_row is not None:
             return finished_row
         target_features: KeyedViewFeatures | None = None
@@ -171,7 +171,7 @@ def compute_image_set_features(
     """Compute the features of as many views of an image set as the modes need."""
     image_count = len(image_set.images.pixels)
     views = max(
-        count_views_per_image(config, mode, image_count)
+        count_views_per_image_and_seed(config, mode, image_count)
         * (image_set.seeds_per_image if mode in ("linear", "kd") else 1)
         for mode in needed_by_modes
     )

@@ -12,8 +12,9 @@ from sfm.eval.config import Mode, RowTrainingOptions
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.head_accuracy import (
     LinearHeads,
+    SingleLinearHead,
     compute_accuracy_by_seed,
-    compute_confusion_matrix,
+    compute_summed_confusion_matrix,
     make_nearest_mean_head,
 )
 from sfm.eval.image_sets import ImageSet
@@ -25,7 +26,7 @@ from sfm.eval.result import (
     ConfusedPair,
     FullDataClassifier,
     FullDataRow,
-    compute_mean_and_std,
+    compute_mean_and_sample_std,
 )
 from sfm.stats_store.discriminant import fit_linear_discriminant
 
@@ -67,7 +68,7 @@ def make_full_data_rows(
 ) -> list[FullDataRow]:
     """Score the classifiers of all real training images that the store has; the linear one comes first."""
     device = held_out_samples.features.device
-    heads: dict[FullDataClassifier, LinearHeads] = {
+    heads: dict[FullDataClassifier, SingleLinearHead] = {
         "linear": read_full_data_classifier(eval_backbone.statistics, device),
         "nearest class mean": make_nearest_mean_head(
             torch.from_numpy(eval_backbone.statistics.read_array("train/mean").astype(np.float32)).to(device)
@@ -86,13 +87,13 @@ def make_full_data_rows(
             top1=score.top1[0],
             top5=None if score.top5 is None else score.top5[0],
             recovered=compute_fraction_of_full_data(score.top1[0], scores["linear"].top1[0]),
-            per_class=score.mean_by_class,
+            per_class=score.mean_top1_by_class,
         )
         for classifier, score in scores.items()
     ]
 
 
-def make_discriminant_head(statistics: ClassSubsetStatistics, device: torch.device) -> LinearHeads:
+def make_discriminant_head(statistics: ClassSubsetStatistics, device: torch.device) -> SingleLinearHead:
     """Compute the linear discriminant of an entry's moments."""
     discriminant = fit_linear_discriminant(statistics.read_moments())
     weight, bias = torch.from_numpy(discriminant.weight), torch.from_numpy(discriminant.bias)
@@ -118,8 +119,8 @@ def make_accuracy_row(
         How the heads were trained.
     """
     score = compute_accuracy_by_seed(fitted_heads.heads, held_out_samples.features, held_out_samples.labels)
-    top1_mean, top1_std = compute_mean_and_std(score.top1)
-    top5_mean, top5_std = (None, None) if score.top5 is None else compute_mean_and_std(score.top5)
+    top1_mean, top1_std = compute_mean_and_sample_std(score.top1)
+    top5_mean, top5_std = (None, None) if score.top5 is None else compute_mean_and_sample_std(score.top5)
     row = AccuracyRow(
         images="none" if mode == "inherit-statistics" else image_set.name,
         backbone=eval_backbone.backbone.card.spec,
@@ -135,7 +136,7 @@ def make_accuracy_row(
         recovered=compute_fraction_of_full_data(top1_mean, full_data_top1),
         exemplars=image_set.min_exemplars_per_class,
         chosen=image_set.exemplar_indices_by_class,
-        penalty=fitted_heads.ridge_penalty,
+        penalty=fitted_heads.relative_ridge_penalty,
         backbone_hash=eval_backbone.backbone.card.hash,
         epochs=training_options.epochs,
         views=training_options.views,
@@ -143,13 +144,15 @@ def make_accuracy_row(
     )
     if image_set.min_exemplars_per_class is not None:
         return row
-    counts = compute_confusion_matrix(fitted_heads.heads, held_out_samples.features, held_out_samples.labels)
+    counts = compute_summed_confusion_matrix(
+        fitted_heads.heads, held_out_samples.features, held_out_samples.labels
+    )
     matrix = counts.tolist() if len(counts) <= MAX_CONFUSION_CLASSES else None
     return row.model_copy(
         update={
             "confusion": matrix,
-            "confused": list_confused_pairs(counts),
-            "per_class": score.mean_by_class,
+            "confused": list_most_confused_pairs(counts),
+            "per_class": score.mean_top1_by_class,
         }
     )
 
@@ -159,13 +162,13 @@ def compute_fraction_of_full_data(accuracy: float, full_data_accuracy: float) ->
     return accuracy / full_data_accuracy if full_data_accuracy else None
 
 
-def list_confused_pairs(confusion_counts: Tensor) -> list[ConfusedPair]:
+def list_most_confused_pairs(confusion_counts: Tensor) -> list[ConfusedPair]:
     """Return the pairs of classes that are confused most often, most frequent first.
 
     Parameters
     ----------
     confusion_counts : Tensor of int64, shape (class, class)
-        From :func:`~sfm.eval.head_accuracy.compute_confusion_matrix`.
+        From :func:`~sfm.eval.head_accuracy.compute_summed_confusion_matrix`.
     """
     errors = confusion_counts.cpu() * ~torch.eye(len(confusion_counts), dtype=torch.bool)
     order = errors.flatten().sort(descending=True, stable=True).indices[:MAX_CONFUSED_PAIRS]

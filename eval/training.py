@@ -20,6 +20,8 @@ REFERENCE_BATCH_SIZE = 256
 CountCallback = Callable[[int, int], None]
 """Called with the number of finished epochs, blocks or views, and their total."""
 
+PreviousThreadCount = int
+
 
 def ignore_progress_count(done_count: int, total_count: int) -> None:
     """Do nothing: the default :data:`CountCallback`."""
@@ -113,7 +115,7 @@ def make_batch_schedule(
     )
 
 
-def draw_initial_weights(
+def draw_initial_weights_by_seed(
     run_seed: int, purpose: RandomStreamPurpose, shape: tuple[int, ...], std: float
 ) -> Tensor:
     """Draw initial weights, one stream per seed: the weights of one seed do not depend on the others.
@@ -139,7 +141,7 @@ def draw_initial_weights(
 
 
 @contextmanager
-def limit_torch_threads(max_threads: int) -> Iterator[int]:
+def limit_torch_threads(max_threads: int) -> Iterator[PreviousThreadCount]:
     """Limit torch to `max_threads` CPU threads; yield the previous number.
 
     Small operations gain nothing from a second thread, and where cores are shared they wait for it at every
@@ -162,17 +164,17 @@ class ParamGroup:
     parameters : sequence of Tensor
         Changed in place. All seeds side by side along the first axis: Adam works on each number alone, so
         this is exactly one training per seed.
-    learning_rate : float
-        At a batch of 256 images.
+    learning_rate_at_batch_256 : float
+        In proportion to the batch otherwise.
     """
 
     parameters: Sequence[Tensor]
-    learning_rate: float
+    learning_rate_at_batch_256: float
 
 
 def train_with_adam(
     param_groups: Sequence[ParamGroup],
-    compute_gradients: Callable[[Tensor, Tensor], Sequence[Tensor]],
+    compute_gradients_at_indices: Callable[[Tensor, Tensor], Sequence[Tensor]],
     schedule: BatchSchedule,
     on_epoch: CountCallback,
 ) -> None:
@@ -181,7 +183,7 @@ def train_with_adam(
     Parameters
     ----------
     param_groups : sequence of ParamGroup
-    compute_gradients : callable
+    compute_gradients_at_indices : callable
         Takes the image and view indices of a batch, both of shape (seed, batch). Returns the gradient of each
         seed's loss with respect to the parameters of the first group, then those of the second, ...
     schedule : BatchSchedule
@@ -190,7 +192,10 @@ def train_with_adam(
     """
     batch_size = schedule.batch_size
     optimizer_groups: list[dict[str, Any]] = [
-        {"params": list(group.parameters), "lr": group.learning_rate * batch_size / REFERENCE_BATCH_SIZE}
+        {
+            "params": list(group.parameters),
+            "lr": group.learning_rate_at_batch_256 * batch_size / REFERENCE_BATCH_SIZE,
+        }
         for group in param_groups
     ]
     optimizer = torch.optim.Adam(optimizer_groups, fused=True)
@@ -205,7 +210,7 @@ def train_with_adam(
             strict=True,
         )
         for batch_images, batch_views in batches:
-            gradients = compute_gradients(batch_images, batch_views)
+            gradients = compute_gradients_at_indices(batch_images, batch_views)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()

@@ -116,7 +116,7 @@ def compute_view_features(
         if work_folder
         else None
     )
-    computed_views = resumable.load_stored_views() if resumable else 0
+    computed_views = resumable.load_stored_view_features() if resumable else 0
     if computed_views:
         on_views(computed_views, total)
     try:
@@ -136,11 +136,11 @@ def compute_view_features(
                 features[batch] = backbone.features(apply_crops(pixels[image_indices], boxes, size))
                 computed_views = batch.stop
                 if resumable:
-                    resumable.write_new_if_due(computed_views)
+                    resumable.write_unwritten_views_if_due(computed_views)
                 on_views(computed_views, total)
     finally:
         if resumable:
-            resumable.write_new(computed_views)
+            resumable.write_unwritten_views(computed_views)
     return features.view(image_count, total // image_count, -1)
 
 

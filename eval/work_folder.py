@@ -60,7 +60,7 @@ class WorkFolder:
     is_writable: bool = field(default=True, init=False)
     used_keys: list[str] = field(default_factory=list, init=False)
 
-    def write_file(self, name: str, data: bytes) -> None:
+    def try_write_file(self, name: str, data: bytes) -> None:
         """Write a file; log once if that is not possible."""
         if self.is_writable:
             try:
@@ -70,7 +70,7 @@ class WorkFolder:
                 self.is_writable = False
                 LOG.warning("an interruption would start over: %s", error)
 
-    def read_row(self, row_key: str) -> AccuracyRow | None:
+    def read_row_if_intact(self, row_key: str) -> AccuracyRow | None:
         """Return a finished row; None if it is missing or not as it was written."""
         self.used_keys.append(row_key)
         try:
@@ -87,7 +87,7 @@ class WorkFolder:
         """Write a finished row with the keys of the features that it was trained on."""
         text = row.model_dump_json()
         stored = _StoredRow(row=text, sha256=compute_sha256(text.encode()), made_from=list(feature_keys))
-        self.write_file(f"{row_key}.json", stored.model_dump_json().encode())
+        self.try_write_file(f"{row_key}.json", stored.model_dump_json().encode())
 
     def delete_used_files(self) -> None:
         """Delete the files of used keys; others may be of another, interrupted command."""
@@ -110,44 +110,46 @@ class ResumableFeatures:
         Digest of all their inputs.
     features : Tensor, shape (view, feature)
         Filled in order by the caller.
-    stored_count : int
+    stored_view_count : int
         Number of views whose features are on the disk.
     """
 
     work_folder: WorkFolder
     key: str
     features: Tensor
-    stored_count: int = field(default=0, init=False)
+    stored_view_count: int = field(default=0, init=False)
     _last_write: float = field(default_factory=time.monotonic, init=False)
 
-    def load_stored_views(self) -> int:
+    def load_stored_view_features(self) -> int:
         """Fill in the features on the disk up to the first gap; return the number of their views."""
         self.work_folder.used_keys.append(self.key)
-        while self.stored_count < len(self.features):
-            block = self._read_block(self.stored_count)
+        while self.stored_view_count < len(self.features):
+            block = self._read_block(self.stored_view_count)
             if block is None:
                 break
-            self.features[self.stored_count : self.stored_count + len(block)] = block.to(self.features.device)
-            self.stored_count += len(block)
-        return self.stored_count
+            self.features[self.stored_view_count : self.stored_view_count + len(block)] = block.to(
+                self.features.device
+            )
+            self.stored_view_count += len(block)
+        return self.stored_view_count
 
-    def write_new_if_due(self, computed_view_count: int) -> None:
+    def write_unwritten_views_if_due(self, computed_view_count: int) -> None:
         """Write new features of the first views, if all are done or some seconds have passed."""
         if (
             computed_view_count == len(self.features)
             or time.monotonic() - self._last_write > SECONDS_BETWEEN_WRITES
         ):
-            self.write_new(computed_view_count)
+            self.write_unwritten_views(computed_view_count)
 
-    def write_new(self, computed_view_count: int) -> None:
+    def write_unwritten_views(self, computed_view_count: int) -> None:
         """Write new features of the first `computed_view_count` views."""
-        if computed_view_count > self.stored_count:
-            block = self.features[self.stored_count : computed_view_count].cpu().contiguous()
+        if computed_view_count > self.stored_view_count:
+            block = self.features[self.stored_view_count : computed_view_count].cpu().contiguous()
             header = {"key": self.key, "digest": compute_array_digest(block.numpy())}
-            self.work_folder.write_file(
-                self._make_file_name(self.stored_count), save({"features": block}, header)
+            self.work_folder.try_write_file(
+                self._make_file_name(self.stored_view_count), save({"features": block}, header)
             )
-            self.stored_count, self._last_write = computed_view_count, time.monotonic()
+            self.stored_view_count, self._last_write = computed_view_count, time.monotonic()
 
     def _make_file_name(self, first_view: int) -> str:
         return f"{self.key}-{first_view:09d}.safetensors"

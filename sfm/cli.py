@@ -143,7 +143,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     Accuracies are printed even if they cannot be written.
     """
     configure_process(config.threads)
-    from sfm.eval.partial_results import describe_partial_results
+    from sfm.eval.partial_results import format_interruption_message
     from sfm.eval.result import NotWrittenError
 
     result_files = [each.result_path for each in config.split_by_run()]
@@ -157,7 +157,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     except NotWrittenError as error:
         evaluations, unwritten = error.evaluations, error
     except KeyboardInterrupt:
-        raise print_error_and_make_exit(describe_partial_results(result_files), EXIT_INTERRUPTED) from None
+        raise print_error_and_make_exit(format_interruption_message(result_files), EXIT_INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in evaluations]
     cells = [cell.model_dump(mode="json") for cell in make_matrix(evaluations)]
     accuracies.print_evaluation_warnings(records)

@@ -14,7 +14,7 @@ def compute_label_ranks(
     """Return the rank of each sample's label among its logits; 0 is first.
 
     Ties count as wrong: an equal logit of another class ranks first, so a classifier with constant logits is
-    never right. :func:`sfm.eval.head_accuracy.rank_true_class` is the same rule for tensors; a
+    never right. :func:`sfm.eval.head_accuracy.rank_true_class_from_zero` is the same rule for tensors; a
     test compares the two.
 
     Parameters

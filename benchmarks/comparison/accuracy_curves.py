@@ -24,7 +24,7 @@ from sfm.api import EvaluateRunsConfig, ExtractConfig, evaluate_runs, extract, o
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.preparation import optimize_backbone
 from sfm.distill.pyramid import compute_canvas_size
-from sfm.eval.result import compute_mean_and_std
+from sfm.eval.result import compute_mean_and_sample_std
 from sfm.stats_store.store import Entry
 
 
@@ -130,7 +130,7 @@ def compare_accuracy(config: AccuracyConfig) -> dict[str, Any]:
         "rate": rate,
         "curves": curves,
         "mean_curve": mean,
-        "top1": {method: compute_mean_and_std(each) for method, each in final.items()},
+        "top1": {method: compute_mean_and_sample_std(each) for method, each in final.items()},
         "seconds_to_target": {
             method: find_time_to_accuracy(points, target) for method, points in mean.items()
         },

@@ -83,11 +83,11 @@ def make_table_column_features(run: ReportedRun) -> dict[str, Any]:
     """Return the ``features`` of the table's columns, as the ``datasets`` library names them."""
     return {
         "image": {"_type": "Image"},
-        "label": {"names": list_distinct_class_names(run), "_type": "ClassLabel"},
+        "label": {"names": disambiguate_class_names(run), "_type": "ClassLabel"},
     }
 
 
-def list_distinct_class_names(run: ReportedRun) -> list[str]:
+def disambiguate_class_names(run: ReportedRun) -> list[str]:
     """Return the classes' display names; the class id is appended to repeated names."""
     counts = Counter(run.distilled.class_names)
     classes = zip(run.distilled.class_names, run.distilled.class_ids, strict=True)

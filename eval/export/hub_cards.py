@@ -12,8 +12,8 @@ from markupsafe import Markup
 from sfm.eval.export.export_formats import (
     TABLE_FILE,
     TAR_FILE,
+    disambiguate_class_names,
     list_class_folder_names,
-    list_distinct_class_names,
 )
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_distill_command
@@ -172,7 +172,7 @@ def make_load_dataset_fields(run: ReportedRun, export_format: str, exported_fold
         "dataset_size": dataset_bytes,
     }
     if export_format != "webdataset":
-        names = list_distinct_class_names(run) if export_format == "parquet" else list_class_folder_names(run)
+        names = disambiguate_class_names(run) if export_format == "parquet" else list_class_folder_names(run)
         label = {"class_label": {"names": {str(index): name for index, name in enumerate(names)}}}
         info = {"features": [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]} | info
     return fields | {"dataset_info": info}

@@ -128,7 +128,7 @@ def draw_bar(axes: Axes, y: float, bar: AccuracyBar) -> None:
 
 
 def draw_loss_chart(
-    loss_history: Sequence[LossPoint], loss_bounds: tuple[float, float], alt_text: str
+    loss_history: Sequence[LossPoint], loss_axis_limits: tuple[float, float], alt_text: str
 ) -> Markup:
     """Draw the loss over the steps, with the resolution of the pyramid.
 
@@ -138,7 +138,7 @@ def draw_loss_chart(
     ----------
     loss_history : sequence of LossPoint
         At least one.
-    loss_bounds : (float, float)
+    loss_axis_limits : (float, float)
         Limits of the loss axis, the same for all runs of a report.
     alt_text : str
     """
@@ -165,7 +165,7 @@ def draw_loss_chart(
         axes.plot(
             middle, [loss[chunk].mean() for chunk in chunks], color=FILL_COLOURS["distilled"], linewidth=1.6
         )
-        axes.set(xlim=(0, steps[-1]), ylim=loss_bounds, xlabel="step", ylabel="loss")
+        axes.set(xlim=(0, steps[-1]), ylim=loss_axis_limits, xlabel="step", ylabel="loss")
         above = axes.secondary_xaxis("top")
         centres = [(steps[b] - 1 + steps[e - 1]) / 2 for b, e in itertools.pairwise(changes)]
         above.set_xticks(centres, [str(resolution[begin]) for begin in changes[:-1]], fontsize=8)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sfm.eval.report.comparison_tables import TableCell
 from sfm.eval.report.reported_runs import ReportedRun
-from sfm.eval.report.row_selection import find_full_data_row, find_row_shown_in_detail, make_row_label
+from sfm.eval.report.row_selection import find_linear_full_data_row, find_row_shown_in_detail, make_row_label
 from sfm.eval.result import AccuracyRow
 from sfm.text import format_percent
 
@@ -49,7 +49,7 @@ def make_class_accuracy_table(run: ReportedRun, *, with_run_name: bool) -> Class
     distilled = get_top1_by_class(row) if row else None
     if run.evaluation is None or row is None or distilled is None:
         return None
-    full = find_full_data_row(row, run.evaluation)
+    full = find_linear_full_data_row(row, run.evaluation)
     columns, accuracies = ["distilled"], [distilled]
     if full and full.per_class:
         columns.append("all real")

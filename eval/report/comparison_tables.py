@@ -20,6 +20,8 @@ OWN_BACKBONE_NOTE = (
     "ones: read the other columns."
 )
 
+SpecAndInputSize = tuple[str, int]
+
 
 @dataclass(frozen=True)
 class TableCell:
@@ -40,7 +42,7 @@ class ReportTable:
     note: str = ""
 
 
-def make_backbone_labels(rows: Iterable[ResultRow]) -> dict[tuple[str, int], str]:
+def make_backbone_labels(rows: Iterable[ResultRow]) -> dict[SpecAndInputSize, str]:
     """Return a label for every backbone of rows, with its input size where sizes differ."""
     keys = list(dict.fromkeys((row.backbone, row.image_size) for row in rows))
     sizes = {image_size for _, image_size in keys}
@@ -70,13 +72,13 @@ def make_comparison_table(runs: Sequence[ReportedRun], dataset_title: str) -> Re
     )
 
 
-def index_rows_by_backbone_and_label(evaluation: Evaluation) -> dict[tuple[tuple[str, int], str], ResultRow]:
+def index_rows_by_backbone_and_label(evaluation: Evaluation) -> dict[tuple[SpecAndInputSize, str], ResultRow]:
     """Return one row for every backbone and label, by both."""
     reduced = evaluation.model_copy(update={"rows": select_longest_trained_rows(evaluation.rows)})
     return {(get_backbone_key(row), make_row_label(row, reduced)): row for row in list_result_rows(reduced)}
 
 
-def get_backbone_key(row: ResultRow) -> tuple[str, int]:
+def get_backbone_key(row: ResultRow) -> SpecAndInputSize:
     """Return spec and input size of the backbone evaluated on."""
     return row.backbone, row.image_size
 
@@ -113,7 +115,7 @@ def make_accuracy_cell(row: ResultRow | None) -> TableCell:
     return TableCell(format_percent(row.top1_mean, row.top1_std if row.seeds > 1 else None), row.top1_mean)
 
 
-def make_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str) -> list[ReportTable]:
+def make_backbone_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str) -> list[ReportTable]:
     """Return a cross-backbone matrix for every mode; none where there is only one backbone."""
     evaluated = [
         (

@@ -59,7 +59,7 @@ def make_gallery(runs: Sequence[ReportedRun], dataset_title: str) -> Gallery:
     per_class = max(1, MAX_GALLERY_IMAGES // (class_count * len(runs)))
     image_counts = [min(MAX_GALLERY_IMAGES_PER_CLASS, per_class, run.distilled.record.ipc) for run in runs]
     has_several_runs = len(runs) > 1
-    neighbours = [select_neighbour_images(run) for run in runs]
+    neighbours = [select_neighbour_pixels(run) for run in runs]
     has_neighbours = any(images is not None for images in neighbours)
     class_rows = []
     for class_index in range(class_count):
@@ -122,7 +122,7 @@ def make_distilled_pictures(
     return pictures
 
 
-def select_neighbour_images(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
+def select_neighbour_pixels(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
     """Return the real image nearest to every distilled one, where an evaluation chose it and it is stored.
 
     Returns

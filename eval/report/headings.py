@@ -30,7 +30,7 @@ def make_page_title(runs: Sequence[ReportedRun]) -> str:
     return f"{len(runs)} distilled datasets compared"
 
 
-def describe_runs(runs: Sequence[ReportedRun]) -> list[str]:
+def describe_runs_with_differing_options(runs: Sequence[ReportedRun]) -> list[str]:
     """Return a description of each of several runs, with the options in which they differ."""
     options = [{name: get_run_option(run, name) for name in OPTION_FORMATS} for run in runs]
     differing = [name for name in OPTION_FORMATS if len({str(values[name]) for values in options}) > 1]
@@ -54,7 +54,7 @@ def get_run_option(run: ReportedRun, option_name: str) -> Any:
     return run.details.seed if option_name == "seed" else run.details.config.get(option_name)
 
 
-def make_group_titles(groups: Sequence[Sequence[ReportedRun]]) -> list[str]:
+def make_dataset_group_titles(groups: Sequence[Sequence[ReportedRun]]) -> list[str]:
     """Return the dataset of every group of runs, with the names of the runs where datasets repeat."""
     names = [runs[0].distilled.record.dataset for runs in groups]
     counts = Counter(names)

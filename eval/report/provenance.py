@@ -31,7 +31,7 @@ def make_cost_table(runs: Sequence[ReportedRun]) -> ReportTable:
     """Return a table of the costs of images and accuracies; empty rows are left out."""
     rows: dict[str, list[str]] = {}
     for run in runs:
-        for label, value in list_run_costs(run).items():
+        for label, value in describe_run_costs_by_label(run).items():
             rows.setdefault(label, []).append(value)
     table_rows = [
         (label, [TableCell(value, None) for value in values])
@@ -41,7 +41,7 @@ def make_cost_table(runs: Sequence[ReportedRun]) -> ReportTable:
     return ReportTable("Cost", "", [run.name for run in runs], table_rows)
 
 
-def list_run_costs(run: ReportedRun) -> dict[str, str]:
+def describe_run_costs_by_label(run: ReportedRun) -> dict[str, str]:
     """Return sizes and times of a run by label."""
     record, details, evaluation = run.distilled.record, run.details, run.evaluation
     image_count, real_count = len(run.distilled.image_files), details.train_samples

@@ -22,7 +22,7 @@ from sfm.eval.distilled_run import (
     DistilledPixelDigest,
     DistilledRun,
     read_distilled_run,
-    read_json_model,
+    read_run_json,
     require_no_outside_links,
 )
 from sfm.eval.output_files import make_distinct_directory_names
@@ -179,7 +179,7 @@ def read_reported_runs(
             directory=directory,
             name=name,
             distilled=run,
-            details=read_json_model(TypeAdapter(RunDetails), directory / "run.json"),
+            details=read_run_json(TypeAdapter(RunDetails), directory / "run.json"),
             pixel_digest=digests[i],
             loss_history=read_loss_history(directory / "history.csv"),
             growth_sheets=read_growth_sheets(directory / "growth"),
@@ -215,7 +215,7 @@ def find_source_data_by_run_index(
             )
         for i, entry in entries.items():
             statistics = select_run_statistics(entry, runs[i].class_ids, run_directories[i])
-            source_data.setdefault(i, read_source_exemplars(statistics))
+            source_data.setdefault(i, read_source_data(statistics))
     return source_data
 
 
@@ -281,7 +281,7 @@ def open_source_entry_if_stored(store: Store, run: DistilledRun) -> Entry | None
     return store.open_entry(matching[0]) if matching else None
 
 
-def read_source_exemplars(statistics: ClassSubsetStatistics) -> SourceData:
+def read_source_data(statistics: ClassSubsetStatistics) -> SourceData:
     """Read the real images of some classes, if the entry keeps any."""
     if "exemplar/role" not in statistics.entry:
         return SourceData(statistics, None, None)

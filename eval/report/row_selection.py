@@ -106,7 +106,7 @@ def find_row_shown_in_detail(evaluation: Evaluation) -> AccuracyRow | None:
     return next((row for row in candidates if row is not None), None)
 
 
-def find_full_data_row(row: ResultRow, evaluation: Evaluation) -> FullDataRow | None:
+def find_linear_full_data_row(row: ResultRow, evaluation: Evaluation) -> FullDataRow | None:
     """Return the row of the linear classifier of all real images through the same backbone."""
     for full in evaluation.full_data:
         same_backbone = (full.backbone, full.image_size) == (row.backbone, row.image_size)
@@ -117,12 +117,12 @@ def find_full_data_row(row: ResultRow, evaluation: Evaluation) -> FullDataRow | 
 
 def compute_recovered_fraction(row: ResultRow, evaluation: Evaluation) -> float | None:
     """Return top-1 as a fraction of that of all real images through the same backbone; None if unknown."""
-    full = find_full_data_row(row, evaluation)
+    full = find_linear_full_data_row(row, evaluation)
     top1 = row.top1_mean if isinstance(row, AccuracyRow) else row.top1
     return top1 / full.top1 if full and full.top1 > 0 else None
 
 
-def describe_headline_row(row: AccuracyRow, evaluation: Evaluation) -> str:
+def describe_row_versus_real_images(row: AccuracyRow, evaluation: Evaluation) -> str:
     """Return mode and backbone of a row, and how it compares with all and with random real images."""
     recovered, baseline = (
         compute_recovered_fraction(row, evaluation),

@@ -6,7 +6,7 @@ from sfm.eval.caveats import list_random_baseline_warnings
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_evaluate_command
 from sfm.eval.report.row_selection import (
-    describe_headline_row,
+    describe_row_versus_real_images,
     find_headline_row,
     list_cross_backbone_inherit_rows,
     select_longest_trained_rows,
@@ -71,10 +71,10 @@ def list_accuracy_facts(evaluation: Evaluation) -> list[LabelledFact]:
         note = f"linear on {backbone}: evaluate with --mode linear"
         facts = [LabelledFact("Top-1 accuracy", "not measured", note)]
     else:
-        note = describe_headline_row(headline, evaluation)
+        note = describe_row_versus_real_images(headline, evaluation)
         facts = [LabelledFact("Top-1 accuracy", f"{format_percent(headline.top1_mean)} %", note)]
     for row in list_cross_backbone_inherit_rows(evaluation)[:MAX_INHERITED_FACTS]:
-        note = describe_headline_row(row, evaluation)
+        note = describe_row_versus_real_images(row, evaluation)
         facts.append(LabelledFact("Top-1, inherited", f"{format_percent(row.top1_mean)} %", note))
     return facts
 

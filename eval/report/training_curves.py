@@ -23,7 +23,7 @@ class TrainingCurve:
     loss_chart: Markup | None
 
 
-def compute_loss_bounds(runs: Sequence[ReportedRun]) -> tuple[float, float]:
+def compute_loss_axis_limits(runs: Sequence[ReportedRun]) -> tuple[float, float]:
     """Return the smallest and the largest loss of all runs, with a margin."""
     losses = [point.loss for run in runs for point in run.loss_history]
     if not losses:
@@ -32,7 +32,7 @@ def compute_loss_bounds(runs: Sequence[ReportedRun]) -> tuple[float, float]:
     return min(losses) - margin, max(losses) + margin
 
 
-def make_training_curve(run: ReportedRun, loss_bounds: tuple[float, float]) -> TrainingCurve:
+def make_training_curve(run: ReportedRun, loss_axis_limits: tuple[float, float]) -> TrainingCurve:
     """Return the loss chart and the growth sheets of a run."""
     chart = None
     if run.loss_history:
@@ -42,7 +42,7 @@ def make_training_curve(run: ReportedRun, loss_bounds: tuple[float, float]) -> T
             f"Line chart of the loss of {run.name}: {run.loss_history[0].loss:.3g} at the first step, "
             f"{last.loss:.3g} at step {last.step:,}. The pyramid's finest level grew over {levels} pixels."
         )
-        chart = draw_loss_chart(run.loss_history, loss_bounds, description)
+        chart = draw_loss_chart(run.loss_history, loss_axis_limits, description)
     resolutions = {point.step: point.resolution for point in run.loss_history}
     return TrainingCurve(
         run_name=run.name,

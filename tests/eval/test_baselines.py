@@ -35,10 +35,10 @@ def test_a_draw_holds_random_exemplars_and_none_of_them_twice(seed: int, count: 
 
 
 def test_draws_share_no_image_while_there_are_enough() -> None:
-    drawn = draw_random_exemplar_indices(ROLE, 1, 3, seed=0)
+    drawn = draw_random_exemplar_indices(ROLE, 1, 3, run_seed=0)
     for c in range(2):
         assert len(set(drawn[:, c, 0].tolist())) == 3
-    assert not np.array_equal(drawn, draw_random_exemplar_indices(ROLE, 1, 3, seed=1))
+    assert not np.array_equal(drawn, draw_random_exemplar_indices(ROLE, 1, 3, run_seed=1))
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 3))

@@ -8,9 +8,9 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from sfm.eval.head_accuracy import (
     LinearHeads,
     compute_accuracy_by_seed,
-    compute_confusion_matrix,
+    compute_summed_confusion_matrix,
     make_nearest_mean_head,
-    rank_true_class,
+    rank_true_class_from_zero,
 )
 
 
@@ -43,7 +43,7 @@ def test_top5_is_undefined_with_fewer_than_five_classes(classes: int, defined: b
 
 def test_a_classifier_that_cannot_tell_classes_apart_is_never_right() -> None:
     logits = torch.zeros(3, 10)
-    assert rank_true_class(logits, torch.tensor([0, 5, 9])).tolist() == [9, 9, 9]
+    assert rank_true_class_from_zero(logits, torch.tensor([0, 5, 9])).tolist() == [9, 9, 9]
 
 
 def test_a_diverged_classifier_is_an_error_and_not_a_low_accuracy() -> None:
@@ -77,7 +77,7 @@ def test_confusions_are_those_of_scikit_learn_summed_over_heads(seed: int, class
     heads, features, labels = make_random_problem(seed, classes)
     predicted = [(features @ heads.weight[s].T + heads.bias[s]).argmax(1) for s in range(2)]
     expected = sum(confusion_matrix(labels, p, labels=range(classes)) for p in predicted)
-    found = compute_confusion_matrix(heads, features, labels)
+    found = compute_summed_confusion_matrix(heads, features, labels)
     assert (found.numpy() == expected).all()
     assert int(found.trace()) == pytest.approx(
         60 * sum(compute_accuracy_by_seed(heads, features, labels).top1)

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.joint_training import (
     ProjectedHeads,
-    compute_joint_gradients,
+    compute_projector_and_head_gradients,
     train_projectors_then_heads,
     train_projectors_with_heads,
 )
@@ -122,4 +122,6 @@ def test_the_gradient_is_that_of_the_mean_cross_entropy() -> None:
     loss = sum(cross_entropy((x[s] @ w[s].T + b[s]) @ a[s].T + c[s], labels) for s in range(SEEDS))
     expected = torch.autograd.grad(loss, (w, b, a, c))
     model = ProjectedHeads(LinearProjectors(w.detach(), b.detach()), LinearHeads(a.detach(), c.detach()))
-    torch.testing.assert_close(compute_joint_gradients(model, x, labels.expand(SEEDS, -1)), expected)
+    torch.testing.assert_close(
+        compute_projector_and_head_gradients(model, x, labels.expand(SEEDS, -1)), expected
+    )

@@ -5,11 +5,16 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.knowledge_distillation import (
-    compute_distillation_gradients,
+    compute_knowledge_distillation_gradients,
     compute_soft_labels,
-    train_heads_from_teacher,
+    train_heads_on_hard_and_soft_labels,
 )
-from sfm.eval.training import BatchSchedule, RandomStreamPurpose, draw_initial_weights, make_batch_schedule
+from sfm.eval.training import (
+    BatchSchedule,
+    RandomStreamPurpose,
+    draw_initial_weights_by_seed,
+    make_batch_schedule,
+)
 
 CLASSES, FEATURES, TARGETS, VIEWS, EPOCHS, SEEDS = 4, 9, 7, 6, 25, 3
 
@@ -25,7 +30,7 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, Tensor, BatchSchedule, Te
     schedule = make_batch_schedule(
         3, np.tile(np.arange(images), (SEEDS, 1)), epoch_count=EPOCHS, views_per_image=VIEWS
     )
-    start = draw_initial_weights(3, RandomStreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
+    start = draw_initial_weights_by_seed(3, RandomStreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
     return draw(images, VIEWS, FEATURES), torch.arange(images) % CLASSES, soft, schedule, start
 
 
@@ -53,7 +58,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     features, wanted = view_features[:, :SEEDS].transpose(0, 1), soft[:, :SEEDS].transpose(0, 1)
     loss = sum(compute_loss(features[s] @ weight[s].T + bias[s], labels, wanted[s]) for s in range(SEEDS))
     expected = torch.autograd.grad(loss, (weight, bias))
-    given = compute_distillation_gradients(
+    given = compute_knowledge_distillation_gradients(
         LinearHeads(weight.detach(), bias.detach()), features, labels.expand(SEEDS, -1), wanted
     )
     torch.testing.assert_close(given, expected)
@@ -61,7 +66,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
 
 def test_all_seeds_at_once_train_as_one_plain_linear_layer_after_another() -> None:
     view_features, labels, soft, schedule, start = make_problem(130)
-    heads = train_heads_from_teacher(view_features, labels, soft, schedule, start)
+    heads = train_heads_on_hard_and_soft_labels(view_features, labels, soft, schedule, start)
     for s in range(SEEDS):
         plain = nn.Linear(FEATURES, CLASSES).double()
         with torch.no_grad():

@@ -6,7 +6,12 @@ from torch.nn.functional import cross_entropy
 
 from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed
 from sfm.eval.linear_probe import compute_head_gradients, train_linear_heads
-from sfm.eval.training import BatchSchedule, RandomStreamPurpose, draw_initial_weights, make_batch_schedule
+from sfm.eval.training import (
+    BatchSchedule,
+    RandomStreamPurpose,
+    draw_initial_weights_by_seed,
+    make_batch_schedule,
+)
 
 CLASSES, FEATURES, VIEWS, EPOCHS, SEEDS = 4, 9, 6, 25, 3
 
@@ -18,7 +23,7 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, BatchSchedule, Tensor]:
     schedule = make_batch_schedule(
         3, np.tile(np.arange(images), (SEEDS, 1)), epoch_count=EPOCHS, views_per_image=VIEWS
     )
-    start = draw_initial_weights(3, RandomStreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
+    start = draw_initial_weights_by_seed(3, RandomStreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
     return view_features, torch.arange(images) % CLASSES, schedule, start
 
 
@@ -75,7 +80,7 @@ def test_classes_that_can_be_separated_are_separated() -> None:
         view_features,
         torch.arange(10),
         schedule,
-        draw_initial_weights(0, RandomStreamPurpose.HEAD, (2, 10, 400), 0.01),
+        draw_initial_weights_by_seed(0, RandomStreamPurpose.HEAD, (2, 10, 400), 0.01),
     )
     held_out = centres.repeat(30, 1) + 0.5 * torch.randn(300, 400, generator=generator)
     assert compute_accuracy_by_seed(heads, held_out, torch.arange(10).repeat(30)).top1 == [1.0, 1.0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from sfm.eval.config import MODES, EvaluateConfig, EvaluateOptions, count_views_per_image
+from sfm.eval.config import MODES, EvaluateConfig, EvaluateOptions, count_views_per_image_and_seed
 from sfm.eval.evaluation import Evaluation, evaluate
 from sfm.eval.result import AccuracyRow
 from sfm.events import Progress
@@ -160,5 +160,5 @@ def test_projectors_look_at_three_thousand_views_of_all_images_together(
     images: int, given: dict[str, int], expected: int
 ) -> None:
     options = EvaluateOptions(store="somewhere", **given)
-    assert count_views_per_image(options, "inherit", images) == expected
-    assert count_views_per_image(options, "linear", images) == given.get("views", 50)
+    assert count_views_per_image_and_seed(options, "inherit", images) == expected
+    assert count_views_per_image_and_seed(options, "linear", images) == given.get("views", 50)

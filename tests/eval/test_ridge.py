@@ -9,8 +9,8 @@ from sfm.eval import ridge
 from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.ridge import (
     PENALTIES,
-    compute_left_out_group_error,
-    compute_svd_with_squared_values,
+    compute_compact_svd_with_squared_values,
+    compute_left_out_groups_squared_error,
     fit_ridge_projector,
 )
 
@@ -45,15 +45,15 @@ def test_the_error_on_a_group_left_out_is_that_of_a_fit_without_it(
 ) -> None:
     x, y, _ = make_problem(*shape, seed=seed)
     flat, wanted = x.flatten(0, 1), y - y.flatten(0, 1).mean(0)
-    left, spectrum, _ = compute_svd_with_squared_values(flat - flat.mean(0))
+    left, spectrum, _ = compute_compact_svd_with_squared_values(flat - flat.mean(0))
     expected = 0.0
     for g in range(shape[0]):
         others = [i for i in range(shape[0]) if i != g]
         without = fit_sklearn_ridge(x[others], y[others], penalty)
         expected += float(((without.predict(x[g].numpy()) - y[g].numpy()) ** 2).sum())
-    assert compute_left_out_group_error(left, spectrum / (spectrum + penalty), wanted) == pytest.approx(
-        expected, rel=1e-6
-    )
+    assert compute_left_out_groups_squared_error(
+        left, spectrum / (spectrum + penalty), wanted
+    ) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 5), (5, 2, 30)])
@@ -64,9 +64,9 @@ def test_the_projector_is_the_ridge_regression_of_scikit_learn_with_the_chosen_p
     found = fit_ridge_projector(x, y, classifier)
     flat = x.flatten(0, 1)
     scale = float((flat - flat.mean(0)).square().sum()) / shape[2]
-    plain = fit_sklearn_ridge(x, y, found.penalty * scale)
-    torch.testing.assert_close(found.projectors.weight[0], torch.from_numpy(plain.coef_))
-    torch.testing.assert_close(found.projectors.bias[0], torch.from_numpy(plain.intercept_))
+    plain = fit_sklearn_ridge(x, y, found.relative_penalty * scale)
+    torch.testing.assert_close(found.projector.weight[0], torch.from_numpy(plain.coef_))
+    torch.testing.assert_close(found.projector.bias[0], torch.from_numpy(plain.intercept_))
 
 
 def test_the_penalty_chosen_errs_least_on_the_logits_of_groups_left_out() -> None:
@@ -81,7 +81,9 @@ def test_the_penalty_chosen_errs_least_on_the_logits_of_groups_left_out() -> Non
             without = fit_sklearn_ridge(x[others], y[others], penalty * scale)
             off = torch.from_numpy(without.predict(x[g].numpy())) - y[g]
             errors[penalty] += float((off @ classifier.weight[0].T).square().sum())
-    assert fit_ridge_projector(x, y, classifier).penalty == min(errors, key=lambda penalty: errors[penalty])
+    assert fit_ridge_projector(x, y, classifier).relative_penalty == min(
+        errors, key=lambda penalty: errors[penalty]
+    )
 
 
 def test_noise_that_generalises_to_no_other_group_is_penalised_away() -> None:
@@ -90,8 +92,8 @@ def test_noise_that_generalises_to_no_other_group_is_penalised_away() -> None:
     unrelated = fit_ridge_projector(
         x, torch.randn(8, 5, 5, generator=torch.Generator().manual_seed(1)), classifier
     )
-    assert unrelated.penalty > related.penalty
-    assert unrelated.penalty >= 10
+    assert unrelated.relative_penalty > related.relative_penalty
+    assert unrelated.relative_penalty >= 10
 
 
 def test_features_without_any_extent_left_over_do_not_break_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +101,5 @@ def test_features_without_any_extent_left_over_do_not_break_the_fit(monkeypatch:
     doubled = torch.cat([x, x], dim=2)
     monkeypatch.setattr(ridge, "PENALTIES", (1e-12,))
     once, twice = fit_ridge_projector(x, y, classifier), fit_ridge_projector(doubled, y, classifier)
-    projected = [
-        f @ r.projectors.weight[0].T + r.projectors.bias[0] for f, r in ((x, once), (doubled, twice))
-    ]
+    projected = [f @ r.projector.weight[0].T + r.projector.bias[0] for f, r in ((x, once), (doubled, twice))]
     torch.testing.assert_close(projected[0], projected[1], rtol=1e-6, atol=1e-6)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfm.eval.training import RandomStreamPurpose, draw_initial_weights, make_batch_schedule
+from sfm.eval.training import RandomStreamPurpose, draw_initial_weights_by_seed, make_batch_schedule
 
 
 def make_image_indices(seeds: int, images: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_what_a_seed_sees_and_starts_from_does_not_depend_on_how_many_follow() -
     )
     assert torch.equal(one.image_indices[0], three.image_indices[0])
     assert torch.equal(one.view_indices[0], three.view_indices[0])
-    few, more = (draw_initial_weights(5, RandomStreamPurpose.HEAD, (n, 4, 6), 0.01) for n in (1, 3))
+    few, more = (draw_initial_weights_by_seed(5, RandomStreamPurpose.HEAD, (n, 4, 6), 0.01) for n in (1, 3))
     assert torch.equal(few[0], more[0])
     assert not torch.equal(more[0], more[1])
 

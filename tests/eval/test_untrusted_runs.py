@@ -287,10 +287,10 @@ def test_kept_features_that_are_not_finite_or_not_as_wide_are_computed_again(tmp
 
     def write_features(features: torch.Tensor) -> None:
         kept = ResumableFeatures(WorkFolder(tmp_path), "key", features)
-        kept.write_new(len(features))
+        kept.write_unwritten_views(len(features))
 
     def count_loaded() -> int:
-        return ResumableFeatures(WorkFolder(tmp_path), "key", torch.zeros(4, 3)).load_stored_views()
+        return ResumableFeatures(WorkFolder(tmp_path), "key", torch.zeros(4, 3)).load_stored_view_features()
 
     write_features(torch.ones(4, 3))
     assert count_loaded() == 4
@@ -316,9 +316,9 @@ def test_kept_rows_that_are_not_finite_or_come_through_a_pipe_are_computed_again
     work.write_row("a", found.evaluation.rows[0])
     work.write_row("b", found.evaluation.rows[0].model_copy(update={"top1_mean": 7.0}))
     os.mkfifo(tmp_path / "work" / "c.json")
-    assert work.read_row("a") == found.evaluation.rows[0]
-    assert work.read_row("b") is None
-    assert work.read_row("c") is None
+    assert work.read_row_if_intact("a") == found.evaluation.rows[0]
+    assert work.read_row_if_intact("b") is None
+    assert work.read_row_if_intact("c") is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed
-from sfm.eval.head_accuracy import rank_true_class as ranks_of_tensors
+from sfm.eval.head_accuracy import rank_true_class_from_zero as ranks_of_tensors
 from sfm.stats_store.classifier_accuracy import compute_label_ranks, compute_top1_top5_accuracies
 
 SOME = st.sampled_from([-1.0, 0.0, -0.0, 1.0, 2.5, np.float32(1e30)])
