@@ -37,7 +37,9 @@ PROGRESS_DELAY_SECONDS = 1.0
 
 
 @contextmanager
-def show_slow_progress(quiet: bool, interrupt_message: str) -> Iterator[ProgressCallback]:
+def show_slow_progress_and_exit_on_interrupt(
+    quiet: bool, interrupt_message: str
+) -> Iterator[ProgressCallback]:
     """Show the progress of slow stages; on an interrupt, end with the message `interrupt_message`."""
     with exit_with_message_on_interrupt(f": {interrupt_message}"), show_progress(quiet) as progress:
         yield hide_progress_of_short_stages(PROGRESS_DELAY_SECONDS, progress)
@@ -56,7 +58,7 @@ def store_ls(url: StoreUrl, as_json: JsonOption = False, quiet: QuietOption = Fa
     with exit_on_error():
         from sfm.stats_store.store import open_store
 
-        with show_slow_progress(quiet, "nothing was changed") as progress:
+        with show_slow_progress_and_exit_on_interrupt(quiet, "nothing was changed") as progress:
             entries, unreadable = open_store(url).list_entries_and_problems(progress)
         if as_json:
             documents = [s.model_dump(mode="json") for s in entries]
@@ -102,14 +104,14 @@ def store_show(
         from sfm.stats_store.store import open_store
 
         if history:
-            with show_slow_progress(quiet, "nothing was changed") as progress:
+            with show_slow_progress_and_exit_on_interrupt(quiet, "nothing was changed") as progress:
                 statuses = find_entry_history(open_store(url), dataset, backbone, image_size, progress)
             if as_json:
                 print_json({"history": [store_tables.make_commit_document(g) for g in statuses]})
             else:
                 store_tables.print_commit_history(f"History of {dataset} in {url}", statuses)
             return
-        with show_slow_progress(quiet, "nothing was changed") as progress:
+        with show_slow_progress_and_exit_on_interrupt(quiet, "nothing was changed") as progress:
             store = open_store(url)
             summaries = list_candidate_summaries(store, dataset, progress)
             summary = select_only_summary(
@@ -118,7 +120,9 @@ def store_show(
             entry = store.open_entry(summary)
             document = store_tables.make_entry_document(entry)
             if per_class:
-                store_tables.add_class_accuracies(document, compute_held_out_class_accuracies(entry))
+                store_tables.set_class_accuracies_in_document(
+                    document, compute_held_out_class_accuracies(entry)
+                )
         if as_json:
             print_json(document)
         else:
@@ -148,7 +152,7 @@ def store_verify(
 
         has_filter = any(word is not None for word in (dataset, backbone, image_size))
         selected = None
-        with show_slow_progress(quiet, "nothing was changed") as progress:
+        with show_slow_progress_and_exit_on_interrupt(quiet, "nothing was changed") as progress:
             store = open_store(url)
             if has_filter:
                 summaries = list_candidate_summaries(store, dataset or "", progress)
@@ -201,7 +205,7 @@ def store_copy(
         from sfm.stats_store.entry_selection import find_summaries
         from sfm.stats_store.store import create_store, open_store
 
-        with show_slow_progress(
+        with show_slow_progress_and_exit_on_interrupt(
             quiet, "incomplete entries are not visible; run the same command again to resume"
         ) as progress:
             source = open_store(url)
@@ -287,7 +291,7 @@ def store_merge(
         set_openmp_wait_policy(threads)
         from sfm.named_merge import merge_entries_by_name
 
-        with show_slow_progress(
+        with show_slow_progress_and_exit_on_interrupt(
             quiet, "the union may not be published; run the same command again"
         ) as progress:
             result = merge_entries_by_name(
@@ -342,7 +346,7 @@ def store_rm(
             if dry_run
             else "some may be removed; run the same command again to remove the rest"
         )
-        with show_slow_progress(quiet, interrupt_note) as progress:
+        with show_slow_progress_and_exit_on_interrupt(quiet, interrupt_note) as progress:
             store = open_store(url)
             visible = store.list_summaries(progress)
             removed_entries = find_summaries(
@@ -417,7 +421,7 @@ def store_gc(
             if dry_run
             else "some garbage may be deleted; run the same command again to resume"
         )
-        with show_slow_progress(quiet, interrupt_note) as progress:
+        with show_slow_progress_and_exit_on_interrupt(quiet, interrupt_note) as progress:
             result = collect_garbage(
                 open_store(url), min_age=min_age, delete_replaced_now=now, dry_run=dry_run, progress=progress
             )
