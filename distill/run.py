@@ -51,7 +51,7 @@ from sfm.distill.training_history import append_and_flush_history_row, open_trun
 from sfm.distill.worker_processes import spawn_workers
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
-from sfm.locking import lock_folder
+from sfm.locking import lock_output_folder
 from sfm.paths import is_hidden_or_system_file
 from sfm.text import escape_non_utf8_values
 
@@ -121,7 +121,7 @@ def distill_in_process(
     """
     with (
         init_process_group(env, config.device) as group,
-        lock_folder(config.out) if group.is_rank0 else nullcontext(),
+        lock_output_folder(config.out) if group.is_rank0 else nullcontext(),
     ):
         return distill_in_group(group, config, progress if group.is_rank0 else no_progress)
 

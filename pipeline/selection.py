@@ -10,7 +10,7 @@ from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.hold_out import count_held_out_per_class, require_two_samples_per_class
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.class_labels import get_wordnet_display_names
+from sfm.pipeline.sources.class_labels import get_wordnet_names_or_ids
 from sfm.pipeline.sources.validation import require_distillable_classes
 from sfm.text import format_names
 
@@ -64,7 +64,7 @@ def select_samples(
     InputError
         If fewer than two classes are left, a class has no sample in a split, or has too few.
     """
-    names = get_wordnet_display_names(class_ids) if class_names is None else class_names
+    names = get_wordnet_names_or_ids(class_ids) if class_names is None else class_names
     labels_in_use = {}
     for split, split_labels in labels.items():
         labels_in_use[split] = np.full(len(split_labels), UNUSED_LABEL, dtype=np.int32)

@@ -1,8 +1,8 @@
 """``python -m sfm``: the command line, and what ``torchrun -m sfm`` starts."""
 
-from sfm.interrupts import install_signal_handlers
+from sfm.interrupts import interrupt_on_sigint_and_sigterm
 
-install_signal_handlers()
+interrupt_on_sigint_and_sigterm()
 
 import os  # noqa: E402
 from contextlib import redirect_stdout  # noqa: E402

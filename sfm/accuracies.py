@@ -6,7 +6,7 @@ from typing import Any
 
 from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM, OWN_BACKBONE_BIASED_MODES
 from sfm.eval.result import AccuracyRow, Provenance, is_row_on_distillation_backbone
-from sfm.tables import print_accuracy_table, print_matrix_table, shorten_path
+from sfm.tables import make_path_relative_to_cwd, print_accuracy_table, print_matrix_table
 from sfm.terminal import print_line
 
 FOOTNOTE = (
@@ -19,8 +19,10 @@ def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
     """Print the rows of an evaluation, with footnote, notes and changes."""
     provenance = Provenance.model_validate(evaluation_record["provenance"])
     rows = [
-        mark_mode_with_footnote(row)
-        if is_biased_row(row, is_row_on_distillation_backbone(AccuracyRow.model_validate(row), provenance))
+        add_footnote_sign_to_mode(row)
+        if is_row_biased_by_own_backbone(
+            row, is_row_on_distillation_backbone(AccuracyRow.model_validate(row), provenance)
+        )
         else row
         for row in evaluation_record["rows"]
     ]
@@ -36,16 +38,19 @@ def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
 def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> None:
     """Print the cross-backbone matrix; biased cells are marked with a footnote sign."""
     print_matrix_table(
-        [c | {"mark": " *"} if is_biased_row(c, c["own_backbone"]) else c for c in evaluation_rows]
+        [
+            c | {"mark": " *"} if is_row_biased_by_own_backbone(c, c["own_backbone"]) else c
+            for c in evaluation_rows
+        ]
     )
 
 
-def mark_mode_with_footnote(row: dict[str, Any]) -> dict[str, Any]:
+def add_footnote_sign_to_mode(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row whose mode refers to the footnote."""
     return row | {"mode": f"{row['mode']} *"}
 
 
-def is_biased_row(row: dict[str, Any], is_own_backbone: bool) -> bool:
+def is_row_biased_by_own_backbone(row: dict[str, Any], is_own_backbone: bool) -> bool:
     """Return whether a row shows the inherited classifier more than the images."""
     return row["mode"] in OWN_BACKBONE_BIASED_MODES and is_own_backbone
 
@@ -54,7 +59,9 @@ def print_evaluation_warnings(evaluation_records: Sequence[dict[str, Any]]) -> N
     """Print warnings on stderr about distilled images that are no better than random real ones."""
     for record in evaluation_records:
         for line in list_evaluation_warnings(record):
-            print_line(f"warning: {shorten_path(record['config']['run'])}: {line}", file=sys.stderr)
+            print_line(
+                f"warning: {make_path_relative_to_cwd(record['config']['run'])}: {line}", file=sys.stderr
+            )
 
 
 def list_evaluation_warnings(evaluation_record: dict[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.progress_display import show_progress
 from sfm.store_commands import store_app
 from sfm.tables import print_extraction_plan
-from sfm.terminal import configure_output, print_json, print_line, print_next_command
+from sfm.terminal import configure_output_streams_and_logs, print_json, print_line, print_next_command
 
 app = StrictTyper(
     name="sfm",
@@ -44,7 +44,7 @@ app.add_typer(store_app, name="store")
 
 def main() -> None:
     """Run the command line."""
-    configure_output()
+    configure_output_streams_and_logs()
     app()
 
 

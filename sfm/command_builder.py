@@ -66,7 +66,7 @@ ThreadsOption = Annotated[
 ]
 
 
-class SingleValueCommand(typer.core.TyperCommand):
+class CommandRefusingRepeatedOptions(typer.core.TyperCommand):
     """Command that refuses an option of one value when it is given twice, instead of taking the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -85,11 +85,11 @@ class SingleValueCommand(typer.core.TyperCommand):
 
 
 class StrictTyper(typer.Typer):
-    """Typer app whose commands are :class:`SingleValueCommand`."""
+    """Typer app whose commands are :class:`CommandRefusingRepeatedOptions`."""
 
     def command(self, *arguments: Any, **settings: Any) -> Callable[[Function], Function]:
         """Add a command, see :class:`typer.Typer`."""
-        return super().command(*arguments, **{"cls": SingleValueCommand} | settings)
+        return super().command(*arguments, **{"cls": CommandRefusingRepeatedOptions} | settings)
 
 
 def add_command(
@@ -169,7 +169,7 @@ def get_argument_metavar(field_name: str, field: FieldInfo) -> str | None:
     return str(extra.get("metavar", field_name.upper())) if extra.get("argument") else None
 
 
-def get_option_name(model: type[BaseModel], field_name: str) -> str:
+def get_option_or_argument_name(model: type[BaseModel], field_name: str) -> str:
     """Return the name of a field on the command line, as in ``--image-size`` or ``DATASET``."""
     field = model.model_fields.get(field_name)
     metavar = get_argument_metavar(field_name, field) if field else None
@@ -282,7 +282,8 @@ def refuse_restricted_file_values(
         If there are such values; says which options to give instead.
     """
     refused = {
-        get_option_name(model, n): v for n, v in select_values_refused_from_file(model, file_values).items()
+        get_option_or_argument_name(model, n): v
+        for n, v in select_values_refused_from_file(model, file_values).items()
     }
     if refused:
         settings = ", ".join(f"{n} {sanitize_line(str(v), MAX_VALUE_LENGTH)}" for n, v in refused.items())
@@ -295,7 +296,7 @@ def refuse_restricted_file_values(
 def format_validation_error(model: type[BaseModel], detail: Any) -> str:
     """Return the message for a pydantic validation error, with the option's name."""
     name = str(detail["loc"][0]) if detail["loc"] else ""
-    option_name = get_option_name(model, name)
+    option_name = get_option_or_argument_name(model, name)
     if detail["type"] == "missing":
         return f"{option_name} is required; see `--help`"
     if detail["type"] == "extra_forbidden":

@@ -96,7 +96,7 @@ def make_item_limit_validator(max_items: int) -> BeforeValidator:
     return BeforeValidator(check_length)
 
 
-def make_fail_fast_item_validator(key_type: Any, value_type: Any) -> BeforeValidator:
+def make_fail_fast_dict_validator(key_type: Any, value_type: Any) -> BeforeValidator:
     """Return a validator of the items of a dict that stops at the first that is not valid.
 
     Pydantic alone reports all of them, which takes a hundred times the memory of the JSON.

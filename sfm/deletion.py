@@ -33,9 +33,9 @@ def delete_below(root: Path, path: str | PurePath) -> None:
 
     Raises
     ------
-    LinkError
+    DeletionThroughLinkError
         If the path is a link, or leads through one; then nothing has been deleted.
-    DepthError
+    DeletionDepthError
         If folders are nested some hundred deep; shallower files may have been deleted.
     ValueError
         If the path is absolute, empty, or leads out of `root`.

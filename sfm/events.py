@@ -39,7 +39,7 @@ def no_progress(_: Progress) -> None:
 
 
 def hide_progress_of_short_stages(min_stage_seconds: float, callback: ProgressCallback) -> ProgressCallback:
-    """Return a callback that forwards events once their stage has taken `seconds`."""
+    """Return a callback that forwards events once their stage has taken `min_stage_seconds`."""
     start_times: dict[str, float] = {}
 
     def delayed(event: Progress) -> None:

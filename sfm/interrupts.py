@@ -7,24 +7,24 @@ from types import FrameType
 _interrupts_are_reported = False
 
 
-def install_signal_handlers() -> None:
+def interrupt_on_sigint_and_sigterm() -> None:
     """Handle SIGINT and SIGTERM, unless something other than Python's default handles them.
 
     A command that a shell starts in the background keeps ignoring SIGINT.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _handle_signal)
+        signal.signal(signal.SIGINT, _raise_keyboard_interrupt_or_exit)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _handle_signal)
+        signal.signal(signal.SIGTERM, _raise_keyboard_interrupt_or_exit)
 
 
-def raise_interrupt_on_signal() -> None:
+def raise_keyboard_interrupt_on_signal() -> None:
     """Raise KeyboardInterrupt on later signals, because the caller reports it."""
     global _interrupts_are_reported
     _interrupts_are_reported = True
 
 
-def _handle_signal(_number: int, frame: FrameType | None) -> None:
+def _raise_keyboard_interrupt_or_exit(_number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; exit at once where it would be lost or show a traceback.
 
     During imports, extensions replace it by other errors, and destructors print and ignore it. Exiting at

@@ -36,7 +36,7 @@ UNSUPPORTED_ERRNOS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_output_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from writing a folder. It is created if missing, and deleted if it stays empty.
 
     Nothing is locked if no lock file can be written or the file system has no locks: writing the output
@@ -52,8 +52,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock_file(path: Path) -> Iterator[None]:
-    """Keep other processes from writing a file, or a folder atomically; see :func:`lock_folder`."""
+def lock_output_file(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a file, or a folder atomically; see :func:`lock_output_folder`."""
     with (
         _remove_new_folder_if_empty(path.parent),
         _hold_lock(path.with_name(f".{path.name}{LOCK_NAME}"), path),
@@ -87,7 +87,7 @@ def acquire_file_lock(lock_path: Path) -> IO[str] | None:
         with suppress(FileNotFoundError):
             lock_path.parent.mkdir(parents=True, exist_ok=True)
             lock = open_lock_file(lock_path)
-            if lock_without_waiting(lock, lock_path):
+            if try_lock_without_waiting(lock, lock_path):
                 return lock
             lock.close()
         if time.monotonic() > deadline:
@@ -104,14 +104,16 @@ def open_lock_file(lock_path: Path) -> IO[str]:
         If it is a link: the description of the holder would overwrite its target.
     """
     try:
-        return os.fdopen(_open_unlinked_regular_file(lock_path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
+        return os.fdopen(
+            _open_regular_file_without_links(lock_path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+"
+        )
     except PermissionError:
         if not lock_path.exists():
             raise
-        return os.fdopen(_open_unlinked_regular_file(lock_path, os.O_RDONLY), "r")
+        return os.fdopen(_open_regular_file_without_links(lock_path, os.O_RDONLY), "r")
 
 
-def _open_unlinked_regular_file(file: Path, flags: int) -> int:
+def _open_regular_file_without_links(file: Path, flags: int) -> int:
     """Open a regular file that has no other name; do not wait for a pipe."""
     try:
         descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -126,7 +128,7 @@ def _open_unlinked_regular_file(file: Path, flags: int) -> int:
     raise InputError(f"{file} has other hard links or is not a file, and cannot be a lock: delete it")
 
 
-def lock_without_waiting(lock_file_handle: IO[str], lock_path: Path) -> bool:
+def try_lock_without_waiting(lock_file_handle: IO[str], lock_path: Path) -> bool:
     """Lock an open lock file without waiting; return whether this process holds the lock."""
     try:
         fcntl.flock(lock_file_handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +151,7 @@ def _hold_lock(lock_path: Path, output_path: Path) -> Iterator[None]:
         return
     if lock is None:
         raise InputError(
-            f"{output_path} is being written by {_read_holder(lock_path)}: "
+            f"{output_path} is being written by {_describe_lock_holder(lock_path)}: "
             f"wait for it, or write to another place"
         )
     try:
@@ -166,7 +168,7 @@ def _hold_lock(lock_path: Path, output_path: Path) -> Iterator[None]:
             lock.close()
 
 
-def _read_holder(lock_path: Path) -> str:
+def _describe_lock_holder(lock_path: Path) -> str:
     """Return the description of a lock's holder from its file."""
     try:
         holder = parse_json(read_bounded_file(lock_path, MAX_HOLDER_BYTES))

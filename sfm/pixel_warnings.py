@@ -7,7 +7,7 @@ from sfm.stats_store.cards import ExtractionCard, Summary
 from sfm.text import sanitize_line
 
 
-def make_pixel_document(card: ExtractionCard) -> dict[str, Any]:
+def make_composited_and_dark_counts(card: ExtractionCard) -> dict[str, Any]:
     """Return the counts of composited and dark images of an entry for ``sfm extract --json``."""
     return {
         "composited": card.composited,
@@ -21,10 +21,12 @@ def make_pixel_document(card: ExtractionCard) -> dict[str, Any]:
 
 def list_pixel_warnings(entries: Sequence[tuple[Summary, ExtractionCard]]) -> list[str]:
     """Return the warnings about composited and dark images, each once."""
-    return list(dict.fromkeys(line for entry in entries for line in describe_unusual_pixels(*entry)))
+    return list(
+        dict.fromkeys(line for entry in entries for line in describe_composited_and_dark_images(*entry))
+    )
 
 
-def describe_unusual_pixels(summary: Summary, card: ExtractionCard) -> Iterator[str]:
+def describe_composited_and_dark_images(summary: Summary, card: ExtractionCard) -> Iterator[str]:
     """Yield the warnings about composited and dark images of one entry."""
     images = f"{summary.train_samples + summary.test_samples} images"
     if summary.role == "tuning":

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sfm.events import Progress, ProgressCallback, no_progress
-from sfm.terminal import fit_to_line, open_console
+from sfm.terminal import open_console, sanitize_line_for_console
 from sfm.text import sanitize_line
 
 PROGRESS_LINE_SECONDS = 10.0
@@ -78,7 +78,7 @@ def make_progress_line_printer(console: Console) -> ProgressCallback:
             )
             if event.done and not (is_first or is_last):
                 line += f", {seconds / event.done * (event.total - event.done):.0f} s left"
-            console.print(fit_to_line(line, console), soft_wrap=True)
+            console.print(sanitize_line_for_console(line, console), soft_wrap=True)
 
     return print_progress
 
@@ -116,17 +116,17 @@ def make_progress_cells(task: Task, console: Console) -> dict[str, str | Task]:
     """Return the cells of a task's progress line, by column; the bar's cell is the task."""
     total = "?" if task.total is None else f"{task.total:.0f}"
     return {
-        "description": fit_to_line(task.description, console),
+        "description": sanitize_line_for_console(task.description, console),
         "bar": task,
         "count": f"{task.completed:.0f}/{total}",
-        "unit": fit_to_line(task.fields.get("unit", ""), console),
-        "figures": fit_to_line(task.fields.get("figures", ""), console),
-        "spent": format_clock(task.elapsed),
-        "left": "" if task.finished else f"{format_clock(task.time_remaining)} left",
+        "unit": sanitize_line_for_console(task.fields.get("unit", ""), console),
+        "figures": sanitize_line_for_console(task.fields.get("figures", ""), console),
+        "spent": format_seconds_as_clock(task.elapsed),
+        "left": "" if task.finished else f"{format_seconds_as_clock(task.time_remaining)} left",
     }
 
 
-def format_clock(seconds: float | None) -> str:
+def format_seconds_as_clock(seconds: float | None) -> str:
     """Return a time as ``m:ss`` or ``h:mm:ss``; dashes if it is not known."""
     if seconds is None:
         return "-:--"

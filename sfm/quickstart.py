@@ -5,7 +5,7 @@ from typing import Any
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evaluate, extract
 from sfm.events import ProgressCallback, no_progress
-from sfm.locking import lock_folder
+from sfm.locking import lock_output_folder
 from sfm.paths import expand_home
 
 DATASET_NAME = "fashion-mnist-6k"
@@ -34,7 +34,7 @@ def run_quickstart(
         ``store``, ``preview``: paths; ``run``, ``evaluation``: contents of the two JSON files.
     """
     out_folder = expand_home(out_folder)
-    with lock_folder(out_folder):
+    with lock_output_folder(out_folder):
         return run_quickstart_stages(out_folder, progress, thread_count)
 
 

@@ -15,7 +15,7 @@ from sfm.stats_store.schema import is_array_in_schema
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verification import EntryVerdict
 from sfm.tables import print_table
-from sfm.terminal import fit_to_line, open_console, print_line
+from sfm.terminal import open_console, print_line, sanitize_line_for_console
 from sfm.text import format_percent
 
 
@@ -57,7 +57,7 @@ def make_class_documents(entry: Entry) -> list[dict[str, Any]]:
     ]
 
 
-def add_class_accuracies(
+def set_class_accuracies_in_document(
     entry_document: dict[str, Any], class_accuracies: npt.NDArray[np.float64] | None
 ) -> None:
     """Add the held-out accuracy of every class to the document of an entry; None where it is undefined."""
@@ -68,7 +68,7 @@ def add_class_accuracies(
         )
 
 
-def sort_by_accuracy(class_documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def sort_by_ascending_accuracy(class_documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort class documents by held-out accuracy, worst first; those without one come last."""
     return sorted(
         class_documents, key=lambda c: (c.get("held_out_top1") is None, c.get("held_out_top1") or 0.0)
@@ -110,12 +110,12 @@ def print_entry(entry_document: dict[str, Any], max_class_rows: int = 30) -> Non
     summary = entry_document["summary"]
     console = open_console()
     pinned = f"{summary['dataset']}@{summary['entry_digest'][:12]}"
-    console.print(fit_to_line(pinned, console), style="bold", soft_wrap=True)
+    console.print(sanitize_line_for_console(pinned, console), style="bold", soft_wrap=True)
     for card in ("dataset", "backbone", "extraction", "classifier"):
         console.print(card, style="bold")
         for name, value in entry_document[card].items():
-            console.print(fit_to_line(f"  {name}: {value}", console), soft_wrap=True)
-    classes = sort_by_accuracy(entry_document["classes"])
+            console.print(sanitize_line_for_console(f"  {name}: {value}", console), soft_wrap=True)
+    classes = sort_by_ascending_accuracy(entry_document["classes"])
     has_accuracies = any("held_out_top1" in c for c in classes)
     print_table(
         f"{len(classes)} classes"

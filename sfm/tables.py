@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sfm.terminal import fit_to_line, open_console, print_line
+from sfm.terminal import open_console, print_line, sanitize_line_for_console
 from sfm.text import format_percent
 
 MIN_PIPED_WIDTH = 140
@@ -54,13 +54,13 @@ def print_table(
         Where to print; stdout if not given.
     """
     console = console or open_console()
-    cells = [[fit_to_line(cell, console, MAX_CELL_LENGTH) for cell in row] for row in rows]
-    heads = [fit_to_line(column, console) for column in column_heads]
+    cells = [[sanitize_line_for_console(cell, console, MAX_CELL_LENGTH) for cell in row] for row in rows]
+    heads = [sanitize_line_for_console(column, console) for column in column_heads]
     widths = [max(map(cell_len, column)) for column in zip(heads, *cells, strict=True)]
     boxed_width = sum(widths) + 3 * len(column_heads) + 1
     if not console.is_terminal:
         console.width = max(MIN_PIPED_WIDTH, boxed_width)
-    console.print(fit_to_line(title, console), style="bold", soft_wrap=True)
+    console.print(sanitize_line_for_console(title, console), style="bold", soft_wrap=True)
     # A digest or a number is of no use in pieces; words are.
     min_widths = [
         max(map(cell_len, [*column, *head.split()]))
@@ -122,8 +122,8 @@ def print_accuracy_table(evaluation_record: dict[str, Any]) -> None:
             IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
             row["backbone"],
             row["mode"],
-            format_mean_over_seeds(row, "top1"),
-            format_mean_over_seeds(row, "top5"),
+            format_mean_and_std_over_seeds(row, "top1"),
+            format_mean_and_std_over_seeds(row, "top5"),
             format_percent(row["recovered"]),
             str(row["seeds"]),
         ]
@@ -143,7 +143,7 @@ def print_accuracy_table(evaluation_record: dict[str, Any]) -> None:
     ]
     columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
     title = (
-        f"Accuracy on held-out features: {shorten_path(evaluation_record['config']['run'])}, "
+        f"Accuracy on held-out features: {make_path_relative_to_cwd(evaluation_record['config']['run'])}, "
         f"distilled on {evaluation_record['provenance']['distilled_on']}"
     )
     print_table(title, columns, rows, right_aligned_heads={"top-1 %", "top-5 %", "of full data %", "seeds"})
@@ -151,7 +151,7 @@ def print_accuracy_table(evaluation_record: dict[str, Any]) -> None:
         print_line(f"note: {note}")
 
 
-def shorten_path(path: str) -> str:
+def make_path_relative_to_cwd(path: str) -> str:
     """Return a path relative to the working directory if it lies below it."""
     working_directory = Path.cwd()
     if not Path(path).is_relative_to(working_directory):
@@ -170,14 +170,15 @@ def print_matrix_table(evaluation_rows: Sequence[dict[str, Any]]) -> None:
         for run, distilled_on in runs:
             row = [cells_by_key.get((mode, run, backbone)) for backbone in backbones]
             accuracies = [
-                format_mean_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in row
+                format_mean_and_std_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–"
+                for cell in row
             ]
-            rows.append([mode, distilled_on, shorten_path(run), *accuracies])
+            rows.append([mode, distilled_on, make_path_relative_to_cwd(run), *accuracies])
     columns = ["trained", "distilled on", "run", *backbones]
     print_table("Top-1 %, by the backbone evaluated on", columns, rows, right_aligned_heads=set(backbones))
 
 
-def format_mean_over_seeds(row: dict[str, Any], metric_name: str) -> str:
+def format_mean_and_std_over_seeds(row: dict[str, Any], metric_name: str) -> str:
     """Return the mean of a metric over seeds in percent, with its deviation if there are several."""
     return format_percent(row[f"{metric_name}_mean"], row[f"{metric_name}_std"] if row["seeds"] > 1 else None)
 

@@ -20,7 +20,7 @@ class OneLineFormatter(logging.Formatter):
         return sanitize_line(super().formatMessage(record))
 
 
-def configure_output() -> None:
+def configure_output_streams_and_logs() -> None:
     """Replace characters that stdout or stderr cannot encode, and log messages as one line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -34,7 +34,7 @@ def open_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
-def fit_to_line(text: str, console: Console, max_length: int | None = None) -> str:
+def sanitize_line_for_console(text: str, console: Console, max_length: int | None = None) -> str:
     """Return text as one line that a console can print."""
     return make_encodable(sanitize_line(text, max_length), console.encoding)
 

@@ -27,7 +27,7 @@ from sfm.constrained_types import (
     RunId,
     Texts,
     VersionNumber,
-    make_fail_fast_item_validator,
+    make_fail_fast_dict_validator,
     make_item_limit_validator,
 )
 
@@ -257,5 +257,5 @@ class Commit(BaseModel):
     summary: Summary | None = None
     arrays: Annotated[dict[ObjectName, Digest], make_item_limit_validator(MAX_ARRAYS)] = {}
     objects: Annotated[
-        dict[ObjectName, ObjectRecord], make_fail_fast_item_validator(ObjectName, ObjectRecord)
+        dict[ObjectName, ObjectRecord], make_fail_fast_dict_validator(ObjectName, ObjectRecord)
     ] = {}

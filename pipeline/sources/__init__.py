@@ -19,7 +19,7 @@ import numpy as np
 from sfm.backbones.rendering import parse_background_colour, parse_white_value
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.class_labels import ParsedClassList, get_wordnet_display_names, read_class_list
+from sfm.pipeline.sources.class_labels import ParsedClassList, get_wordnet_names_or_ids, read_class_list
 from sfm.pipeline.sources.class_subsets import select_source_classes
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.idx import open_builtin_source, open_idx_source
@@ -29,7 +29,7 @@ from sfm.pipeline.sources.sample import Sample
 from sfm.pipeline.sources.source import Shard, Source, Split
 from sfm.pipeline.sources.spec_options import format_spec_options, parse_spec_options
 from sfm.pipeline.sources.torchvision_datasets import open_torchvision_source
-from sfm.pipeline.sources.unicode_class_ids import normalize_class_ids
+from sfm.pipeline.sources.unicode_class_ids import normalize_source_class_ids
 from sfm.pipeline.sources.validation import require_distillable_classes
 from sfm.pipeline.sources.wds import open_wds_source
 from sfm.stats_store.class_lists import find_class_id, replace_class_ids
@@ -81,7 +81,7 @@ def open_source(spec: str, *, require_held_out: bool = True) -> Source:
         raise InputError(f"{reason}; or hold out a tenth of the training images: --hold-out 0.1")
     if source.class_ids is not None:
         require_storable_classes(source.class_ids, source.class_names, source.spec)
-    source = normalize_class_ids(source)
+    source = normalize_source_class_ids(source)
     if class_list is not None:
         source = replace(select_listed_classes(source, class_list), spec=spec)
     if rendering_options:
@@ -150,7 +150,7 @@ def select_listed_classes(source: Source, class_list: ParsedClassList) -> Source
     class_list = replace_class_ids(
         class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.class_ids]
     )
-    names = dict(zip(class_list.class_ids, get_wordnet_display_names(class_list.class_ids), strict=True))
+    names = dict(zip(class_list.class_ids, get_wordnet_names_or_ids(class_list.class_ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))
     names |= class_list.display_names

@@ -88,7 +88,7 @@ def filter_shard_by_class(shard: Shard, kept_class_ids: Collection[str]) -> Shar
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
         shard.unused[OTHER_CLASSES_KIND] = 0
         selected = (sample for sample in shard.read(None) if is_selected(sample))
-        return selected if positions is None else take_positions(selected, positions)
+        return selected if positions is None else take_ascending_positions(selected, positions)
 
     def is_selected(sample: Sample | SampleFile) -> bool:
         if sample.label in kept_class_ids:
@@ -99,7 +99,7 @@ def filter_shard_by_class(shard: Shard, kept_class_ids: Collection[str]) -> Shar
     return replace(shard, read=read)
 
 
-def take_positions(items: Iterator[Item], positions: npt.NDArray[np.int64]) -> Iterator[Item]:
+def take_ascending_positions(items: Iterator[Item], positions: npt.NDArray[np.int64]) -> Iterator[Item]:
     """Yield the items at ascending positions of a stream, and stop after the last position."""
     remaining = iter(positions.tolist())
     target = next(remaining, None)
@@ -112,7 +112,7 @@ def take_positions(items: Iterator[Item], positions: npt.NDArray[np.int64]) -> I
 
 
 def select_split_rows(
-    split: Split, rows: npt.NDArray[np.int64], new_labels: npt.NDArray[np.int32], listing_digest: str
+    split: Split, rows: npt.NDArray[np.int64], new_labels_of_rows: npt.NDArray[np.int32], listing_digest: str
 ) -> Split:
     """Return some rows of a split with known labels, in shards of ``BLOCK_ROWS`` samples.
 
@@ -120,7 +120,7 @@ def select_split_rows(
     ----------
     rows : ndarray of int64, shape (n,)
         Ascending.
-    new_labels : ndarray of int32, shape (n,)
+    new_labels_of_rows : ndarray of int32, shape (n,)
         Labels of these rows in the new split.
     listing_digest : str
         See `Split`.
@@ -130,7 +130,7 @@ def select_split_rows(
         own_rows = rows[start : start + BLOCK_ROWS]
         return Shard(
             f"samples {own_rows[0]} to {own_rows[-1]} of {split.shards[0].location} …",
-            new_labels[start : start + BLOCK_ROWS],
+            new_labels_of_rows[start : start + BLOCK_ROWS],
             lambda positions: split.iter_samples(own_rows if positions is None else own_rows[positions]),
         )
 

@@ -21,7 +21,7 @@ from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.file_tree import describe_dangling_link, refuse_any_dangling_link, walk_files
+from sfm.pipeline.sources.file_tree import describe_dangling_link, refuses_every_dangling_link, walk_files
 from sfm.pipeline.sources.inventory import HIDDEN_KIND
 from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
@@ -155,10 +155,10 @@ def _find_files_by_wildcard(name: str) -> list[DataFile]:
     return found
 
 
-def _stat_local_file(path: Path, missing_message: str = MISSING_MESSAGE) -> DataFile:
-    if missing_message == MISSING_MESSAGE and path.is_symlink() and not path.exists():
+def _stat_local_file(path: Path, missing_message_format: str = MISSING_MESSAGE) -> DataFile:
+    if missing_message_format == MISSING_MESSAGE and path.is_symlink() and not path.exists():
         raise InputError(describe_dangling_link(path))
-    with raise_input_error_on_read_error(str(path), missing_message):
+    with raise_input_error_on_read_error(str(path), missing_message_format):
         status = path.stat()
     if not path.is_file():
         raise InputError(f"{path} is not a file")
@@ -178,7 +178,7 @@ def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
 def list_files_below(
     folder: str,
     unused_by_kind: Counter[str] | None = None,
-    refuses_dangling_link: Callable[[str], bool] = refuse_any_dangling_link,
+    refuses_dangling_link: Callable[[str], bool] = refuses_every_dangling_link,
     max_depth: int | None = None,
 ) -> list[DataFile]:
     """Return all files below a folder, or below a prefix in a bucket, sorted by path; links are followed.
@@ -242,7 +242,9 @@ def _connect_to_url(url: str, *, retry_for_long: bool) -> tuple[ObjectStore, str
 
 
 @contextlib.contextmanager
-def raise_input_error_on_read_error(url: str, missing_message: str = MISSING_MESSAGE) -> Iterator[None]:
+def raise_input_error_on_read_error(
+    url: str, missing_message_format: str = MISSING_MESSAGE
+) -> Iterator[None]:
     """Translate errors of servers and disks into one line that names the file.
 
     Raises
@@ -253,7 +255,7 @@ def raise_input_error_on_read_error(url: str, missing_message: str = MISSING_MES
     try:
         yield
     except FileNotFoundError:
-        raise InputError(missing_message.format(url)) from None
+        raise InputError(missing_message_format.format(url)) from None
     except PreconditionError:
         raise InputError(CHANGED_MESSAGE.format(url)) from None
     except (PermissionDeniedError, UnauthenticatedError) as error:

@@ -33,10 +33,10 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError("it is empty")
     try:
         max_pixels = Image.MAX_IMAGE_PIXELS or sys.maxsize
-        image = open_image(data, load_readable_formats(), max_pixels)
+        image = open_image(data, load_readable_image_formats(), max_pixels)
         raw_mode = get_pillow_raw_mode(image)
         image.load()
-        record_stored_bit_depth(image, raw_mode)
+        record_bit_depth_in_image_info(image, raw_mode)
         with suppress(*PILLOW_ERRORS):
             ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
@@ -47,7 +47,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 @functools.cache
-def load_readable_formats() -> tuple[str, ...]:
+def load_readable_image_formats() -> tuple[str, ...]:
     """Load the readers of this build of Pillow, and return which of ``FORMATS`` it reads.
 
     Also silences Pillow's warnings about metadata, which do not name the image, and raises its limit of
@@ -66,7 +66,7 @@ def get_pillow_raw_mode(image: Image.Image) -> str:
     return raw_mode if isinstance(raw_mode, str) else ""
 
 
-def record_stored_bit_depth(image: Image.Image, raw_mode: str) -> None:
+def record_bit_depth_in_image_info(image: Image.Image, raw_mode: str) -> None:
     """Record in ``image.info`` depths that Pillow's modes do not represent: 12 bits, and 16-bit colours.
 
     A transparent value in the depth of the PNG file is scaled to the depth of the pixels.

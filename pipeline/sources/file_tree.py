@@ -19,7 +19,7 @@ MAX_FOLDER_VISITS = 100
 """Maximum number of visits of one folder, because links may form cycles."""
 
 
-def refuse_any_dangling_link(_: str) -> bool:
+def refuses_every_dangling_link(_: str) -> bool:
     """Return True: the default of :func:`walk_files`."""
     return True
 
@@ -27,7 +27,7 @@ def refuse_any_dangling_link(_: str) -> bool:
 def walk_files(
     root: str,
     unused_by_kind: Counter[str],
-    refuses_dangling_link: Callable[[str], bool] = refuse_any_dangling_link,
+    refuses_dangling_link: Callable[[str], bool] = refuses_every_dangling_link,
     max_depth: int | None = None,
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder in the order of torchvision's ``ImageFolder``; links are followed.
@@ -75,7 +75,7 @@ def _walk_folder(
         )
     try:
         status = Path(folder).stat()
-        entries = scan_folder(folder)
+        entries = list_sorted_entries(folder)
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     inode = (status.st_dev, status.st_ino)
@@ -116,7 +116,7 @@ def _walk_folder(
         )
 
 
-def scan_folder(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+def list_sorted_entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """Return the entries of a folder, sorted by name."""
     with os.scandir(os.fspath(folder)) as entries:
         return sorted(entries, key=lambda entry: entry.name)

@@ -7,9 +7,14 @@ import numpy as np
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.class_labels import get_wordnet_display_names
+from sfm.pipeline.sources.class_labels import get_wordnet_names_or_ids
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.file_tree import count_files_below, is_dangling_link, scan_folder, walk_files
+from sfm.pipeline.sources.file_tree import (
+    count_files_below,
+    is_dangling_link,
+    list_sorted_entries,
+    walk_files,
+)
 from sfm.pipeline.sources.folder_layout import (
     FolderLayout,
     explain_missing_held_out,
@@ -23,7 +28,7 @@ from sfm.pipeline.sources.inventory import (
     Inventory,
     format_counts_by_kind,
     get_extension,
-    get_unused_kind,
+    get_kind_of_unused_file,
 )
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, file_split
 from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
@@ -54,14 +59,14 @@ def open_folder_source(place_with_options: str) -> Source:
     if not root.is_dir():
         raise InputError(f"no dataset at {spec}: {root} is not a folder")
     layout = find_folder_layout(spec, root, options.get("train"), options.get("test"))
-    unused = count_files_outside_splits(root, layout)
+    unused = count_files_outside_class_folders(root, layout)
     splits = [layout.train_folder, *([layout.held_out_folder] if layout.held_out_folder else [])]
     ids = sorted({class_id for split in splits for class_id in get_class_folder_names(split)})
     return Source(
         name=make_dataset_name_from_folder(root),
         spec=spec,
         class_ids=ids,
-        class_names=get_wordnet_display_names([normalize_class_id(class_id) for class_id in ids]),
+        class_names=get_wordnet_names_or_ids([normalize_class_id(class_id) for class_id in ids]),
         train=make_folder_split(layout.train_folder, ids, unused),
         test=make_folder_split(layout.held_out_folder, ids, unused) if layout.held_out_folder else NO_SAMPLES,
         decode=decode_image,
@@ -69,19 +74,19 @@ def open_folder_source(place_with_options: str) -> Source:
     )
 
 
-def count_files_outside_splits(root: Path, layout: FolderLayout) -> Counter[str]:
+def count_files_outside_class_folders(root: Path, layout: FolderLayout) -> Counter[str]:
     """Return the number of files beside the class folders, by kind and by the folder that holds them."""
     unused = Counter({f"in {folder.name}/": count_files_below(folder) for folder in layout.unused_folders})
     splits = (layout.train_folder, layout.held_out_folder)
     for folder in dict.fromkeys((root, *splits)):
         if folder is None:
             continue
-        for entry in scan_folder(folder):
+        for entry in list_sorted_entries(folder):
             if entry.name[0] == ".":
                 unused[HIDDEN_KIND] += 1
             elif is_dangling_link(entry) or not entry.is_dir():
                 is_loose_image = folder in splits and get_extension(entry.name) in IMAGE_EXTENSIONS
-                unused[LOOSE_IMAGES_KIND if is_loose_image else get_unused_kind(entry.name)] += 1
+                unused[LOOSE_IMAGES_KIND if is_loose_image else get_kind_of_unused_file(entry.name)] += 1
     return +unused
 
 
@@ -107,7 +112,7 @@ def make_folder_split(split_folder: Path, class_ids: list[str], unused_by_kind: 
         first, others = len(names), Counter[str]()
         for path, entry in walk_files(str(split_folder / class_id), others):
             if not is_image_entry(entry):
-                others[get_unused_kind(entry.name)] += 1
+                others[get_kind_of_unused_file(entry.name)] += 1
                 continue
             status = entry.stat()
             names.append(f"{class_id}/{path}")

@@ -13,12 +13,12 @@ from sfm.pipeline.sources.file_tree import (
     SYSTEM_FOLDERS,
     describe_dangling_link,
     is_dangling_link,
-    scan_folder,
+    list_sorted_entries,
 )
 from sfm.pipeline.sources.inventory import (
     could_be_folder_name,
     format_counts_by_kind,
-    get_unused_kind,
+    get_kind_of_unused_file,
     is_image_file,
 )
 from sfm.pipeline.sources.split_files import SPLIT_WORDS, find_split_named_in_path
@@ -47,7 +47,9 @@ class FolderLayout:
     notes: tuple[str, ...]
 
 
-def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name: str | None) -> FolderLayout:
+def find_folder_layout(
+    spec: str, root: Path, train_folder_name: str | None, test_folder_name: str | None
+) -> FolderLayout:
     """Find the folders of the splits by the words of ``SPLIT_WORDS``, in upper or lower case.
 
     Folders named by such a word come before those whose name contains one (``val2017``). A folder without any
@@ -58,19 +60,19 @@ def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name:
     InputError
         If there is no training folder, or several; lists the existing folders.
     """
-    folders = [Path(entry.path) for entry in list_subfolders(root)]
-    by_name, by_word = group_by_exact_or_partial_split(folders)
-    if train_name is None and test_name is None:
-        classes = find_classes_named_like_splits(folders, by_name)
+    folders = [Path(entry.path) for entry in list_visible_subfolders(root)]
+    by_name, by_word = group_by_exact_and_partial_split_name(folders)
+    if train_folder_name is None and test_folder_name is None:
+        classes = find_class_folders_named_like_splits(folders, by_name)
         if classes:
             names = format_folder_names(classes)
             note = f"{names} is taken for a class, not for a split: it holds no class folders"
             return FolderLayout(root, None, (), (note,))
-    test = None if test_name is None else require_split_folder(spec, root, test_name)
+    test = None if test_folder_name is None else require_split_folder(spec, root, test_folder_name)
     candidates = [*by_name["test"], *by_name["val"]]
     weak_candidates = [*by_word["test"], *by_word["val"]]
-    if train_name:
-        training = [require_split_folder(spec, root, train_name)]
+    if train_folder_name:
+        training = [require_split_folder(spec, root, train_folder_name)]
     else:
         held_out = [test] if test else candidates or weak_candidates
         training = by_name["train"] or find_training_folders(folders, by_word["train"], held_out)
@@ -85,7 +87,7 @@ def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name:
         return FolderLayout(root, None, (), ())  # `root` has class folders; a later error suggests --hold-out
     train = training[0]
     if not get_class_folder_names(train):
-        kinds = Counter(get_unused_kind(entry.name) for entry in scan_folder(train))
+        kinds = Counter(get_kind_of_unused_file(entry.name) for entry in list_sorted_entries(train))
         raise InputError(
             f"{train} holds no class folders, only {format_counts_by_kind(kinds) or 'nothing'}: put the "
             f"images into one per class"
@@ -98,14 +100,14 @@ def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name:
 def make_layout_choosing_held_out(
     all_folders: Sequence[Path],
     train_folder: Path,
-    candidates: Sequence[Path],
-    fallback_candidates: Sequence[Path],
+    held_out_candidates: Sequence[Path],
+    fallback_held_out_candidates: Sequence[Path],
 ) -> FolderLayout:
     """Return the layout with the first candidate that holds training classes held out."""
-    candidates = [folder for folder in candidates if folder != train_folder]
-    labelled = find_folders_sharing_classes(train_folder, candidates)
-    labelled = labelled or find_folders_sharing_classes(train_folder, fallback_candidates)
-    unlabelled = [folder for folder in candidates if folder not in labelled]
+    held_out_candidates = [folder for folder in held_out_candidates if folder != train_folder]
+    labelled = find_folders_sharing_classes(train_folder, held_out_candidates)
+    labelled = labelled or find_folders_sharing_classes(train_folder, fallback_held_out_candidates)
+    unlabelled = [folder for folder in held_out_candidates if folder not in labelled]
     notes = []
     if unlabelled:
         names = format_folder_names(unlabelled)
@@ -116,7 +118,7 @@ def make_layout_choosing_held_out(
     return make_folder_layout(all_folders, train_folder, labelled[0] if labelled else None, notes)
 
 
-def group_by_exact_or_partial_split(
+def group_by_exact_and_partial_split_name(
     folders: Iterable[Path],
 ) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     """Return, by split, the folders whose name is a split word, and those whose name contains one."""
@@ -130,7 +132,7 @@ def group_by_exact_or_partial_split(
     return by_name, by_word
 
 
-def find_classes_named_like_splits(
+def find_class_folders_named_like_splits(
     folders: Collection[Path], folders_by_exact_split_name: Mapping[str, list[Path]]
 ) -> list[Path]:
     """Return the folders that are named like a split but are classes; none if one of them is a split.
@@ -147,7 +149,7 @@ def find_classes_named_like_splits(
 def might_hold_images(folder: Path) -> bool:
     """Return whether a folder holds an image or a folder, or cannot be listed."""
     try:
-        entries = scan_folder(folder)
+        entries = list_sorted_entries(folder)
     except OSError:
         return True  # The error is raised when its images are listed.
     visible = (entry for entry in entries if entry.name[0] != "." and not is_dangling_link(entry))
@@ -203,7 +205,7 @@ def require_split_folder(spec: str, root: Path, folder_name: str) -> Path:
     """
     if (root / folder_name).is_dir():
         return root / folder_name
-    names = format_folder_names([Path(entry.path) for entry in list_subfolders(root)])
+    names = format_folder_names([Path(entry.path) for entry in list_visible_subfolders(root)])
     raise InputError(f"{spec}: there is no folder {folder_name} in {root}; it holds {names}")
 
 
@@ -211,7 +213,7 @@ def explain_missing_held_out(spec: str, root: Path, layout: FolderLayout) -> str
     """Return the error message for a dataset that has nothing held out."""
     if layout.held_out_folder is not None:
         return f"{layout.held_out_folder} holds no image"
-    names = format_folder_names([Path(entry.path) for entry in list_subfolders(root)])
+    names = format_folder_names([Path(entry.path) for entry in list_visible_subfolders(root)])
     if layout.train_folder == root:
         return (
             f"{spec} must hold train/ and test/ (or val/), each with one folder per class; it holds {names}"
@@ -232,7 +234,7 @@ def could_be_split_or_class_folder(name: str) -> bool:
     return "." not in name or (could_be_folder_name(name) and find_split_named_in_path(name) is not None)
 
 
-def list_subfolders(
+def list_visible_subfolders(
     folder: Path, refuses_dangling_link: Callable[[str], bool] = could_be_split_or_class_folder
 ) -> list[os.DirEntry[str]]:
     """Return the folders in a folder, sorted by name, without hidden ones.
@@ -248,7 +250,7 @@ def list_subfolders(
         If the folder cannot be read, or a needed link is dangling.
     """
     try:
-        entries = scan_folder(folder)
+        entries = list_sorted_entries(folder)
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     visible = [entry for entry in entries if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
@@ -260,7 +262,7 @@ def list_subfolders(
 
 def get_class_folder_names(split_folder: Path) -> list[str]:
     """Return the sorted names of the class folders of a split."""
-    return [entry.name for entry in list_subfolders(split_folder, could_be_folder_name)]
+    return [entry.name for entry in list_visible_subfolders(split_folder, could_be_folder_name)]
 
 
 def list_class_ids(split_folder: Path) -> set[str]:

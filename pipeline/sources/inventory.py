@@ -79,7 +79,7 @@ def could_be_folder_name(name: str) -> bool:
     )
 
 
-def get_unused_kind(name: str) -> str:
+def get_kind_of_unused_file(name: str) -> str:
     """Return the kind under which an unused file is counted: its extension with the dot."""
     extension = get_extension(name)
     return f".{extension}" if extension else "without extension"
@@ -104,9 +104,9 @@ def is_image_file(path: str) -> bool:
         return True
     if extension in NON_IMAGE_EXTENSIONS:
         return False
-    from sfm.pipeline.sources.decode import load_readable_formats
+    from sfm.pipeline.sources.decode import load_readable_image_formats
 
     with Path(path).open("rb") as file:
         start = file.read(MAGIC_BYTES)
-    accepts = (Image.OPEN[name][1] for name in load_readable_formats())
+    accepts = (Image.OPEN[name][1] for name in load_readable_image_formats())
     return any(accept is not None and bool(accept(start)) for accept in accepts)

@@ -94,7 +94,7 @@ def parse_class_names(feature: dict[str, Any]) -> list[str] | None:
     return list(names) if usable and isinstance(names, list) else None
 
 
-def list_unusable_metadata_notes(
+def list_notes_on_unusable_class_names(
     schema: "pyarrow.Schema", location: str, columns: ImageAndLabelColumns
 ) -> list[str]:
     """Return a note for the user if metadata that should name the classes cannot be used."""
@@ -111,7 +111,7 @@ def list_unusable_metadata_notes(
     ]
 
 
-def make_label_list_and_names(
+def make_numbered_classes_and_display_names(
     columns: ImageAndLabelColumns, location: str
 ) -> tuple[ParsedClassList | None, dict[str, str]]:
     """Return the class list of the label numbers in a dataset's own metadata, and display names by class id.

@@ -65,13 +65,13 @@ class SampleFile:
             If the file cannot be read.
         """
         fault = describe_oversized_image_fault()
-        return self.read_if_smaller(MAX_IMAGE_BYTES) or Sample(b"", self.label, self.location, fault=fault)
+        return self.read_if_at_most(MAX_IMAGE_BYTES) or Sample(b"", self.label, self.location, fault=fault)
 
     def prefetch(self) -> "Sample | SampleFile":
         """Return the sample, or the unread file if it is large: memory holds many prefetched samples."""
-        return self.read_if_smaller(MAX_PREFETCH_BYTES) or self
+        return self.read_if_at_most(MAX_PREFETCH_BYTES) or self
 
-    def read_if_smaller(self, max_bytes: int) -> Sample | None:
+    def read_if_at_most(self, max_bytes: int) -> Sample | None:
         """Return the sample, or None if the file has more than `max_bytes` bytes."""
         try:
             return Sample(read_bounded_file(Path(self.location), max_bytes), self.label, self.location)

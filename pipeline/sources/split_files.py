@@ -17,7 +17,7 @@ from sfm.pipeline.sources.data_files import (
     list_files_below,
     resolve_local_path,
 )
-from sfm.pipeline.sources.inventory import Inventory, could_be_folder_name, get_unused_kind
+from sfm.pipeline.sources.inventory import Inventory, could_be_folder_name, get_kind_of_unused_file
 from sfm.text import format_names
 
 SPLIT_WORDS = {
@@ -62,7 +62,7 @@ class SplitFiles:
     unused_val: list[DataFile] = field(default_factory=list)
     test_split_word: str = ""
 
-    def replace_unlabelled_test(self, has_labels: Callable[[DataFile], bool]) -> "SplitFiles":
+    def replace_unlabelled_test_by_val(self, has_labels: Callable[[DataFile], bool]) -> "SplitFiles":
         """Use ``val`` as held-out files if ``test`` has no labels, as in competitions; return the result.
 
         If ``val`` has no labels either, nothing is held out. Choices of the user are kept.
@@ -76,7 +76,7 @@ class SplitFiles:
             files = SplitFiles(
                 self.train, self.unused_val, Inventory(dict(unused), (note,)), test_split_word="val"
             )
-            files = files.replace_unlabelled_test(has_labels)
+            files = files.replace_unlabelled_test_by_val(has_labels)
         else:
             note = f"{self.test_split_word} is not used: it has no labels ({name})"
             reason = f"there is no held-out split to use: {self.test_split_word} has no labels ({name})"
@@ -94,8 +94,8 @@ def find_split_named_in_path(path: str) -> str | None:
 def find_split_files(
     location: str,
     file_suffixes: tuple[str, ...],
-    train_name: str | None = None,
-    test_name_or_pattern: str | None = None,
+    train_split_name: str | None = None,
+    test_split_name_or_pattern: str | None = None,
 ) -> SplitFiles:
     """Find the files of both splits of a dataset.
 
@@ -106,9 +106,9 @@ def find_split_files(
         training files.
     file_suffixes : tuple of str
         File names in a folder end in one of these.
-    train_name, test_name_or_pattern : str, optional
+    train_split_name, test_split_name_or_pattern : str, optional
         Of a folder or prefix: names of the splits. Beside a pattern of training files,
-        `test_name_or_pattern` is a pattern of held-out files; without a slash it is relative to the
+        `test_split_name_or_pattern` is a pattern of held-out files; without a slash it is relative to the
         training files' folder.
 
     Raises
@@ -118,22 +118,23 @@ def find_split_files(
         several datasets.
     """
     is_pattern = any(sign in location for sign in "{*") or location.endswith(file_suffixes)
-    if is_pattern and train_name is not None:
+    if is_pattern and train_split_name is not None:
         raise InputError(f"{location} names files: ?train= chooses among those of a folder; leave it out")
-    if is_pattern and test_name_or_pattern is not None:
+    if is_pattern and test_split_name_or_pattern is not None:
         test_pattern = (
-            test_name_or_pattern
-            if "/" in test_name_or_pattern
-            else posixpath.join(posixpath.dirname(location), test_name_or_pattern)
+            test_split_name_or_pattern
+            if "/" in test_split_name_or_pattern
+            else posixpath.join(posixpath.dirname(location), test_split_name_or_pattern)
         )
         return SplitFiles(find_files_by_pattern(location), find_files_by_pattern(test_pattern), Inventory())
-    if test_name_or_pattern is not None and (
-        any(sign in test_name_or_pattern for sign in "{*/") or test_name_or_pattern.endswith(file_suffixes)
+    if test_split_name_or_pattern is not None and (
+        any(sign in test_split_name_or_pattern for sign in "{*/")
+        or test_split_name_or_pattern.endswith(file_suffixes)
     ):
         raise InputError(
             f"{location} is a folder: ?test= takes the name of a split in it, such as val; name the training "
             f"files, too, to use a pattern: {location.rstrip('/')}/train-*{file_suffixes[0]}"
-            f"?test={test_name_or_pattern}"
+            f"?test={test_split_name_or_pattern}"
         )
     unused: Counter[str] = Counter()
     if is_pattern:
@@ -143,7 +144,9 @@ def find_split_files(
         files = list_data_files(root, file_suffixes, unused)
     base = root if is_remote_url(root) else str(resolve_local_path(root))
     file_by_path = {file.url.removeprefix(base).lstrip("/"): file for file in files}
-    chosen = divide_paths_into_splits(location, list(file_by_path), train_name, test_name_or_pattern)
+    chosen = divide_paths_into_splits(
+        location, list(file_by_path), train_split_name, test_split_name_or_pattern
+    )
     if not is_pattern:
         require_one_dataset(location, chosen.train, chosen.test)
     for path in file_by_path.keys() - {*chosen.train, *chosen.test}:
@@ -154,7 +157,7 @@ def find_split_files(
         Inventory(dict(unused), chosen.notes, chosen.no_held_out_reason),
         [file_by_path[path] for path in chosen.unused_val],
         find_split_named_in_path(chosen.test[0]) or ""
-        if chosen.test and test_name_or_pattern is None
+        if chosen.test and test_split_name_or_pattern is None
         else "",
     )
 
@@ -178,7 +181,7 @@ def list_data_files(
         if file.url.endswith(file_suffixes):
             files.append(file)
         else:
-            unused_by_kind[get_unused_kind(file.url)] += 1
+            unused_by_kind[get_kind_of_unused_file(file.url)] += 1
     if not files:
         raise InputError(f"no file that ends in {file_suffixes[0]} under {root}")
     return files
@@ -194,7 +197,7 @@ class _SplitPaths:
 
 
 def divide_paths_into_splits(
-    location: str, paths: Sequence[str], train_name: str | None, test_name: str | None
+    location: str, paths: Sequence[str], train_split_name: str | None, test_split_name: str | None
 ) -> _SplitPaths:
     """Assign files to splits by their paths below the dataset's folder.
 
@@ -207,26 +210,26 @@ def divide_paths_into_splits(
     for path in paths:
         paths_by_word[find_split_named_in_path(path)].append(path)
     hint = "choose with ?train=NAME&test=NAME, or write PATTERN?test=PATTERN"
-    if train_name is None and test_name is None and len(paths_by_word[None]) == len(paths):
+    if train_split_name is None and test_split_name is None and len(paths_by_word[None]) == len(paths):
         reason = (
             f"cannot tell training from held-out files in {location} by words in their names "
             f"({SPLIT_WORDS_HELP}): {hint}"
         )
         return _SplitPaths(list(paths), [], no_held_out_reason=reason)
-    if test_name:
-        held_out = find_paths_of_split(location, paths, test_name, paths_by_word)
+    if test_split_name:
+        held_out = find_paths_of_split(location, paths, test_split_name, paths_by_word)
     else:
         held_out = paths_by_word["test"] or paths_by_word["val"]
     training = (
-        find_paths_of_split(location, paths, train_name, paths_by_word)
-        if train_name
+        find_paths_of_split(location, paths, train_split_name, paths_by_word)
+        if train_split_name
         else paths_by_word["train"]
     )
     held_out_set = set(held_out)
     training = [path for path in training if path not in held_out_set]
     used = held_out_set.union(training)
     strays = [path for path in paths_by_word[None] if path not in used]
-    if strays and (train_name is None or test_name is None):
+    if strays and (train_split_name is None or test_split_name is None):
         raise InputError(
             f"{location} holds files of no known split: {format_names(strays)}; known are the words "
             f"{SPLIT_WORDS_HELP}: rename them, {hint}"
@@ -234,7 +237,7 @@ def divide_paths_into_splits(
     if not training:
         raise InputError(f"no training file in {location} (found: {format_names(list(paths))}): {hint}")
     unused_val: list[str] = []
-    if test_name is None and paths_by_word["test"]:
+    if test_split_name is None and paths_by_word["test"]:
         unused_val = [path for path in paths_by_word["val"] if path not in used]
     notes: tuple[str, ...] = ()
     if unused_val:

@@ -40,7 +40,7 @@ TAR_READ_ERRORS = (
 )
 """Errors of tarfile and gzip on damaged and malicious files."""
 
-Content = bytes | int
+ContentOrSize = bytes | int
 """Bytes of an image or a label; for an image that is too large to read, its size."""
 
 MAX_EMPTY_READS = 64
@@ -115,7 +115,9 @@ def read_gzip_to_verify_checksum(stream: BinaryIO) -> None:
         pass
 
 
-def iter_tar_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple[str, Content | None]]:
+def iter_tar_members(
+    file: DataFile, unused_by_kind: Counter[str]
+) -> Iterator[tuple[str, ContentOrSize | None]]:
     """Yield the members of a shard that can be part of a sample.
 
     Parameters
@@ -125,7 +127,7 @@ def iter_tar_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[t
 
     Yields
     ------
-    str, Content or None
+    str, ContentOrSize or None
         Name and content of a member, in the order of the archive; one is in memory at a time. The content of
         what is neither image nor label is None.
 
@@ -188,7 +190,7 @@ def read_next_tar_header(archive: tarfile.TarFile, stream: PositionLimitedStream
 
 def read_tar_member_content(
     file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo
-) -> Content | None:
+) -> ContentOrSize | None:
     """Return the content of a member that is an image or a label; None for others.
 
     Raises

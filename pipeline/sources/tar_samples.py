@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile
-from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS, get_extension, get_unused_kind
+from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS, get_extension, get_kind_of_unused_file
 from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_MEMBER_GROUP_BYTES
-from sfm.pipeline.sources.tar_members import LABEL_EXTENSIONS, Content, iter_tar_members
+from sfm.pipeline.sources.tar_members import LABEL_EXTENSIONS, ContentOrSize, iter_tar_members
 from sfm.text import format_names
 
 MAX_HELD_SAMPLES = 16
@@ -28,9 +28,9 @@ class TarMemberGroup:
     ----------
     key : str
         The shared name.
-    contents : dict of str to Content
+    content_by_extension : dict of str to ContentOrSize
         Images and labels whose names have one dot, by extension.
-    dotted_contents : dict of str to dict
+    contents_by_dotted_name : dict of str to dict
         Images and labels whose names have more dots: by the name up to the last dot, then by extension.
     unused_names : list of str
         Names of members that are neither image nor label.
@@ -39,12 +39,12 @@ class TarMemberGroup:
     """
 
     key: str
-    contents: dict[str, Content] = field(default_factory=dict)
-    dotted_contents: dict[str, dict[str, Content]] = field(default_factory=dict)
+    content_by_extension: dict[str, ContentOrSize] = field(default_factory=dict)
+    contents_by_dotted_name: dict[str, dict[str, ContentOrSize]] = field(default_factory=dict)
     unused_names: list[str] = field(default_factory=list)
     content_bytes: int = 0
 
-    def add(self, stem: str, extension: str, content: Content, location: str) -> None:
+    def add(self, stem: str, extension: str, content: ContentOrSize, location: str) -> None:
         """Add an image or a label.
 
         Raises
@@ -52,23 +52,27 @@ class TarMemberGroup:
         InputError
             If there is one of that name, or the group becomes too large.
         """
-        contents = self.contents if stem == self.key else self.dotted_contents.setdefault(stem, {})
-        if extension in contents:
+        content_by_extension = (
+            self.content_by_extension
+            if stem == self.key
+            else self.contents_by_dotted_name.setdefault(stem, {})
+        )
+        if extension in content_by_extension:
             raise InputError(f"{location} twice")
         self.content_bytes += len(content) if isinstance(content, bytes) else 0
         if self.content_bytes > MAX_MEMBER_GROUP_BYTES:
             raise InputError(
                 f"{location} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together"
             )
-        contents[extension] = content
+        content_by_extension[extension] = content
 
     def describe_endings(self) -> str:
         """Describe the extensions of the members, for messages."""
-        endings = [f".{extension}" for extension in self.contents]
+        endings = [f".{extension}" for extension in self.content_by_extension]
         endings += [
             f"{stem.removeprefix(self.key)}.{extension}"
-            for stem, contents in self.dotted_contents.items()
-            for extension in contents
+            for stem, content_by_extension in self.contents_by_dotted_name.items()
+            for extension in content_by_extension
         ]
         endings += [name.removeprefix(self.key) for name in self.unused_names]
         return format_names(endings) if len(endings) != 1 else f"only {endings[0]}"
@@ -83,7 +87,7 @@ def split_member_name(name: str) -> tuple[str, str]:
 
 def iter_sample_contents(
     file: DataFile, unused_by_kind: Counter[str]
-) -> Iterator[tuple[str, dict[str, Content]]]:
+) -> Iterator[tuple[str, dict[str, ContentOrSize]]]:
     """Yield the samples of a shard: the key of each, and its images and labels by extension.
 
     Neighbouring members that share the name up to the first dot are one sample, as WebDataset has it; members
@@ -113,10 +117,17 @@ def iter_sample_contents(
         stem = key
         if "." in extension:
             stem, extension = name[: name.rindex(".")], get_extension(name)
-        holds_enough = len(group.dotted_contents) == MAX_HELD_SAMPLES or group.content_bytes > MAX_BATCH_BYTES
-        if stem != key and stem not in group.dotted_contents and group.dotted_contents and holds_enough:
+        holds_enough = (
+            len(group.contents_by_dotted_name) == MAX_HELD_SAMPLES or group.content_bytes > MAX_BATCH_BYTES
+        )
+        if (
+            stem != key
+            and stem not in group.contents_by_dotted_name
+            and group.contents_by_dotted_name
+            and holds_enough
+        ):
             yield from iter_dotted_samples(group, file)
-            group.dotted_contents.clear()
+            group.contents_by_dotted_name.clear()
             group.content_bytes = 0
             is_partial = True
         group.add(stem, extension, content, f"{file.url} holds {name}")
@@ -126,7 +137,7 @@ def iter_sample_contents(
 
 def iter_group_samples(
     group: TarMemberGroup, file: DataFile, unused_by_kind: Counter[str], is_partly_yielded: bool
-) -> Iterator[tuple[str, dict[str, Content]]]:
+) -> Iterator[tuple[str, dict[str, ContentOrSize]]]:
     """Yield the samples of a group of members: one, or as many as there are dotted names.
 
     Parameters
@@ -139,13 +150,15 @@ def iter_group_samples(
     InputError
         If there is a label but no image, or an image but no label; names it.
     """
-    unused_by_kind.update(map(get_unused_kind, group.unused_names))
-    if not group.contents:
+    unused_by_kind.update(map(get_kind_of_unused_file, group.unused_names))
+    if not group.content_by_extension:
         # Captions and metadata without an image are no samples.
         sample_extensions = {"cls", *IMAGE_EXTENSIONS}
-        for stem, contents in list(group.dotted_contents.items()):
-            if not sample_extensions & contents.keys():
-                unused_by_kind.update(f".{extension}" for extension in group.dotted_contents.pop(stem))
+        for stem, content_by_extension in list(group.contents_by_dotted_name.items()):
+            if not sample_extensions & content_by_extension.keys():
+                unused_by_kind.update(
+                    f".{extension}" for extension in group.contents_by_dotted_name.pop(stem)
+                )
         yield from iter_dotted_samples(group, file)
         return
     if is_partly_yielded:
@@ -153,17 +166,21 @@ def iter_group_samples(
             f"{group.key} in {file.url} has an image or label besides many with more dots in their "
             f"names: cannot tell which belong together; rename them without dots"
         )
-    images = [extension for extension in group.contents if extension in IMAGE_EXTENSIONS]
+    images = [extension for extension in group.content_by_extension if extension in IMAGE_EXTENSIONS]
     if len(images) != 1:
         found = " and ".join(f".{image}" for image in images) or group.describe_endings()
         hint = "" if images else f": name the image {PurePosixPath(group.key).name}.EXTENSION"
         raise InputError(f"{group.key} in {file.url} must have one image, found {found}{hint}")
-    for stem, contents in group.dotted_contents.items():
-        unused_by_kind.update(f"{stem.removeprefix(group.key)}.{extension}".lower() for extension in contents)
-    yield group.key, group.contents
+    for stem, content_by_extension in group.contents_by_dotted_name.items():
+        unused_by_kind.update(
+            f"{stem.removeprefix(group.key)}.{extension}".lower() for extension in content_by_extension
+        )
+    yield group.key, group.content_by_extension
 
 
-def iter_dotted_samples(group: TarMemberGroup, file: DataFile) -> Iterator[tuple[str, dict[str, Content]]]:
+def iter_dotted_samples(
+    group: TarMemberGroup, file: DataFile
+) -> Iterator[tuple[str, dict[str, ContentOrSize]]]:
     """Yield the samples of a group's dotted names, which are cut at the last dot.
 
     Raises
@@ -171,13 +188,13 @@ def iter_dotted_samples(group: TarMemberGroup, file: DataFile) -> Iterator[tuple
     InputError
         If one lacks an image or a label (:class:`MissingLabelError`); names it.
     """
-    for stem, contents in group.dotted_contents.items():
-        images = [extension for extension in contents if extension in IMAGE_EXTENSIONS]
-        if len(images) != 1 or len(contents) == len(images):
+    for stem, content_by_extension in group.contents_by_dotted_name.items():
+        images = [extension for extension in content_by_extension if extension in IMAGE_EXTENSIONS]
+        if len(images) != 1 or len(content_by_extension) == len(images):
             error_type = MissingLabelError if len(images) == 1 else InputError
             raise error_type(
-                f"{stem}.{next(iter(contents))} in {file.url} cannot be paired: beside an image there must "
-                f"be a label of the same name (.{', .'.join(LABEL_EXTENSIONS)}); "
+                f"{stem}.{next(iter(content_by_extension))} in {file.url} cannot be paired: beside "
+                f"an image there must be a label of the same name (.{', .'.join(LABEL_EXTENSIONS)}); "
                 f"found {group.describe_endings()}"
             )
-        yield stem, contents
+        yield stem, content_by_extension

@@ -153,17 +153,17 @@ def make_class_ids_and_names(
 
 
 def make_torchvision_split(
-    dataset: Any, location: str, label_numbers: npt.NDArray[np.int64], class_ids: list[str]
+    dataset: Any, location: str, label_numbers: npt.NDArray[np.int64], class_ids_by_number: list[str]
 ) -> Split:
     """Return the split of a torchvision dataset; arrays are encoded as portable pixmaps."""
-    position_by_number = np.argsort(np.argsort(class_ids)).astype(np.int32)
+    position_by_number = np.argsort(np.argsort(class_ids_by_number)).astype(np.int32)
     sorted_labels = position_by_number[label_numbers]
     files = list_image_files_unless_arrays(dataset)
     if files is None:
         return indexed_split(
             labels=sorted_labels,
-            class_ids=sorted(class_ids),
-            read=lambda i: encode_pixmap(np.asarray(dataset.data[i])),
+            class_ids=sorted(class_ids_by_number),
+            read=lambda i: encode_as_portable_pixmap(np.asarray(dataset.data[i])),
             location=lambda i: f"image {i} of the {location}",
             listing=compute_digest(
                 location,
@@ -174,7 +174,7 @@ def make_torchvision_split(
         )
     return file_split(
         labels=sorted_labels,
-        class_ids=sorted(class_ids),
+        class_ids=sorted(class_ids_by_number),
         path=files.__getitem__,
         listing=compute_digest(
             location, label_numbers.tobytes(), *(describe_file_state(path) for path in files)
@@ -199,7 +199,7 @@ def describe_file_state(path: str) -> str:
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-def encode_pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:
+def encode_as_portable_pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode pixels as a binary PGM or PPM file: lossless, and the same bytes everywhere.
 
     Parameters

@@ -13,7 +13,7 @@ from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import escape_non_utf8
 
 
-def normalize_class_ids(source: Source) -> Source:
+def normalize_source_class_ids(source: Source) -> Source:
     """Return a source whose class ids are UTF-8 and in normal form C.
 
     A class folder that macOS named and one that Linux named are then one class, with one fingerprint. Two
@@ -33,7 +33,9 @@ def normalize_class_ids(source: Source) -> Source:
                 f"{source.spec} has a class whose name is not UTF-8: {escape_non_utf8(class_id)}; rename it"
             )
     normal_by_id = {class_id: normalize_class_id(class_id) for class_id in ids}
-    if all(old == new for old, new in normal_by_id.items()) or has_colliding_ids(source, normal_by_id):
+    if all(old == new for old, new in normal_by_id.items()) or has_samples_of_colliding_ids(
+        source, normal_by_id
+    ):
         return source
     new_ids = sorted(set(normal_by_id.values()))
     names = dict(zip(map(normal_by_id.__getitem__, ids), source.class_names or ids, strict=True))
@@ -53,7 +55,7 @@ def normalize_class_ids(source: Source) -> Source:
     )
 
 
-def has_colliding_ids(source: Source, normalized_id_by_id: Mapping[str, str]) -> bool:
+def has_samples_of_colliding_ids(source: Source, normalized_id_by_id: Mapping[str, str]) -> bool:
     """Return whether a split has samples of two classes whose normal forms are equal."""
     assert source.class_ids is not None
     for labels in (source.labels or {}).values():

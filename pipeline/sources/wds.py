@@ -11,10 +11,10 @@ from sfm.pipeline.sources.class_labels import (
     ParsedClassList,
     class_id_from_label,
     format_label_if_numeric,
-    format_label_list_for_digest,
+    format_numbered_classes_for_digest,
     read_class_list,
 )
-from sfm.pipeline.sources.class_subsets import take_positions
+from sfm.pipeline.sources.class_subsets import take_ascending_positions
 from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_file_states
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS
@@ -23,7 +23,7 @@ from sfm.pipeline.sources.sample import Sample, describe_oversized_image_fault
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
 from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.pipeline.sources.split_files import find_split_files
-from sfm.pipeline.sources.tar_members import Content
+from sfm.pipeline.sources.tar_members import ContentOrSize
 from sfm.pipeline.sources.tar_samples import MissingLabelError, iter_sample_contents
 from sfm.untrusted_files import parse_json
 
@@ -50,19 +50,21 @@ def open_wds_source(place_with_options: str) -> Source:
     spec = f"wds:{place_with_options}"
     path_or_pattern, options = parse_spec_options(place_with_options)
     require_known_options(spec, options, ("train", "test", "names"))
-    label_list = read_class_list(options["names"]) if "names" in options else None
+    numbered_classes = read_class_list(options["names"]) if "names" in options else None
     suffixes = (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)
     files = find_split_files(path_or_pattern, suffixes, options.get("train"), options.get("test"))
-    files = files.replace_unlabelled_test(first_sample_has_label)
+    files = files.replace_unlabelled_test_by_val(first_sample_has_label)
     require_readable_distinct_shards([*files.train, *files.test])
-    ids = sorted(label_list.class_ids) if label_list else None
+    ids = sorted(numbered_classes.class_ids) if numbered_classes else None
     return Source(
         name=derive_dataset_name(path_or_pattern, suffixes),
         spec=spec,
         class_ids=ids,
-        class_names=[label_list.display_names.get(i, i) for i in ids] if label_list and ids else None,
-        train=make_wds_split(files.train, label_list),
-        test=make_wds_split(files.test, label_list) if files.test else NO_SAMPLES,
+        class_names=[numbered_classes.display_names.get(i, i) for i in ids]
+        if numbered_classes and ids
+        else None,
+        train=make_wds_split(files.train, numbered_classes),
+        test=make_wds_split(files.test, numbered_classes) if files.test else NO_SAMPLES,
         decode=decode_image,
         inventory=files.inventory,
     )
@@ -75,7 +77,7 @@ def first_sample_has_label(file: DataFile) -> bool:
     """
     try:
         key, contents = next(iter_sample_contents(file, Counter()), ("", {}))
-        _, label = find_label_and_extension(contents, f"{key} in {file.url}")
+        _, label = find_label_extension_and_value(contents, f"{key} in {file.url}")
     except MissingLabelError:
         return False
     except InputError:
@@ -101,24 +103,24 @@ def require_readable_distinct_shards(files: Sequence[DataFile]) -> None:
             raise InputError(f"{other.url} and {file.url} are one shard, most likely: remove one of the two")
 
 
-def make_wds_split(files: Sequence[DataFile], label_list: ParsedClassList | None) -> Split:
+def make_wds_split(files: Sequence[DataFile], numbered_classes: ParsedClassList | None) -> Split:
     """Return the split of some tar files, one shard each."""
 
     def make_shard(file: DataFile) -> Shard:
         unused: Counter[str] = Counter()
 
         def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
-            samples = iter_shard_samples(file, label_list, unused)
-            return samples if positions is None else take_positions(samples, positions)
+            samples = iter_shard_samples(file, numbered_classes, unused)
+            return samples if positions is None else take_ascending_positions(samples, positions)
 
         return Shard(file.url, None, read, unused)
 
-    listing = compute_digest(digest_file_states(files), format_label_list_for_digest(label_list))
+    listing = compute_digest(digest_file_states(files), format_numbered_classes_for_digest(numbered_classes))
     return Split(tuple(map(make_shard, files)), listing)
 
 
 def iter_shard_samples(
-    file: DataFile, label_list: ParsedClassList | None, unused_by_kind: Counter[str]
+    file: DataFile, numbered_classes: ParsedClassList | None, unused_by_kind: Counter[str]
 ) -> Iterator[Sample]:
     """Yield the samples of a tar file as it is streamed.
 
@@ -136,19 +138,19 @@ def iter_shard_samples(
     for key, contents in iter_sample_contents(file, unused_by_kind):
         location = f"{key} in {file.url}"
         image_extension = next(extension for extension in contents if extension in IMAGE_EXTENSIONS)
-        label_extension, label = find_label_and_extension(contents, location)
+        label_extension, label = find_label_extension_and_value(contents, location)
         used = (image_extension, label_extension)
         unused_by_kind.update(f".{extension}" for extension in contents if extension not in used)
         image = contents[image_extension]
         data, fault = (
             (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image_fault(image))
         )
-        class_id = class_id_from_label(label, label_list, location)
+        class_id = class_id_from_label(label, numbered_classes, location)
         yield Sample(data, class_id, location, format_label_if_numeric(label), fault)
 
 
-def find_label_and_extension(
-    contents_by_extension: Mapping[str, Content], location: str
+def find_label_extension_and_value(
+    contents_by_extension: Mapping[str, ContentOrSize], location: str
 ) -> tuple[str, object]:
     """Return the extension of the member that holds a sample's label, and the label as it is stored.
 

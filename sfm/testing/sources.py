@@ -109,7 +109,7 @@ class SourceTests:
         rng = np.random.default_rng(0)
         for split in source.splits.values():
             samples = read_samples(split)
-            sizes = count_shard_samples(split) if split.labels is None else None
+            sizes = count_samples_by_shard(split) if split.labels is None else None
             selections = [np.arange(len(samples)), np.array([len(samples) - 1]), np.array([0])]
             for _ in range(ROW_SELECTIONS):
                 selections.append(np.flatnonzero(rng.random(len(samples)) < 0.3))
@@ -161,7 +161,7 @@ class SourceTests:
     def test_workers_decode_the_same_images(self, source: Source) -> None:
         """``Source.decode`` and samples can be sent to other processes by cloudpickle."""
         for split in source.splits.values():
-            sizes = count_shard_samples(split)
+            sizes = count_samples_by_shard(split)
             samples = list(split.iter_samples(np.arange(min(sum(sizes), DECODED_SAMPLES)), sizes))
             decode, sent_samples = cloudpickle.loads(cloudpickle.dumps((source.decode, samples)))
             assert sent_samples == samples
@@ -207,6 +207,6 @@ def read_samples(split: Split) -> list[Sample]:
     return [sample.read() for shard in split.shards for sample in shard.read(None)]
 
 
-def count_shard_samples(split: Split) -> list[int]:
+def count_samples_by_shard(split: Split) -> list[int]:
     """Return the number of samples of each shard."""
     return [sum(1 for _ in shard.read(None)) for shard in split.shards]

@@ -15,7 +15,7 @@ from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run_export import export
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
-from sfm.locking import lock_file, lock_folder
+from sfm.locking import lock_output_file, lock_output_folder
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
 
 
 def test_a_second_evaluation_of_a_run_is_refused(run: Path, fashion_store: str) -> None:
-    with lock_folder(run), pytest.raises(InputError, match=r"run is being written by process \d+ on"):
+    with lock_output_folder(run), pytest.raises(InputError, match=r"run is being written by process \d+ on"):
         evaluate(EvaluateConfig(run=run, store=fashion_store))
 
 
@@ -50,7 +50,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_was(tmp_path: Path, fashion_store
 
 def test_a_second_export_into_one_folder_is_refused(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
-    with lock_file(out), pytest.raises(InputError, match="exported is being written by process"):
+    with lock_output_file(out), pytest.raises(InputError, match="exported is being written by process"):
         export(ExportConfig(run=run, format="imagefolder", out=out))
     assert not out.exists()
     export(ExportConfig(run=run, format="imagefolder", out=out))
@@ -59,7 +59,7 @@ def test_a_second_export_into_one_folder_is_refused(run: Path, tmp_path: Path) -
 
 def test_a_second_report_into_one_file_is_refused(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    with lock_file(out), pytest.raises(InputError, match=r"report\.html is being written by process"):
+    with lock_output_file(out), pytest.raises(InputError, match=r"report\.html is being written by process"):
         report(ReportConfig(runs=[run], out=out))
     report(ReportConfig(runs=[run], out=out))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run"]
@@ -74,7 +74,7 @@ def test_a_report_of_a_run_in_a_place_that_cannot_be_written_works(run: Path, tm
     if mounted.returncode:
         pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
     try:
-        with lock_folder(place):
+        with lock_output_folder(place):
             assert not (place / locking.LOCK_NAME).exists()
         report(ReportConfig(runs=[place], out=tmp_path / "report.html"))
     finally:

@@ -34,7 +34,11 @@ from sfm.pipeline.runtime import (
 )
 from sfm.pipeline.selection import select_samples_if_labels_known
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
-from sfm.pipeline.sources.class_subsets import select_source_classes, select_split_rows, take_positions
+from sfm.pipeline.sources.class_subsets import (
+    select_source_classes,
+    select_split_rows,
+    take_ascending_positions,
+)
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.sample import SampleFile
 from sfm.pipeline.staging import Staging, open_staging, try_lock_staging
@@ -68,7 +72,7 @@ def make_stream_source(source: Source, size: int = 7) -> Source:
         def shard(rows: np.ndarray) -> Shard:
             def read(positions: np.ndarray | None) -> Iterator[Sample | SampleFile]:
                 samples = (next(known.iter_samples(np.array([row]))) for row in rows)
-                return samples if positions is None else take_positions(samples, positions)
+                return samples if positions is None else take_ascending_positions(samples, positions)
 
             return Shard(f"shard of {len(rows)}", None, read)
 

@@ -12,7 +12,7 @@ from sfm.pipeline.sources import open_source
 from sfm.pipeline.sources.class_labels import (
     LIST_ALIASES,
     class_id_from_label,
-    get_wordnet_display_names,
+    get_wordnet_names_or_ids,
     list_shipped_class_lists,
     read_class_list,
 )
@@ -33,7 +33,7 @@ def test_a_shipped_list_is_a_sorted_subset_of_the_thousand_with_names(name):
     assert len(found.class_ids) == {"imagenet-1k": 1000, "imagenet-100": 100}.get(name, 10)
     assert found.class_ids == sorted(found.class_ids)
     assert set(found.class_ids) <= set(read_class_list("imagenet-1k").class_ids)
-    assert [found.display_names[class_id] for class_id in found.class_ids] == get_wordnet_display_names(
+    assert [found.display_names[class_id] for class_id in found.class_ids] == get_wordnet_names_or_ids(
         found.class_ids
     )
 
@@ -137,8 +137,8 @@ def test_classes_that_differ_in_writing_only_are_refused_with_both_names(image_f
 
 
 def test_wordnet_ids_get_their_first_lemma_and_others_stay():
-    assert get_wordnet_display_names(["n02123045", "n99999999"]) == ["tabby", "n99999999"]
-    assert get_wordnet_display_names(["n02123045", "tabby"]) == ["n02123045", "tabby"]
+    assert get_wordnet_names_or_ids(["n02123045", "n99999999"]) == ["tabby", "n99999999"]
+    assert get_wordnet_names_or_ids(["n02123045", "tabby"]) == ["n02123045", "tabby"]
 
 
 @pytest.mark.parametrize("label", [True, 1.5, None, b"1", "", [0]])

@@ -94,7 +94,7 @@ def test_splits_are_told_apart_by_their_names_in_a_folder_and_in_a_pattern(folde
 def test_a_held_out_pattern_without_a_slash_is_beside_the_training_files(folder):
     for test in ("val-0.tar", f"{folder}/val-{{0..0}}.tar"):
         assert get_file_names(
-            find_split_files(f"{folder}/train-*.tar", (".tar",), test_name_or_pattern=test).test
+            find_split_files(f"{folder}/train-*.tar", (".tar",), test_split_name_or_pattern=test).test
         ) == ["val-0.tar"]
 
 
@@ -127,7 +127,7 @@ def test_a_split_is_a_whole_word_of_a_path(path, word):
 )
 def test_what_cannot_be_found_is_named(folder, place, test, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
-        find_split_files(place.format(root=folder), (".tar",), test_name_or_pattern=test)
+        find_split_files(place.format(root=folder), (".tar",), test_split_name_or_pattern=test)
     assert "secret" not in str(caught.value)
 
 

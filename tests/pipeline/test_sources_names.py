@@ -12,7 +12,7 @@ from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import Shard, Source, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.unicode_class_ids import normalize_class_ids
+from sfm.pipeline.sources.unicode_class_ids import normalize_source_class_ids
 from sfm.stats_store.store import open_store
 
 NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
@@ -123,7 +123,7 @@ def test_what_reading_passes_over_is_counted_when_classes_are_renamed():
         test=Split((shard,), "listing"),
         decode=decode_image,
     )
-    renamed = normalize_class_ids(source)
+    renamed = normalize_source_class_ids(source)
     shard.unused[".txt"] += 2
     assert renamed.class_ids == ["boot", NFC]
     assert renamed.train.shards[0].unused == {".txt": 2}

@@ -16,7 +16,7 @@ from source_samples import samples_by_split
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.data_files import digest_file_states, find_files_by_pattern
-from sfm.pipeline.sources.parquet import group_neighbouring_row_groups
+from sfm.pipeline.sources.parquet import merge_row_groups_into_shard_ranges
 from sfm.pipeline.sources.source import compute_digest
 from sfm.testing import SourceTests
 
@@ -112,7 +112,7 @@ def test_a_table_that_vanishes_from_a_bucket_is_named(tmp_path, pictures, s3_url
     ],
 )
 def test_small_row_groups_share_a_shard_and_large_ones_do_not(rows, shards):
-    assert group_neighbouring_row_groups(rows) == shards
+    assert merge_row_groups_into_shard_ranges(rows) == shards
 
 
 def test_names_that_repeat_are_for_display_only(tmp_path, pictures):

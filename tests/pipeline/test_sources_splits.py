@@ -36,11 +36,11 @@ def test_files_of_no_known_split_are_named_and_can_be_chosen(tmp_path):
     root = write_files(tmp_path, "train-0.tar", "trainextra-0.tar", "val-0.tar")
     with pytest.raises(InputError, match=r"no known split: trainextra-0.tar; .*\?train=NAME&test=NAME"):
         find_split_files(root, SUFFIXES)
-    found = find_split_files(root, SUFFIXES, train_name="trainextra", test_name_or_pattern="val")
+    found = find_split_files(root, SUFFIXES, train_split_name="trainextra", test_split_name_or_pattern="val")
     assert get_relative_paths(root, found.train) == ["trainextra-0.tar"]
     assert found.inventory.unused_by_kind == {"of train": 1}
     with pytest.raises(InputError, match=r"no file in .* is of a split trainmore: there are train-0.tar"):
-        find_split_files(root, SUFFIXES, train_name="trainmore", test_name_or_pattern="val")
+        find_split_files(root, SUFFIXES, train_split_name="trainmore", test_split_name_or_pattern="val")
 
 
 def test_test_comes_before_val_which_is_told_and_can_be_chosen(tmp_path):
@@ -55,7 +55,7 @@ def test_test_comes_before_val_which_is_told_and_can_be_chosen(tmp_path):
         in found.inventory.notes[0]
     )
     for name in ("val", "validation"):
-        chosen = find_split_files(root, SUFFIXES, test_name_or_pattern=name)
+        chosen = find_split_files(root, SUFFIXES, test_split_name_or_pattern=name)
         assert get_relative_paths(root, chosen.test) == ["validation-0.tar", "validation-1.tar"]
         assert chosen.inventory.unused_by_kind == {"of test": 1, ".md": 1}
 
@@ -138,6 +138,6 @@ def test_a_bucket_is_listed_like_a_folder(s3_url):
 def test_names_choose_among_the_files_of_a_folder_only(tmp_path):
     root = write_files(tmp_path, "train-0.tar", "val-0.tar")
     with pytest.raises(InputError, match=r"names files: \?train= chooses among those of a folder"):
-        find_split_files(f"{root}/train-*.tar", SUFFIXES, train_name="train")
+        find_split_files(f"{root}/train-*.tar", SUFFIXES, train_split_name="train")
     with pytest.raises(InputError, match=r"is a folder: \?test= takes the name of a split in it"):
-        find_split_files(root, SUFFIXES, test_name_or_pattern="val-*.tar")
+        find_split_files(root, SUFFIXES, test_split_name_or_pattern="val-*.tar")

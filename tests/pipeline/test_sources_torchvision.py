@@ -13,7 +13,7 @@ from source_samples import samples_by_split
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
-from sfm.pipeline.sources.torchvision_datasets import SPLIT_ARGUMENTS, encode_pixmap
+from sfm.pipeline.sources.torchvision_datasets import SPLIT_ARGUMENTS, encode_as_portable_pixmap
 from sfm.testing import SourceTests
 
 
@@ -68,10 +68,14 @@ def test_arrays_are_encoded_without_loss_and_labelled_by_name(fashion):
 
 
 def test_an_array_has_the_same_bytes_on_every_machine():
-    digest = hashlib.sha256(encode_pixmap(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))).hexdigest()
+    digest = hashlib.sha256(
+        encode_as_portable_pixmap(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
+    ).hexdigest()
     assert digest == hashlib.sha256(b"P6\n4 2\n255\n" + bytes(range(24))).hexdigest()
     channels_first = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
-    assert encode_pixmap(channels_first) == encode_pixmap(channels_first.transpose(1, 2, 0))
+    assert encode_as_portable_pixmap(channels_first) == encode_as_portable_pixmap(
+        channels_first.transpose(1, 2, 0)
+    )
 
 
 @pytest.fixture

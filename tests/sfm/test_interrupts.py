@@ -71,7 +71,7 @@ def test_the_installed_command_starts_so_too(tmp_path: Path) -> None:
 def test_a_command_in_the_background_goes_on_ignoring_ctrl_c() -> None:
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from sfm.interrupts import install_signal_handlers; install_signal_handlers()\n"
+        "from sfm.interrupts import interrupt_on_sigint_and_sigterm; interrupt_on_sigint_and_sigterm()\n"
         "signal.raise_signal(signal.SIGINT); print('still here')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

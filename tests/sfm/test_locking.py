@@ -17,14 +17,14 @@ from sfm import locking
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import distill
 from sfm.errors import InputError
-from sfm.locking import LOCK_NAME, lock_file, lock_folder
+from sfm.locking import LOCK_NAME, lock_output_file, lock_output_folder
 from sfm.quickstart import run_quickstart
 
 HOLD = """
 import sys
 from pathlib import Path
-from sfm.locking import lock_folder
-with lock_folder(Path(sys.argv[1])):
+from sfm.locking import lock_output_folder
+with lock_output_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -52,7 +52,7 @@ def test_a_folder_that_another_process_writes_is_refused_naming_the_process(tmp_
         message = (
             rf"run is being written by process {writer.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
         )
-        with pytest.raises(InputError, match=message), lock_folder(tmp_path / "run"):
+        with pytest.raises(InputError, match=message), lock_output_folder(tmp_path / "run"):
             pytest.fail("two processes write one folder")
 
 
@@ -64,7 +64,7 @@ def test_a_lock_that_does_not_tell_its_holder_is_held_all_the_same(
         (tmp_path / "run" / LOCK_NAME).write_bytes(lock_content)
         with (
             pytest.raises(InputError, match="is being written by another process"),
-            lock_folder(tmp_path / "run"),
+            lock_output_folder(tmp_path / "run"),
         ):
             pytest.fail("two processes write one folder")
 
@@ -74,36 +74,36 @@ def test_a_writer_that_is_killed_locks_out_nobody(tmp_path: Path) -> None:
         writer.kill()
         writer.wait()
         assert (tmp_path / "run" / LOCK_NAME).exists()
-        with lock_folder(tmp_path / "run"):
+        with lock_output_folder(tmp_path / "run"):
             pass
     assert not (tmp_path / "run" / LOCK_NAME).exists()
 
 
 def test_nothing_is_left_of_a_folder_that_stayed_empty(tmp_path: Path) -> None:
-    with lock_folder(tmp_path / "a" / "b"):
+    with lock_output_folder(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []
-    with lock_file(tmp_path / "a" / "report.html"):
+    with lock_output_file(tmp_path / "a" / "report.html"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_written_stays(tmp_path: Path) -> None:
-    with lock_folder(tmp_path / "a" / "b"):
+    with lock_output_folder(tmp_path / "a" / "b"):
         (tmp_path / "a" / "b" / "file").write_text("kept")
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
 
 
 def test_a_place_that_cannot_be_locked_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with lock_folder(tmp_path / "file"):
+    with lock_output_folder(tmp_path / "file"):
         pass
 
     def raise_no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", raise_no_locks)
-    with lock_folder(tmp_path / "run"), lock_folder(tmp_path / "run"):
+    with lock_output_folder(tmp_path / "run"), lock_output_folder(tmp_path / "run"):
         pass
 
 
@@ -115,14 +115,17 @@ def test_a_lock_that_is_another_name_of_a_file_is_refused_and_the_file_stays(
     (tmp_path / "run").mkdir()
     link(tmp_path / "thesis.tex", tmp_path / "run" / LOCK_NAME)
     message = r"run/\.lock (is a symbolic link|has other hard links).* cannot be a lock: delete it"
-    with pytest.raises(InputError, match=message), lock_folder(tmp_path / "run"):
+    with pytest.raises(InputError, match=message), lock_output_folder(tmp_path / "run"):
         pytest.fail("it is locked")
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
 def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / LOCK_NAME)
-    with pytest.raises(InputError, match="has other hard links or is not a file"), lock_folder(tmp_path):
+    with (
+        pytest.raises(InputError, match="has other hard links or is not a file"),
+        lock_output_folder(tmp_path),
+    ):
         pass
 
 
@@ -138,7 +141,7 @@ def test_a_lock_that_another_user_made_locks_too() -> None:
             lock_in_another_process(run),
             acting_as(12346),
             pytest.raises(InputError, match="is being written by"),
-            lock_folder(run),
+            lock_output_folder(run),
         ):
             pass
 
@@ -154,6 +157,6 @@ def test_a_second_distillation_into_one_folder_is_refused(tmp_path: Path, resume
 
 
 def test_a_second_quickstart_in_one_folder_is_refused(tmp_path: Path) -> None:
-    with lock_folder(tmp_path / "q"), pytest.raises(InputError, match="is being written by process"):
+    with lock_output_folder(tmp_path / "q"), pytest.raises(InputError, match="is being written by process"):
         run_quickstart(tmp_path / "q")
     assert list(tmp_path.iterdir()) == []
