@@ -9,9 +9,9 @@ install: $(VENV)/.installed-dev
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/sfm quickstart
 
-# The linters end while the first tests run: they leave half of two cores idle.
+# Linters and documentation end while the first tests run: they leave half of two cores idle.
 test: install
-	$(MAKE) --jobs=2 lint pytest
+	$(MAKE) --jobs=3 lint docs pytest
 
 # Tests start many processes: these share compiled modules and two cores.
 pytest: export PYTHONDONTWRITEBYTECODE =

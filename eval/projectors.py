@@ -120,7 +120,7 @@ def train_projectors(
         )
         return LinearProjectors(weight, bias)
 
-    blocks = choose_target_feature_blocks(
+    blocks = split_target_features_for_cpu_cache(
         schedule.seed_count, target_width, feature_width, view_features.device
     )
     trained = []
@@ -134,7 +134,7 @@ def train_projectors(
     )
 
 
-def choose_target_feature_blocks(
+def split_target_features_for_cpu_cache(
     seed_count: int, target_width: int, feature_width: int, device: torch.device
 ) -> list[slice]:
     """Return the slices of target features to train together; on a GPU, one slice of all."""

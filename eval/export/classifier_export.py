@@ -76,7 +76,7 @@ def export_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> N
     }
     tensors, header = inherited, dict[str, str]()
     if spec != entry.backbone.spec:
-        saved, header = read_saved_inherit_classifier(run, entry, spec, config)
+        saved, header = read_saved_classifier_with_projector(run, entry, spec, config)
         tensors = {
             **saved,
             "classifier_weight": inherited["weight"],
@@ -124,7 +124,7 @@ def find_backbone_card(store_url: str | None, backbone_hash: str) -> BackboneCar
     return None
 
 
-def read_saved_inherit_classifier(
+def read_saved_classifier_with_projector(
     run: ReportedRun, entry: Entry, backbone_spec: str, config: ExportConfig
 ) -> tuple[NamedTensors, dict[str, str]]:
     """Read the classifier with projector, and its header, that `sfm evaluate --save` wrote.

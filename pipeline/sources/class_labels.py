@@ -85,7 +85,7 @@ def class_id_from_number(label_number: int) -> str:
     return str(label_number).zfill(NUMBER_ID_DIGITS)
 
 
-def class_id_from_label(stored_label: object, numbered_classes: ParsedClassList | None, location: str) -> str:
+def class_id_from_label(stored_label: object, class_list: ParsedClassList | None, location: str) -> str:
     """Convert a stored label to a class id.
 
     Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
@@ -94,7 +94,7 @@ def class_id_from_label(stored_label: object, numbered_classes: ParsedClassList 
     ----------
     stored_label : object
         An integer, or text: a class id or a number.
-    numbered_classes : ParsedClassList or None
+    class_list : ParsedClassList or None
         Classes of the numbers 0, 1, …; without it a number is its own id.
     location : str
         Location of the sample, for messages.
@@ -106,7 +106,7 @@ def class_id_from_label(stored_label: object, numbered_classes: ParsedClassList 
     """
     if isinstance(stored_label, str):
         stored_label = normalize_class_id(require_short_class_name(stored_label.strip(), location))
-        if numbered_classes is not None and stored_label in numbered_classes.class_ids:
+        if class_list is not None and stored_label in class_list.class_ids:
             return stored_label
         if LABEL_NUMBER.fullmatch(stored_label):
             stored_label = int(stored_label)
@@ -120,22 +120,22 @@ def class_id_from_label(stored_label: object, numbered_classes: ParsedClassList 
             raise InputError(
                 f"{location} has label {stored_label}, which marks unlabelled images: choose another split"
             )
-        if numbered_classes is None:
+        if class_list is None:
             return class_id_from_number(stored_label)
-        if stored_label >= len(numbered_classes.class_ids):
+        if stored_label >= len(class_list.class_ids):
             raise InputError(
-                f"{location} has label {stored_label}, out of range: {numbered_classes.origin} names "
-                f"{len(numbered_classes.class_ids)} classes, 0 to {len(numbered_classes.class_ids) - 1}"
+                f"{location} has label {stored_label}, out of range: {class_list.origin} names "
+                f"{len(class_list.class_ids)} classes, 0 to {len(class_list.class_ids) - 1}"
             )
-        return numbered_classes.class_ids[stored_label]
-    if numbered_classes is None:
+        return class_list.class_ids[stored_label]
+    if class_list is None:
         return stored_label
-    class_id = find_class_id(stored_label, numbered_classes.class_ids)
+    class_id = find_class_id(stored_label, class_list.class_ids)
     if class_id is None:
-        close = difflib.get_close_matches(stored_label, numbered_classes.class_ids, n=1)
+        close = difflib.get_close_matches(stored_label, class_list.class_ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(
-            f"{location} has label {stored_label!r}, which {numbered_classes.origin} does not name{hint}"
+            f"{location} has label {stored_label!r}, which {class_list.origin} does not name{hint}"
         )
     return class_id
 
@@ -147,15 +147,15 @@ def format_label_if_numeric(stored_label: object) -> str:
     return str(stored_label) if isinstance(stored_label, int) else ""
 
 
-def format_numbered_classes_for_digest(numbered_classes: ParsedClassList | None) -> str:
+def format_class_list_for_digest(class_list: ParsedClassList | None) -> str:
     """Encode a class list of label numbers for the listing of a split.
 
     If ids are digits, earlier versions read text labels as positions, so their entries differ.
     """
-    if numbered_classes is None:
+    if class_list is None:
         return ""
-    suffix = "\ntext is an id" if any(map(LABEL_NUMBER.fullmatch, numbered_classes.class_ids)) else ""
-    return "\n".join(numbered_classes.class_ids) + suffix
+    suffix = "\ntext is an id" if any(map(LABEL_NUMBER.fullmatch, class_list.class_ids)) else ""
+    return "\n".join(class_list.class_ids) + suffix
 
 
 def require_one_spelling_per_class(spec: str, class_ids_and_label_texts: Iterable[tuple[str, str]]) -> None:

@@ -13,8 +13,8 @@ from sfm.errors import InputError
 from sfm.pipeline.sources.class_labels import (
     ParsedClassList,
     class_id_from_label,
+    format_class_list_for_digest,
     format_label_if_numeric,
-    format_numbered_classes_for_digest,
     read_class_list,
     require_one_spelling_per_class,
 )
@@ -38,7 +38,7 @@ from sfm.pipeline.sources.parquet_schema import (
     ImageAndLabelColumns,
     find_image_and_label_columns,
     list_notes_on_unusable_class_names,
-    make_numbered_classes_and_display_names,
+    make_class_list_or_display_names,
 )
 from sfm.pipeline.sources.sample import Sample, describe_oversized_image_fault
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
@@ -104,22 +104,17 @@ def open_parquet_source(place_with_options: str) -> Source:
     files = files.replace_unlabelled_test_by_val(
         lambda file: first_rows_have_labels(file, columns.label_column)
     )
-    numbered_classes, display_names = make_numbered_classes_and_display_names(columns, first_url)
+    class_list, display_names = make_class_list_or_display_names(columns, first_url)
     if "names" in options:
-        numbered_classes = read_class_list(options["names"])
+        class_list = read_class_list(options["names"])
         display_names = {
-            class_id: numbered_classes.display_names.get(class_id, class_id)
-            for class_id in numbered_classes.class_ids
+            class_id: class_list.display_names.get(class_id, class_id) for class_id in class_list.class_ids
         }
     is_local = not any(is_remote_url(file.url) for file in (*files.train, *files.test))
     # On a disk labels are read, too; their pages may be of any size, so few are read at the same time.
     with ThreadPoolExecutor(LABEL_THREADS if is_local else LOOKUP_THREADS) as pool:
         train, test = (
-            list(
-                pool.map(
-                    lambda file: read_parquet_table_info(file, columns, numbered_classes, is_local), split
-                )
-            )
+            list(pool.map(lambda file: read_parquet_table_info(file, columns, class_list, is_local), split))
             for split in (files.train, files.test)
         )
     require_one_spelling_per_class(
@@ -129,14 +124,14 @@ def open_parquet_source(place_with_options: str) -> Source:
     if is_local:
         ids = sorted({class_id for table in (*train, *test) for class_id in table.row_class_ids or ()})
     elif display_names:
-        ids = sorted(numbered_classes.class_ids if numbered_classes else display_names)
+        ids = sorted(class_list.class_ids if class_list else display_names)
     return Source(
         name=derive_dataset_name(path_or_pattern, ".parquet"),
         spec=spec,
         class_ids=ids,
         class_names=None if ids is None else [display_names.get(class_id, class_id) for class_id in ids],
-        train=make_parquet_split(train, columns, numbered_classes, ids),
-        test=make_parquet_split(test, columns, numbered_classes, ids) if test else NO_SAMPLES,
+        train=make_parquet_split(train, columns, class_list, ids),
+        test=make_parquet_split(test, columns, class_list, ids) if test else NO_SAMPLES,
         decode=decode_image,
         inventory=replace(files.inventory, notes=(*files.inventory.notes, *notes)),
     )
@@ -152,7 +147,7 @@ def first_rows_have_labels(file: DataFile, label_column: str) -> bool:
 
 
 def read_parquet_table_info(
-    file: DataFile, columns: ImageAndLabelColumns, numbered_classes: ParsedClassList | None, read_labels: bool
+    file: DataFile, columns: ImageAndLabelColumns, class_list: ParsedClassList | None, read_labels: bool
 ) -> ParquetTable:
     """Return the row counts of a file and, if asked to, its labels.
 
@@ -178,9 +173,7 @@ def read_parquet_table_info(
         for row, label in enumerate(iter_stored_labels(table, file, columns.label_column)):
             key = type(label), label
             if key not in id_by_label:
-                id_by_label[key] = class_id_from_parquet_label(
-                    label, numbered_classes, f"row {row} of {file.url}"
-                )
+                id_by_label[key] = class_id_from_parquet_label(label, class_list, f"row {row} of {file.url}")
             class_ids.append(id_by_label[key])
     if len(class_ids) != sum(rows_per_group):
         raise InputError(
@@ -196,7 +189,7 @@ def read_parquet_table_info(
 
 
 def class_id_from_parquet_label(
-    stored_label: object, numbered_classes: ParsedClassList | None, location: str
+    stored_label: object, class_list: ParsedClassList | None, location: str
 ) -> str:
     """Return the class id of a row's label; without a list, text is the id itself, digits or not.
 
@@ -205,15 +198,15 @@ def class_id_from_parquet_label(
     InputError
         See :func:`class_id_from_label`.
     """
-    if numbered_classes is None and isinstance(stored_label, str) and stored_label.strip():
+    if class_list is None and isinstance(stored_label, str) and stored_label.strip():
         return normalize_class_id(require_short_class_name(stored_label.strip(), location))
-    return class_id_from_label(stored_label, numbered_classes, location)
+    return class_id_from_label(stored_label, class_list, location)
 
 
 def make_parquet_split(
     tables: Sequence[ParquetTable],
     columns: ImageAndLabelColumns,
-    numbered_classes: ParsedClassList | None,
+    class_list: ParsedClassList | None,
     class_ids: list[str] | None,
 ) -> Split:
     """Return the split of some tables; a shard is a few neighbouring row groups."""
@@ -223,7 +216,7 @@ def make_parquet_split(
         start, stop = sum(table.rows_per_group[: groups.start]), sum(table.rows_per_group[: groups.stop])
 
         def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
-            samples = iter_row_group_samples(table.file, groups, start, columns, numbered_classes)
+            samples = iter_row_group_samples(table.file, groups, start, columns, class_list)
             return samples if positions is None else take_ascending_positions(samples, positions)
 
         labels = None
@@ -233,9 +226,9 @@ def make_parquet_split(
             )
         return Shard(f"rows {start} to {stop - 1} of {table.file.url}", labels, read)
 
-    meaning = format_numbered_classes_for_digest(numbered_classes)
+    meaning = format_class_list_for_digest(class_list)
     # Earlier versions read text of digits as numbers, so their entries differ.
-    if numbered_classes is None and any(table.has_digit_text_labels for table in tables):
+    if class_list is None and any(table.has_digit_text_labels for table in tables):
         meaning = "text is an id"
     files_digest = digest_file_states([table.file for table in tables])
     return Split(
@@ -270,7 +263,7 @@ def iter_row_group_samples(
     row_groups: range,
     first_row: int,
     columns: ImageAndLabelColumns,
-    numbered_classes: ParsedClassList | None,
+    class_list: ParsedClassList | None,
 ) -> Iterator[Sample]:
     """Yield the samples of neighbouring row groups, which begin at `first_row` of the file.
 
@@ -290,7 +283,7 @@ def iter_row_group_samples(
             for image, cell in zip(images, labels, strict=True):
                 location = f"row {row} of {file.url}"
                 label = cell.as_py()
-                class_id = class_id_from_parquet_label(label, numbered_classes, location)
+                class_id = class_id_from_parquet_label(label, class_list, location)
                 data, fault = extract_image_bytes(image.as_py(), location), ""
                 if len(data) > MAX_IMAGE_BYTES:
                     data, fault = b"", describe_oversized_image_fault(len(data))

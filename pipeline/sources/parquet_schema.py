@@ -111,7 +111,7 @@ def list_notes_on_unusable_class_names(
     ]
 
 
-def make_numbered_classes_and_display_names(
+def make_class_list_or_display_names(
     columns: ImageAndLabelColumns, location: str
 ) -> tuple[ParsedClassList | None, dict[str, str]]:
     """Return the class list of the label numbers in a dataset's own metadata, and display names by class id.

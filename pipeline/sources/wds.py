@@ -10,8 +10,8 @@ from sfm.errors import InputError
 from sfm.pipeline.sources.class_labels import (
     ParsedClassList,
     class_id_from_label,
+    format_class_list_for_digest,
     format_label_if_numeric,
-    format_numbered_classes_for_digest,
     read_class_list,
 )
 from sfm.pipeline.sources.class_subsets import take_ascending_positions
@@ -50,21 +50,19 @@ def open_wds_source(place_with_options: str) -> Source:
     spec = f"wds:{place_with_options}"
     path_or_pattern, options = parse_spec_options(place_with_options)
     require_known_options(spec, options, ("train", "test", "names"))
-    numbered_classes = read_class_list(options["names"]) if "names" in options else None
+    class_list = read_class_list(options["names"]) if "names" in options else None
     suffixes = (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)
     files = find_split_files(path_or_pattern, suffixes, options.get("train"), options.get("test"))
     files = files.replace_unlabelled_test_by_val(first_sample_has_label)
     require_readable_distinct_shards([*files.train, *files.test])
-    ids = sorted(numbered_classes.class_ids) if numbered_classes else None
+    ids = sorted(class_list.class_ids) if class_list else None
     return Source(
         name=derive_dataset_name(path_or_pattern, suffixes),
         spec=spec,
         class_ids=ids,
-        class_names=[numbered_classes.display_names.get(i, i) for i in ids]
-        if numbered_classes and ids
-        else None,
-        train=make_wds_split(files.train, numbered_classes),
-        test=make_wds_split(files.test, numbered_classes) if files.test else NO_SAMPLES,
+        class_names=[class_list.display_names.get(i, i) for i in ids] if class_list and ids else None,
+        train=make_wds_split(files.train, class_list),
+        test=make_wds_split(files.test, class_list) if files.test else NO_SAMPLES,
         decode=decode_image,
         inventory=files.inventory,
     )
@@ -103,24 +101,24 @@ def require_readable_distinct_shards(files: Sequence[DataFile]) -> None:
             raise InputError(f"{other.url} and {file.url} are one shard, most likely: remove one of the two")
 
 
-def make_wds_split(files: Sequence[DataFile], numbered_classes: ParsedClassList | None) -> Split:
+def make_wds_split(files: Sequence[DataFile], class_list: ParsedClassList | None) -> Split:
     """Return the split of some tar files, one shard each."""
 
     def make_shard(file: DataFile) -> Shard:
         unused: Counter[str] = Counter()
 
         def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
-            samples = iter_shard_samples(file, numbered_classes, unused)
+            samples = iter_shard_samples(file, class_list, unused)
             return samples if positions is None else take_ascending_positions(samples, positions)
 
         return Shard(file.url, None, read, unused)
 
-    listing = compute_digest(digest_file_states(files), format_numbered_classes_for_digest(numbered_classes))
+    listing = compute_digest(digest_file_states(files), format_class_list_for_digest(class_list))
     return Split(tuple(map(make_shard, files)), listing)
 
 
 def iter_shard_samples(
-    file: DataFile, numbered_classes: ParsedClassList | None, unused_by_kind: Counter[str]
+    file: DataFile, class_list: ParsedClassList | None, unused_by_kind: Counter[str]
 ) -> Iterator[Sample]:
     """Yield the samples of a tar file as it is streamed.
 
@@ -145,7 +143,7 @@ def iter_shard_samples(
         data, fault = (
             (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image_fault(image))
         )
-        class_id = class_id_from_label(label, numbered_classes, location)
+        class_id = class_id_from_label(label, class_list, location)
         yield Sample(data, class_id, location, format_label_if_numeric(label), fault)
 
 
