@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Modules are compiled when they are first imported: most of those installed never are.
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --editable
 
 .PHONY: install quickstart test pytest torture lint docs clean
 
@@ -13,12 +15,12 @@ quickstart: $(VENV)/.installed-quickstart
 test: install
 	$(MAKE) --jobs=3 lint docs pytest
 
-# Tests start many processes: these share compiled modules and two cores.
+# Tests start many processes, which share compiled modules. Many tests wait, so three workers fill two cores.
 pytest: export PYTHONDONTWRITEBYTECODE =
 pytest: export OMP_NUM_THREADS = 1
 pytest: export OMP_WAIT_POLICY = PASSIVE
 pytest: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m torture -s
@@ -36,12 +38,12 @@ docs: $(VENV)/.installed-dev
 
 $(VENV)/.installed-quickstart: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[quickstart]"
+	$(PIP_INSTALL) ".[quickstart]"
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[quickstart,dev]"
+	$(PIP_INSTALL) ".[quickstart,dev]"
 	touch $@
 
 clean:

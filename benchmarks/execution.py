@@ -112,7 +112,7 @@ def crop_plainly(images: Tensor, crops: Crops, out: int) -> Tensor:
 
 OPTIMISATIONS: dict[str, list[tuple[Any, str, Any]]] = {
     ALL: [],
-    "packed convolution weights": [(conv_kernels, "_make_conv", make_unpacked_conv)],
+    "packed convolution weights": [(conv_kernels, "_make_conv_and_clip", make_unpacked_conv)],
     "transposed kernels backward": [(conv_kernels, "_suits_onednn", lambda _: False)],
     "fused chains, chunked": [(input_gradient, "fuse_conv_chains_in_place", lambda model, _: model)],
     "  chunks alone": [(input_grad_layers, "BACKWARD_BYTES", 2**60)],

@@ -161,7 +161,10 @@ def upsample_rows_backward(
 
 
 class _DecodePyramid(torch.autograd.Function):
-    """Decode with a hand-written backward: autograd's overhead for many small levels exceeds their work."""
+    """Decode with a hand-written backward: autograd's overhead for many small levels exceeds their work.
+
+    Measured with lite0 (``python benchmarks/execution.py``): 11 % of a step at 224 px, 2 % at 96 px.
+    """
 
     @staticmethod
     def forward(ctx: Any, canvas: int, *levels: Tensor) -> Tensor:

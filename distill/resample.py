@@ -3,7 +3,8 @@
 A bilinear resampling of one axis is a matrix with two entries per row. On a CPU, ``embedding_bag`` multiplies
 by it without touching its zeros. Backward multiplies by the transpose in the same way, so that nothing is
 scattered, as ``grid_sample`` and ``interpolate`` do in an order that varies on CUDA. A GPU uses dense
-matrices: it multiplies the zeros in less time than the CPU takes to list the other entries.
+matrices: it multiplies the zeros in less time than the CPU takes to list the other entries. Measured
+with lite0 (``python benchmarks/execution.py``): 17 % of a step at 224 px and 3 % at 96 px.
 """
 
 from dataclasses import dataclass
