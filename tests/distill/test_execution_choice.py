@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone, preparation
-from sfm.distill import distiller, execution_choice
+from sfm.distill import config_resolution, execution_choice
 from sfm.distill.config import DistillConfig
 from sfm.distill.execution_choice import MIN_VIEWS_TO_COMPILE, choose_execution, should_compile
 from sfm.distill.process_group import ProcessGroup
@@ -159,7 +159,9 @@ def test_a_run_that_was_recorded_is_not_resumed_where_it_cannot_be(
 ) -> None:
     begun = config.model_copy(update={"steps": 12, "checkpoint_every": 2})
     monkeypatch.setattr(
-        distiller, "choose_execution", lambda *_: ExecutionChoice(mode="cuda-graph", reason="on a GPU")
+        config_resolution,
+        "choose_execution",
+        lambda *_: ExecutionChoice(mode="cuda-graph", reason="on a GPU"),
     )
     monkeypatch.setattr(preparation, "CudaGraphModel", lambda model, example: model)
     with pytest.raises(PulledPlugError):
