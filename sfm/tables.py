@@ -223,12 +223,10 @@ def print_extraction_plan(plan: Any) -> None:
 
 def print_distillation_plan(plan: Any) -> None:
     """Print the plan of a distillation (a dry run)."""
+    decay = f", feature decay {plan.feature_decay:g}" if plan.feature_decay else ""
     rows = [
         ["images", f"{plan.images:,} of {plan.classes:,} classes, {plan.canvas} px"],
-        [
-            "objective",
-            plan.objective + (f", feature decay {plan.feature_decay:g}" * (plan.feature_decay > 0)),
-        ],
+        ["objective", plan.objective + decay],
         ["steps", f"{plan.steps:,}, {plan.views} view(s) of every image in each"],
         *(
             [
