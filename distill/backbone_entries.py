@@ -142,8 +142,8 @@ def require_same_data(entries: Sequence[Entry], backbones: Sequence[Backbone]) -
             )
         hashes.add(backbone.card.hash)
         for what, own, expected in (
-            ("images", entry.summary.fingerprint, first.summary.fingerprint),
             ("role", entry.summary.role, first.summary.role),
+            ("images", entry.summary.fingerprint, first.summary.fingerprint),
             ("classes", entry.dataset.class_ids, first.dataset.class_ids),
         ):
             if own != expected:

@@ -4,39 +4,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from resolved_run import make_resolved_config
 
 from sfm.backbones.build import Backbone
 from sfm.backbones.views import apply_crops
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.pyramid import compute_canvas_size, decode_pyramid, list_level_resolutions
-from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval
+from sfm.distill.resolved_config import choose_growth_interval
 from sfm.distill.train_step import LossTerm, Objective, init_distill_state, train_step
 from sfm.errors import InputError
 
-CONFIG = ResolvedDistillConfig(
-    dataset="",
-    classes=["a", "b", "c"],
-    backbone="",
-    image_size=32,
-    objective="sfm",
-    alpha=1.0,
-    ipc=2,
-    centres="sub-class",
-    views=2,
-    steps=100,
-    learning_rate=1e-2,
-    final_rate=1.0,
-    grow_every=4,
-    seed=0,
-    micro_batch=6,
-    gradient="exact",
-    graphs=6,
-    device="cpu",
-    precision="float32",
-    devices=1,
-    threads=1,
-)
+CONFIG = make_resolved_config(classes=3, ipc=2, views=2, graphs=6)
 
 
 def objective(backbone: Backbone) -> Objective:
