@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+import torch
+
+from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.distill.backbone_entries import open_entries_and_backbones
 from sfm.distill.config import DistillConfig
 from sfm.distill.distiller import Distiller
@@ -103,7 +106,10 @@ def estimate_distillation(
     saved = find_resumable_checkpoint(config.out, config.resume)
     entries, backbones = open_entries_and_backbones(config, progress)
     resume_from = saved[1].config if saved else None
-    distiller = Distiller(config, entries, backbones, group, resume_from)
+    # As `spawn_workers` does: the processes share the threads of this one.
+    own_threads = None if env else max(1, torch.get_num_threads() // group.size)
+    with limit_cpu_threads(own_threads):
+        distiller = Distiller(config, entries, backbones, group, resume_from)
     resolved = distiller.config
     if resume_from:
         require_resumable_config(resume_from, resolved, config.out)
