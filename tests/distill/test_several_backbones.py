@@ -176,7 +176,7 @@ def both(fashion_store: str, tmp_path: Path) -> DistillConfig:
         backbone_weight=[1, 0.25],
         dataset="fashion-mnist-6k",
         out=tmp_path / "run",
-        steps=8,
+        steps=6,
         micro_batch=6,
         device="cpu",
     )
@@ -217,8 +217,10 @@ def test_a_run_names_its_backbones_and_is_resumed_exactly(both: DistillConfig, t
     undisturbed = distill(both.model_copy(update={"out": tmp_path / "undisturbed"})).record
     with pytest.raises(PulledPlugError):
         distill(both, pull_the_plug)
-    with pytest.raises(InputError, match=r"further_backbones was .* and is .* now"):
+    with pytest.raises(InputError, match=r"further_backbones was weight 0.25, 32 px.* and is weight 0.5,"):
         distill(both.model_copy(update={"resume": True, "backbone_weight": [1, 0.5]}))
+    with pytest.raises(InputError, match=r"further_backbones was weight .* and is none now"):
+        distill(both.model_copy(update={"resume": True, "backbone": ["lite0"], "backbone_weight": []}))
     record = distill(both.model_copy(update={"resume": True})).record
     assert record["images"] == undisturbed["images"]
 
