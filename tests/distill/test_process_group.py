@@ -48,7 +48,13 @@ def test_initial_noise_of_an_image_is_independent_of_its_process(
 def test_gradients_of_two_torchrun_processes_match_a_single_process(tmp_path: Path) -> None:
     program = Path(__file__).parent / "distributed_gradients.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ended = subprocess.run([*torchrun, program, tmp_path], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [*torchrun, program, tmp_path],
+        env=os.environ | {"PYTHONPATH": str(program.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
     wanted = runpy.run_path(str(program))["gradients"](SINGLE_PROCESS)
     shared = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
@@ -88,11 +94,12 @@ def call_at_step(step: int, act: Callable[[], None]) -> Callable[[Progress], Non
 def test_a_two_process_run_matches_one_process_and_survives_interrupts_and_kills(
     config: DistillConfig, tmp_path: Path
 ) -> None:
-    config = config.model_copy(update={"checkpoint_every": 3, "ipc": 2})
+    config = config.model_copy(update={"checkpoint_every": 3, "ipc": 2, "feature_decay": 0.5})
     alone = config.model_copy(update={"out": tmp_path / "alone"})
     distill(alone)
     undisturbed = tmp_path / "undisturbed"
     options = ["--devices", "2", "--checkpoint-every", "3", "--ipc", "2", "--steps", "12", "--device", "cpu"]
+    options += ["--feature-decay", "0.5"]
     place = ["--store", config.store, "--backbone", "lite0", "--dataset", "patterns", "--out", undisturbed]
     subprocess.run(
         [sys.executable, "-m", "sfm", "distill", *options, *place], check=True, capture_output=True
