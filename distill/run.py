@@ -45,6 +45,7 @@ from sfm.distill.run_files import (
     write_run_file,
     write_run_folder,
 )
+from sfm.distill.run_labels import add_soft_labels, require_classifier_if_labelled
 from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt
 from sfm.distill.stop_signals import catch_stop_signals
 from sfm.distill.training_history import append_and_flush_history_row, open_truncated_history, sync_history
@@ -130,12 +131,16 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     """Distil as one process of a group."""
     saved = find_resumable_checkpoint(config.out, config.resume)
     entry, backbone = open_entry_and_backbone(config, progress)
+    require_classifier_if_labelled(config, entry)
     resume_from = saved[1].config if saved else None
     distiller = Distiller(config, entry, backbone, group, resume_from)
     if resume_from:
         require_resumable_config(resume_from, distiller.config, config.out)
         if (config.out / "run.json").exists():
-            return DistillResult(config.out, read_run_record(config.out / "run.json"))
+            record = read_run_record(config.out / "run.json")
+            if config.soft_labels and group.is_rank0:
+                record = add_soft_labels(config, distiller.config, entry, backbone, record, progress)
+            return DistillResult(config.out, record)
     with limit_cpu_threads(distiller.config.threads):
         checkpoint = start_or_resume_run(config, distiller, saved)
         checkpoint = run_steps(config, distiller, checkpoint, progress)
@@ -150,7 +155,11 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
         record = escape_non_utf8_values(record)
         write_results(config.out, distiller, levels, record)
-    return DistillResult(config.out, group.broadcast_object(record))
+    record = group.broadcast_object(record)
+    # After the broadcast: no other process waits for the labels, which could exceed its time limit.
+    if config.soft_labels and group.is_rank0:
+        record = add_soft_labels(config, distiller.config, entry, backbone, record, progress)
+    return DistillResult(config.out, record)
 
 
 def start_or_resume_run(

@@ -31,6 +31,9 @@ MAX_CLASSES = 2**20
 MAX_FEATURES = 2**16
 """Length of a feature vector."""
 
+MAX_LABEL_VIEWS = 1000
+"""Views that the soft label of an image is averaged over."""
+
 MAX_GENERATION = 99_999_999
 """The name of a commit has eight digits."""
 

@@ -1,0 +1,64 @@
+"""Read the soft labels of a run, and refuse those of other images, classes or classifiers."""
+
+import shlex
+from pathlib import Path
+
+from sfm.errors import InputError
+from sfm.eval.distilled_run import DistilledRun
+from sfm.soft_label_files import LABEL_FILE, SoftLabels, read_soft_labels
+from sfm.tensor_files import TensorFileError
+
+
+def read_run_soft_labels(run_directory: Path, run: DistilledRun) -> SoftLabels | None:
+    """Read the soft labels in a run's directory; None if there are none.
+
+    They may be of images that were edited since, see :func:`require_labels_of_images`.
+
+    Raises
+    ------
+    InputError
+        If the file is not what ``sfm distill --soft-labels`` writes for this run.
+    """
+    path = run_directory / LABEL_FILE
+    try:
+        labels = read_soft_labels(path, len(run.pixels), len(run.class_ids))
+    except FileNotFoundError:
+        return None
+    except TensorFileError as error:
+        remedy = f"delete it, or make it again with {describe_labelling(run_directory)}"
+        raise InputError(f"{error}: {remedy}") from error
+    header, record = labels.header, run.record
+    found = header.class_ids, header.entry_digest, header.backbone_hash
+    if found != (run.class_ids, record.entry_digest, record.backbone.hash):
+        raise InputError(
+            f"{path} holds labels of another run, by its classes or its classifier: delete it, or make it "
+            f"again with {describe_labelling(run_directory)}"
+        )
+    return labels
+
+
+def require_labels_of_images(labels: SoftLabels | None, pixel_digest: str, run_directory: Path) -> SoftLabels:
+    """Return the soft labels of a run's images; refuse to go on without them.
+
+    Raises
+    ------
+    InputError
+        If there are none, or they are of other images.
+    """
+    if labels is None:
+        raise InputError(
+            f"mode soft needs soft labels, and {run_directory} has none: add them with "
+            f"{describe_labelling(run_directory)}"
+        )
+    if labels.header.images != pixel_digest:
+        raise InputError(
+            f"{run_directory / LABEL_FILE} is of other images than those in {run_directory / 'images'}: "
+            f"delete it, or make it again with {describe_labelling(run_directory)}"
+        )
+    return labels
+
+
+def describe_labelling(run_directory: Path) -> str:
+    """Return the command that adds soft labels to a run, in backquotes."""
+    record, out = shlex.quote(str(run_directory / "run.json")), shlex.quote(str(run_directory))
+    return f"`sfm distill --config {record} --store STORE --out {out} --resume --soft-labels`"
