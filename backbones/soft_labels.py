@@ -1,4 +1,4 @@
-"""Soft labels: the probabilities that a linear classifier on a backbone gives to images, averaged over views."""
+"""Soft labels: probabilities that a linear classifier on a backbone gives to images, averaged over views."""
 
 from collections.abc import Callable
 

@@ -44,8 +44,8 @@ def list_caveats(
 def list_random_baseline_warnings(rows: Sequence[AccuracyRow]) -> list[str]:
     """Return a sentence for every backbone and mode where random real images do as well as distilled ones.
 
-    Both are trained on with the same protocol, seeds and number of images; real ones in mode `linear`, or in `soft` where
-    the distilled ones are.
+    Both are trained on with the same protocol, seeds and number of images; real ones in mode `linear`,
+    or in `soft` where the distilled ones are.
     """
     warnings = []
     for row in rows:
@@ -61,8 +61,8 @@ def list_random_baseline_warnings(rows: Sequence[AccuracyRow]) -> list[str]:
 def find_random_baseline(row: AccuracyRow, candidate_rows: Sequence[AccuracyRow]) -> AccuracyRow | None:
     """Return the row of random real images through the same backbone to compare another row with.
 
-    That is one of the same protocol; for modes that real images have no rows of, otherwise the one of mode
-    `linear` of the most epochs.
+    That is one of the same protocol; for modes that real images have no rows of,
+    otherwise the one of mode `linear` of the most epochs.
     """
     baseline_mode = row.mode if row.mode in FRESH_HEAD_MODES else "linear"
     random_rows = [
@@ -88,8 +88,8 @@ def list_soft_label_notes(rows: Sequence[AccuracyRow]) -> list[str]:
     records = dict.fromkeys(row.labels for row in rows if row.labels)
     return [
         f"{SOFT_LABELS_KNOW_REAL_IMAGES}, from the classifier of all real images through {labels.backbone} "
-        f"({labels.views} views, temperature {labels.temperature:g}; {labels.bytes:,} bytes for the distilled "
-        f"images). Real images have labels of the same kind: compare soft rows with soft rows."
+        f"({labels.views} views, temperature {labels.temperature:g}; {labels.bytes:,} bytes for the "
+        f"distilled images). Real images have labels of the same kind: compare soft rows with soft rows."
         for labels in records
     ]
 

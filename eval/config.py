@@ -69,11 +69,11 @@ class EvaluateOptions(BaseModel):
     mode: RecipeField[list[Mode]] = Field(
         default=["linear", "inherit", "inherit-statistics"],
         min_length=1,
-        description="What to train on the images; repeat for several. linear: a fresh head. soft: the "
-        "same, on the soft labels of `sfm distill --soft-labels`. inherit: a projector to the classifier that "
-        "the store holds; inherit-ridge: the same in closed form; "
-        "inherit-statistics: the same from class means, without images. kd: a head, from that classifier's "
-        "soft labels. joint, stage: projector and head, together or one after the other.",
+        description="What to train on the images; repeat for several. linear: a fresh head. soft: the same, "
+        "on the soft labels of `sfm distill --soft-labels`. inherit: a projector to the classifier that the "
+        "store holds; inherit-ridge: the same in closed form; inherit-statistics: the same from class means, "
+        "without images. kd: a head, from that classifier's soft labels of every view. joint, stage: "
+        "projector and head, together or one after the other.",
     )
     seeds: InMemoryCountField[int] = Field(
         default=3, ge=1, le=MAX_ITERATIONS, description="Repetitions; the table shows mean and deviation."

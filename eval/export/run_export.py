@@ -59,8 +59,9 @@ def export(config: ExportConfig) -> ExportResult:
     Raises
     ------
     InputError
-        If the directory is not a finished run, its soft labels are of other images, the folder to write is not empty, the store does not hold
-        the run's entry, or no classifier was trained yet; names the command that trains one.
+        If the directory is not a finished run, its soft labels are of other images, the folder to write is
+        not empty, the store does not hold the run's entry, or no classifier was trained yet; names the
+        command that trains one.
     """
     (run,) = read_reported_runs([config.run], [config.store] if config.store else [], config.evaluation)
     if config.format != "classifier" and run.soft_labels:

@@ -18,8 +18,8 @@ IMAGE_SET_LABELS = {
 
 MODE_DESCRIPTIONS = {
     "linear": "a fresh linear classifier, trained on the images",
-    "soft": "a fresh linear classifier, trained on the images with the soft labels that were stored with them; "
-    "real images have soft labels from the same classifier",
+    "soft": "the same, trained on soft labels of the images, by the classifier of all real images through "
+    "the backbone distilled on; real images have labels from it, too",
     "inherit": "the classifier of all real images through the backbone distilled on, behind a linear "
     "projector that is trained on the images; through the backbone distilled on (own backbone), it shows "
     "that classifier more than the images",
