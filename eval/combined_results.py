@@ -232,7 +232,7 @@ def may_have_measured_any(
 
 
 def is_row_made_by_config(row: AccuracyRow, config: EvaluateConfig, distilled_image_count: int) -> bool:
-    """Return whether a config measures such a row; those of real images are of `linear`, and of `soft` too."""
+    """Return whether a config measures such a row; those of real images are of `linear` or `soft`."""
     modes = list(config.mode)
     if row.images not in ("distilled", "none"):
         modes = ["linear", *(mode for mode in config.mode if mode in FRESH_HEAD_MODES)]
