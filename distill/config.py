@@ -17,7 +17,12 @@ from sfm.config_fields import (
     ProcessCountField,
     RecipeField,
 )
-from sfm.constrained_types import MAX_INPUT_PIXELS, MAX_LABEL_VIEWS
+from sfm.constrained_types import (
+    MAX_INPUT_PIXELS,
+    MAX_LABEL_TEMPERATURE,
+    MAX_LABEL_VIEWS,
+    MIN_LABEL_TEMPERATURE,
+)
 from sfm.paths import expand_home_in_field
 
 
@@ -151,8 +156,8 @@ class DistillConfig(BaseModel):
     )
     label_temperature: RecipeField[float] = Field(
         default=1.0,
-        gt=0,
-        allow_inf_nan=False,
+        ge=MIN_LABEL_TEMPERATURE,
+        le=MAX_LABEL_TEMPERATURE,
         description="Temperature of the soft labels: above 1 they are softer.",
     )
     resume: RecipeField[bool] = Field(

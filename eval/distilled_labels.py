@@ -8,11 +8,23 @@ from sfm.eval.distilled_run import DistilledRun
 from sfm.soft_label_files import LABEL_FILE, SoftLabels, read_soft_labels
 from sfm.tensor_files import TensorFileError
 
+UNKNOWN_STORE = "STORE"
+"""Placeholder of a store in a command."""
 
-def read_run_soft_labels(run_directory: Path, run: DistilledRun) -> SoftLabels | None:
+
+def read_run_soft_labels(
+    run_directory: Path, run: DistilledRun, store_url: str = UNKNOWN_STORE
+) -> SoftLabels | None:
     """Read the soft labels in a run's directory; None if there are none.
 
     They may be of images that were edited since, see :func:`require_labels_of_images`.
+
+    Parameters
+    ----------
+    run_directory : Path
+    run : DistilledRun
+    store_url : str
+        Store that the run was distilled from, for messages.
 
     Raises
     ------
@@ -25,14 +37,14 @@ def read_run_soft_labels(run_directory: Path, run: DistilledRun) -> SoftLabels |
     except FileNotFoundError:
         return None
     except TensorFileError as error:
-        remedy = f"delete it, or make it again with {describe_labelling(run_directory)}"
+        remedy = f"delete it, or make it again with {describe_labelling(run_directory, store_url)}"
         raise InputError(f"{error}: {remedy}") from error
     header, record = labels.header, run.record
     found = header.class_ids, header.entry_digest, header.backbone_hash
     if found != (run.class_ids, record.entry_digest, record.backbone.hash):
         raise InputError(
             f"{path} holds labels of another run, by its classes or its classifier: delete it, or make it "
-            f"again with {describe_labelling(run_directory)}"
+            f"again with {describe_labelling(run_directory, store_url)}"
         )
     return labels
 
@@ -48,17 +60,17 @@ def require_labels_of_images(labels: SoftLabels | None, pixel_digest: str, run_d
     if labels is None:
         raise InputError(
             f"mode soft needs soft labels, and {run_directory} has none: add them with "
-            f"{describe_labelling(run_directory)}"
+            f"{describe_labelling(run_directory, store_url)}"
         )
     if labels.header.images != pixel_digest:
         raise InputError(
             f"{run_directory / LABEL_FILE} is of other images than those in {run_directory / 'images'}: "
-            f"delete it, or make it again with {describe_labelling(run_directory)}"
+            f"delete it, or make it again with {describe_labelling(run_directory, store_url)}"
         )
     return labels
 
 
-def describe_labelling(run_directory: Path) -> str:
+def describe_labelling(run_directory: Path, store_url: str = UNKNOWN_STORE) -> str:
     """Return the command that adds soft labels to a run, in backquotes."""
-    record, out = shlex.quote(str(run_directory / "run.json")), shlex.quote(str(run_directory))
-    return f"`sfm distill --config {record} --store STORE --out {out} --resume --soft-labels`"
+    places = ["--config", str(run_directory / "run.json"), "--store", store_url, "--out", str(run_directory)]
+    return f"`{shlex.join(['sfm', 'distill', *places, '--resume', '--soft-labels'])}`"

@@ -75,7 +75,10 @@ def prepare_evaluation_job(
     soft_labels = None
     if "soft" in config.mode:
         soft_labels = require_labels_of_images(
-            read_run_soft_labels(config.run, run), compute_array_digest(run.pixels), config.run
+            read_run_soft_labels(config.run, run, config.store),
+            compute_array_digest(run.pixels),
+            config.run,
+            config.store,
         )
     known = list_visible_and_pinned_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
     source_statistics = open_source_statistics(store, known, run, config.run)

@@ -34,6 +34,9 @@ MAX_FEATURES = 2**16
 MAX_LABEL_VIEWS = 1000
 """Views that the soft label of an image is averaged over."""
 
+MIN_LABEL_TEMPERATURE, MAX_LABEL_TEMPERATURE = 0.01, 1000.0
+"""Divisors of logits that give finite soft labels, neither of one class nor equal for all."""
+
 MAX_GENERATION = 99_999_999
 """The name of a commit has eight digits."""
 

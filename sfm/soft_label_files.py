@@ -10,7 +10,14 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from safetensors.numpy import save
 
-from sfm.constrained_types import MAX_LABEL_VIEWS, Digest, Name, Names
+from sfm.constrained_types import (
+    MAX_LABEL_TEMPERATURE,
+    MAX_LABEL_VIEWS,
+    MIN_LABEL_TEMPERATURE,
+    Digest,
+    Name,
+    Names,
+)
 from sfm.tensor_files import TensorFileError, open_safetensors, require_tensor_specs
 
 LABEL_FILE = "labels.safetensors"
@@ -51,7 +58,7 @@ class SoftLabelHeader(BaseModel):
     backbone_hash: Digest
     entry_digest: Digest
     views: Annotated[int, Field(ge=1, le=MAX_LABEL_VIEWS)]
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    temperature: Annotated[float, Field(ge=MIN_LABEL_TEMPERATURE, le=MAX_LABEL_TEMPERATURE)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
 
 

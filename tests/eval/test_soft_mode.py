@@ -119,8 +119,7 @@ def test_the_line_about_missing_labels_names_the_command_that_adds_them(
     assert refused.exit_code == 2
     assert "Traceback" not in refused.stderr
     (command,) = re.findall("`sfm (.*?)`", refused.stderr.replace("\n", " "))
-    arguments = [fashion_store if word == "STORE" else word for word in shlex.split(command)]
-    added = CliRunner().invoke(app, [*arguments, "--label-views", "3"], catch_exceptions=False)
+    added = CliRunner().invoke(app, [*shlex.split(command), "--label-views", "3"], catch_exceptions=False)
     assert added.exit_code == 0
     assert "Soft labels: " in added.stdout
     done = CliRunner().invoke(app, flags)
