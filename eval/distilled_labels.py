@@ -49,8 +49,20 @@ def read_run_soft_labels(
     return labels
 
 
-def require_labels_of_images(labels: SoftLabels | None, pixel_digest: str, run_directory: Path) -> SoftLabels:
+def require_labels_of_images(
+    labels: SoftLabels | None, pixel_digest: str, run_directory: Path, store_url: str = UNKNOWN_STORE
+) -> SoftLabels:
     """Return the soft labels of a run's images; refuse to go on without them.
+
+    Parameters
+    ----------
+    labels : SoftLabels or None
+        From :func:`read_run_soft_labels`.
+    pixel_digest : str
+        Digest of the images.
+    run_directory : Path
+    store_url : str
+        As of :func:`read_run_soft_labels`.
 
     Raises
     ------
