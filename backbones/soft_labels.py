@@ -67,4 +67,5 @@ def compute_average_soft_labels(
         probabilities = (logits / temperature).softmax(-1).double().cpu().numpy()
         np.add.at(sums, np.arange(batch.start, batch.stop) // views, probabilities)
         on_views(batch.stop, total)
-    return (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)
+    means: npt.NDArray[np.float64] = sums / sums.sum(axis=1, keepdims=True)
+    return means.astype(np.float32)

@@ -147,7 +147,7 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     levels = distiller.gather_levels()
     peak = read_peak_memory_bytes(distiller.backbone.device) + distiller.count_cuda_graph_bytes()
     peak = group.all_reduce_max(peak)
-    record: dict[str, Any] = {}
+    record = {}
     if group.is_rank0:
         digest = compute_images_digest(levels, distiller.config.canvas_pixels)
         record = make_run_record_without_result(config, distiller, digest)

@@ -97,7 +97,7 @@ def add_soft_labels(
             probabilities = compute_classifier_labels(entry, backbone, pixels, header, config, progress)
         write_run_file(path, serialize_soft_labels(probabilities, header))
     options = {name: getattr(config, name) for name in ("soft_labels", "label_views", "label_temperature")}
-    labelled = record | {
+    labelled: dict[str, Any] = record | {
         "config": record["config"] | options,
         "soft_labels": {
             "views": header.views,

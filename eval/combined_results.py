@@ -68,7 +68,8 @@ def combine_evaluations(
         return current.model_copy(update={"changes": [change]})
     previous = fill_missing_options_of_rows(previous, distilled_image_count)
     stale_hashes = find_stale_backbone_hashes(previous, current)
-    valid_rows, stale_rows = [], []
+    valid_rows: list[AccuracyRow] = []
+    stale_rows: list[AccuracyRow] = []
     for row in previous.rows:
         is_stale = row.backbone_hash in stale_hashes or has_stale_labels(row, current)
         (stale_rows if is_stale else valid_rows).append(row)
