@@ -155,10 +155,10 @@ class DistillConfig(BaseModel):
         description="Augmented views of an image that its soft label is averaged over.",
     )
     label_temperature: RecipeField[float] = Field(
-        default=1.0,
+        default=0.5,
         ge=MIN_LABEL_TEMPERATURE,
         le=MAX_LABEL_TEMPERATURE,
-        description="Temperature of the soft labels: above 1 they are softer.",
+        description="Temperature of the soft labels: higher ones are softer.",
     )
     resume: RecipeField[bool] = Field(
         default=False, description="Resume from the last checkpoint in the directory."
