@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
+from sfm.eval.distilled_labels import read_run_soft_labels, require_labels_of_images
 from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.evaluated_backbones import (
     EvaluatedBackbone,
@@ -16,6 +17,7 @@ from sfm.eval.evaluated_backbones import (
 )
 from sfm.eval.mode_training import TARGET_FEATURE_MODES
 from sfm.eval.result import NoteText
+from sfm.soft_label_files import SoftLabels
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
@@ -36,7 +38,9 @@ class EvaluationJob:
     eval_backbones : list of EvaluatedBackbone
         The backbones to evaluate on.
     teacher : EvaluatedBackbone or None
-        The backbone distilled on, where a mode needs its features.
+        The backbone distilled on, where a mode needs its features, or real images its labels.
+    soft_labels : SoftLabels or None
+        Of the distilled images, where mode ``soft`` needs them.
     notes : list of NoteText
         Notes for the result that are known before training.
     """
@@ -47,6 +51,7 @@ class EvaluationJob:
     source_statistics: ClassSubsetStatistics
     eval_backbones: list[EvaluatedBackbone]
     teacher: EvaluatedBackbone | None
+    soft_labels: SoftLabels | None
     notes: list[NoteText]
 
     @property
@@ -67,23 +72,38 @@ def prepare_evaluation_job(
 
     Raises the errors of :func:`~sfm.eval.evaluation.evaluate`.
     """
+    soft_labels = None
+    if "soft" in config.mode:
+        soft_labels = require_labels_of_images(
+            read_run_soft_labels(config.run, run, config.store),
+            compute_array_digest(run.pixels),
+            config.run,
+            config.store,
+        )
     known = list_visible_and_pinned_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
     source_statistics = open_source_statistics(store, known, run, config.run)
     eval_backbones, notes = load_evaluated_backbones(
         config, run.record, store, summaries, source_statistics, load_backbone
     )
-    teacher = (
-        reuse_or_load_teacher_backbone(run.record, store, source_statistics, eval_backbones, load_backbone)
-        if TARGET_FEATURE_MODES.intersection(config.mode)
-        else None
-    )
+    teacher = None
+    needs_features = bool(TARGET_FEATURE_MODES.intersection(config.mode))
+    if needs_features or (soft_labels and "exemplar/role" in source_statistics.entry):
+        try:
+            teacher = reuse_or_load_teacher_backbone(
+                run.record, store, source_statistics, eval_backbones, load_backbone
+            )
+        except InputError as error:
+            # Distilled images have their labels in a file: they need no backbone.
+            if needs_features:
+                raise
+            notes.append(f"Real images are left out of mode soft, they cannot be labelled: {error}.")
     if not source_statistics.has_all_classes:
         class_count = len(source_statistics.entry.dataset.class_ids)
         notes.append(
             f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "
             f"classifiers and means of the others are left out."
         )
-    return EvaluationJob(config, run, store, source_statistics, eval_backbones, teacher, notes)
+    return EvaluationJob(config, run, store, source_statistics, eval_backbones, teacher, soft_labels, notes)
 
 
 def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:

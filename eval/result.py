@@ -52,6 +52,31 @@ class ConfusedPair(BaseModel):
     count: Count
 
 
+class LabelRecord(BaseModel):
+    """The soft labels of the distilled images that a row of mode ``soft`` was trained on, or stands beside.
+
+    Attributes
+    ----------
+    digest : str
+        Of their values.
+    bytes : int
+        Size of their file.
+    backbone : str
+        Spec of the backbone whose classifier of all real images made them.
+    views : int
+        Views per image that they are averaged over.
+    temperature : float
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    digest: PixelDigest
+    bytes: Count
+    backbone: BackboneSpec
+    views: PositiveCount
+    temperature: NonNegativeFloat
+
+
 class AccuracyRow(BaseModel):
     """Accuracy on held-out features of heads that were trained on a few images.
 
@@ -96,6 +121,8 @@ class AccuracyRow(BaseModel):
         the accuracy does not depend on them.
     epochs, views, seed : int or None
         Protocol of the training: passes, views per image and seed, seed of the run.
+    labels : LabelRecord or None
+        In mode ``soft``: the labels of the distilled images. Real images had labels from the same classifier.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,6 +149,7 @@ class AccuracyRow(BaseModel):
     epochs: PositiveCount | None = None
     views: PositiveCount | None = None
     seed: Seed | None = None
+    labels: LabelRecord | None = None
 
 
 class FullDataRow(BaseModel):
