@@ -35,7 +35,9 @@ from sfm.eval.result import (
     FullDataRow,
     NotWrittenError,
     Provenance,
+    SourceEntryRecord,
     format_evaluation_json,
+    mark_unseen_rows,
 )
 from sfm.eval.row_training import KeyedViewFeatures, RowTrainer, WriteFailure, compute_image_set_features
 from sfm.eval.scores import load_held_out_samples, make_full_data_rows
@@ -191,7 +193,7 @@ def run_evaluation_job(
     started = time.perf_counter()
     config, run = job.config, job.run
     distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
-    exemplars = read_exemplars(job.source_statistics)
+    exemplars = read_exemplars(job.first_source)
     real_image_sets, missing_notes = make_random_and_nearest_image_sets(exemplars, run.record.ipc, config)
     edited_notes = (
         ["The images are not as sfm distill wrote them: they were edited since."]
@@ -226,12 +228,14 @@ def run_evaluation_job(
             rows.append(trainer.read_or_train_row(image_set, "linear", None, write_failures))
     provenance = make_provenance(job, time.perf_counter() - started)
     caveats = list_caveats(rows, full_data, provenance.entries)
-    evaluation = Evaluation(
-        config=make_recorded_config(config, job.store.url),
-        rows=rows,
-        full_data=full_data,
-        notes=[*edited_notes, *job.notes, *missing_notes, *caveats],
-        provenance=provenance,
+    evaluation = mark_unseen_rows(
+        Evaluation(
+            config=make_recorded_config(config, job.store.url),
+            rows=rows,
+            full_data=full_data,
+            notes=[*edited_notes, *job.notes, *missing_notes, *caveats],
+            provenance=provenance,
+        )
     )
     try:
         combined = combine_evaluations(
@@ -247,7 +251,7 @@ def run_evaluation_job(
 def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
     """Return the provenance of the accuracies: store, entries, images, versions, device."""
     device = job.eval_backbones[0].backbone.device
-    source_entry = job.source_statistics.entry
+    source_entry = job.first_source.entry
     return Provenance(
         store=escape_non_utf8(job.store.url),
         dataset=source_entry.dataset.name,
@@ -276,5 +280,14 @@ def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
         seconds=elapsed_seconds,
         distilled_on_hash=source_entry.backbone.hash,
         distilled_at=source_entry.backbone.preprocessing.input_size,
+        distilled_from_entries=[
+            SourceEntryRecord(
+                backbone=source.entry.backbone.spec,
+                backbone_hash=source.entry.backbone.hash,
+                image_size=source.entry.backbone.preprocessing.input_size,
+                entry_digest=source.entry.summary.entry_digest,
+            )
+            for source in job.sources
+        ],
         evaluated_on=[s.backbone.card.hash for s in job.eval_backbones],
     )

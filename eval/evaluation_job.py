@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sfm.backbones.build import Backbone
 from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
@@ -18,7 +19,6 @@ from sfm.eval.mode_training import TARGET_FEATURE_MODES
 from sfm.eval.result import NoteText
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digests import compute_array_digest
-from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
 from sfm.stats_store.store import Store
 
 
@@ -31,12 +31,12 @@ class EvaluationJob:
     config : EvaluateConfig
     run : DistilledRun
     store : Store
-    source_statistics : ClassSubsetStatistics
-        The statistics distilled from.
+    sources : list of ClassSubsetStatistics
+        The statistics distilled from, of every backbone distilled on.
     eval_backbones : list of EvaluatedBackbone
         The backbones to evaluate on.
-    teacher : EvaluatedBackbone or None
-        The backbone distilled on, where a mode needs its features.
+    first_teacher : Backbone or None
+        The first backbone distilled on, where a mode needs its features on another backbone.
     notes : list of NoteText
         Notes for the result that are known before training.
     """
@@ -44,10 +44,26 @@ class EvaluationJob:
     config: EvaluateConfig
     run: DistilledRun
     store: Store
-    source_statistics: ClassSubsetStatistics
+    sources: list[ClassSubsetStatistics]
     eval_backbones: list[EvaluatedBackbone]
-    teacher: EvaluatedBackbone | None
+    first_teacher: Backbone | None
     notes: list[NoteText]
+
+    @property
+    def first_source(self) -> ClassSubsetStatistics:
+        """The statistics of the first backbone distilled on."""
+        return self.sources[0]
+
+    def get_teacher(self, eval_backbone: Backbone) -> Backbone:
+        """Return the backbone of the classifier that a backbone inherits.
+
+        A backbone distilled on inherits its own classifier, any other that of the first.
+        """
+        own_hashes = [source.entry.backbone.hash for source in self.sources]
+        teacher = eval_backbone if eval_backbone.card.hash in own_hashes else self.first_teacher
+        if teacher is None:
+            raise ValueError("the teacher was not loaded")
+        return teacher
 
     @property
     def has_edited_images(self) -> bool | None:
@@ -67,23 +83,24 @@ def prepare_evaluation_job(
 
     Raises the errors of :func:`~sfm.eval.evaluation.evaluate`.
     """
-    known = list_visible_and_pinned_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
-    source_statistics = open_source_statistics(store, known, run, config.run)
+    sources = open_source_statistics(store, run, config.run)
     eval_backbones, notes = load_evaluated_backbones(
-        config, run.record, store, summaries, source_statistics, load_backbone
+        config, run.record, store, summaries, sources, load_backbone
     )
-    teacher = (
-        reuse_or_load_teacher_backbone(run.record, store, source_statistics, eval_backbones, load_backbone)
-        if TARGET_FEATURE_MODES.intersection(config.mode)
+    own_hashes = {source.entry.backbone.hash for source in sources}
+    has_unseen = any(b.backbone.card.hash not in own_hashes for b in eval_backbones)
+    first_teacher = (
+        reuse_or_load_teacher_backbone(run.record, store, sources[0], eval_backbones, load_backbone)
+        if has_unseen and TARGET_FEATURE_MODES.intersection(config.mode)
         else None
     )
-    if not source_statistics.has_all_classes:
-        class_count = len(source_statistics.entry.dataset.class_ids)
+    if not sources[0].has_all_classes:
+        class_count = len(sources[0].entry.dataset.class_ids)
         notes.append(
             f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "
             f"classifiers and means of the others are left out."
         )
-    return EvaluationJob(config, run, store, source_statistics, eval_backbones, teacher, notes)
+    return EvaluationJob(config, run, store, sources, eval_backbones, first_teacher, notes)
 
 
 def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:
@@ -99,5 +116,5 @@ def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:
 
 def get_held_out_data_key(job: EvaluationJob) -> tuple[str, str, list[str]]:
     """Return fingerprint, role and classes, which determine the held-out samples of a run."""
-    summary = job.source_statistics.entry.summary
+    summary = job.first_source.entry.summary
     return summary.fingerprint, summary.role, job.run.class_ids

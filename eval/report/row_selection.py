@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES, find_random_baseline
 from sfm.eval.report.text_format import IMAGE_SET_LABELS
-from sfm.eval.result import AccuracyRow, Evaluation, FullDataRow, is_row_on_distillation_backbone
+from sfm.eval.result import AccuracyRow, Evaluation, FullDataRow, ResultRow, is_row_on_distillation_backbone
 from sfm.text import format_percent
-
-ResultRow = AccuracyRow | FullDataRow
 
 
 def list_result_rows(evaluation: Evaluation) -> list[ResultRow]:
