@@ -19,7 +19,7 @@ from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_distill_command
 from sfm.eval.report.row_selection import list_result_rows, make_row_label
 from sfm.eval.report.text_format import format_count_with_noun
-from sfm.eval.result import AccuracyRow
+from sfm.eval.result import AccuracyRow, is_row_on_distillation_backbone
 from sfm.stats_store.cards import DatasetCard
 from sfm.text import escape_non_utf8, format_percent, sanitize_line
 
@@ -68,7 +68,7 @@ def render_dataset_card(
     """
     record = run.distilled.record
     data = DatasetCardData(
-        pretty_name=f"{record.dataset}, distilled on {record.backbone.spec}",
+        pretty_name=f"{record.dataset}, distilled on {record.format_backbone_specs()}",
         task_categories=["image-classification"],
         size_categories=next(
             (name for limit, name in SIZE_CATEGORIES if len(run.distilled.image_files) < limit), "1M<n<10M"
@@ -179,19 +179,21 @@ def make_load_dataset_fields(run: ReportedRun, export_format: str, exported_fold
 
 
 def list_accuracy_table_rows(run: ReportedRun) -> list[tuple[str, str, str]]:
-    """Return backbone, label and top-1 in percent of every accuracy of these images."""
+    """Return backbone, label and top-1 in percent of every accuracy of these images, unseen backbones last."""
     evaluation = run.evaluation
     if evaluation is None or evaluation.provenance.images != run.pixel_digest:
         return []
+    rows = list_result_rows(evaluation)
+    unseen_rows = [row for row in rows if not is_row_on_distillation_backbone(row, evaluation.provenance)]
     return [
         (
-            row.backbone,
+            f"{row.backbone} (unseen)" if row in unseen_rows else row.backbone,
             make_row_label(row, evaluation),
             format_percent(row.top1_mean, row.top1_std)
             if isinstance(row, AccuracyRow)
             else format_percent(row.top1),
         )
-        for row in list_result_rows(evaluation)
+        for row in [*(row for row in rows if row not in unseen_rows), *unseen_rows]
     ]
 
 

@@ -41,9 +41,12 @@ def make_distill_command(run: ReportedRun) -> str:
     record = run.distilled.record
     if isinstance(run.details.config.get("classes"), list):
         # No option takes a list of classes; run.json holds it.
-        dataset = f"{record.dataset}@{record.entry_digest[:12]}"
-        repeated = {"config": run.directory / "run.json", "dataset": dataset, "out": f"{run.directory}-again"}
-        places = {"store": record.store, "backbone": record.config.backbone}
+        repeated = {
+            "config": run.directory / "run.json",
+            "dataset": make_dataset_option(run),
+            "out": f"{run.directory}-again",
+        }
+        places = {"store": record.store, "backbone": [b.spec for b in record.backbones]}
         config = run.details.config
         large = {name: config[name] for name in LARGE_OPTIONS if config.get(name) not in (None, 1)}
         return format_sfm_command("distill", None, {**repeated, **places, **large})
@@ -51,10 +54,19 @@ def make_distill_command(run: ReportedRun) -> str:
     options = {name: value for name, value in run.details.config.items() if name in DISTILL_OPTIONS}
     pinned = {
         "store": record.store,
-        "backbone": record.config.backbone,
-        "image_size": record.image_size,
-        "dataset": f"{record.dataset}@{record.entry_digest[:12]}",
+        "backbone": [b.spec for b in record.backbones],
+        "image_size": [b.image_size for b in record.backbones],
+        "dataset": make_dataset_option(run),
     }
     return format_sfm_command(
         "distill", None, {**pinned, **options, **pinned, "out": f"{run.directory}-again"}
     )
+
+
+def make_dataset_option(run: ReportedRun) -> str:
+    """Return the dataset of a run as `sfm distill` takes it, pinned to its entry if that is the only one."""
+    record = run.distilled.record
+    if len(record.backbones) == 1:
+        return f"{record.dataset}@{record.entry_digest[:12]}"
+    recorded = run.details.config.get("dataset")
+    return recorded if isinstance(recorded, str) else record.dataset
