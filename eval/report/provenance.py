@@ -106,14 +106,12 @@ def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
     record, details, evaluation = run.distilled.record, run.details, run.evaluation
     facts = [
         LabelledFact("Store", record.store),
-        *(LabelledFact("Entry", f"{record.dataset}@{each.entry_digest}") for each in record.backbones),
+        *(LabelledFact("Entry", f"{record.dataset}@{b.entry_digest}") for b in record.backbones),
         LabelledFact("Data fingerprint", record.fingerprint),
         LabelledFact("Licence of the data", details.licence or ""),
         *(
-            LabelledFact(
-                "Backbone", f"{each.backbone.spec}, hash {each.backbone.hash}", describe_weight(each)
-            )
-            for each in record.backbones
+            LabelledFact("Backbone", f"{b.backbone.spec}, hash {b.backbone.hash}", describe_weight(b))
+            for b in record.backbones
         ),
         LabelledFact("Images", run.pixel_digest, describe_image_edits(run)),
         LabelledFact("Seed", "" if details.seed is None else str(details.seed)),
