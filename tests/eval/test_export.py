@@ -166,7 +166,7 @@ def test_the_card_of_a_dataset_is_one_that_the_hub_understands(
     assert card.data.size_categories == "n<1K"
     assert card.data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
     assert "20 images that stand for the 400 training images of fashion-mnist-6k" in card.text
-    assert "| lite1 | Distilled, inherit |" in card.text
+    assert "| lite1 (unseen) | Distilled, inherit |" in card.text
     assert "were edited" not in card.text
 
 

@@ -24,7 +24,7 @@ from sfm.eval.report.gallery import MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES
 from sfm.eval.report.page import render_page, report
 from sfm.eval.report.report_content import make_report_content
 from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
-from sfm.eval.report.row_selection import find_headline_row, list_cross_backbone_inherit_rows, make_row_label
+from sfm.eval.report.row_selection import find_headline_row, list_unseen_inherit_rows, make_row_label
 from sfm.eval.report.text_format import format_decimal_bytes, format_sfm_command, format_wall_time
 from sfm.eval.result import ConfusedPair
 from sfm.stats_store.publication import Draft, publish_draft
@@ -185,7 +185,7 @@ def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(
             "linear on lite0",
         ),
         (
-            "Top-1, inherited",
+            "Top-1, unseen backbone",
             f"{format_percent(rows['distilled', 'lite1', 'inherit'].top1_mean)} %",
             "inherit on lite1",
         ),
@@ -213,7 +213,7 @@ def test_the_backbone_distilled_on_at_another_input_size_is_another_backbone(
     headline = find_headline_row(both)
     assert headline
     assert headline.image_size == 32
-    assert [row.image_size for row in list_cross_backbone_inherit_rows(both)] == [48]
+    assert [row.image_size for row in list_unseen_inherit_rows(both)] == [48]
     assert [row.image_size for row in rows if "own backbone" in make_row_label(row, both)] == [32]
     assert [(cell.mode, cell.own_backbone) for cell in make_matrix([both])] == [
         ("linear", False),
@@ -243,7 +243,7 @@ def test_without_the_backbone_distilled_on_the_summary_says_what_to_evaluate(
 def test_the_backbone_distilled_on_is_known_of_an_older_evaluation_too(run: Path) -> None:
     path = run / "evaluation.json"
     old = json.loads(path.read_text())
-    for name in ("distilled_on_hash", "distilled_at"):
+    for name in ("distilled_on_hash", "distilled_at", "distilled_from_entries"):
         old["provenance"].pop(name)
     path.write_text(json.dumps(old))
     (reported_run,) = read_reported_runs([run], [])
@@ -419,7 +419,7 @@ def test_headings_tables_and_regions_can_be_found_without_eyes(page: Page) -> No
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert {a["scope"] for a in page.all("th")} == {"col", "row", "rowgroup"}
+    assert {a["scope"] for a in page.all("th")} == {"col", "colgroup", "row", "rowgroup"}
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
 

@@ -356,6 +356,8 @@ def test_no_name_of_a_run_leaves_its_place_in_a_card(run: Path, tmp_path: Path) 
         document["dataset"] = evil
         document["backbone"]["spec"] = evil
         document["config"]["backbone"] = evil
+        for each in document.get("backbones", []):
+            each["backbone"]["spec"] = evil
 
     change_json("run.json", change)(run)
     change_json("evaluation.json", lambda e: e.update(notes=[evil]))(run)
