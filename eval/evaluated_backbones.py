@@ -237,8 +237,8 @@ def reuse_or_load_teacher_backbone(
     source_statistics: ClassSubsetStatistics,
     eval_backbones: Sequence[EvaluatedBackbone],
     load_backbone: LoadBackbone,
-) -> Backbone:
-    """Return the first backbone distilled on; it is loaded unless it is one of those evaluated on.
+) -> EvaluatedBackbone:
+    """Return the first backbone distilled on with its entry; it is loaded unless it is evaluated on.
 
     Raises
     ------
@@ -247,7 +247,12 @@ def reuse_or_load_teacher_backbone(
     """
     for eval_backbone in eval_backbones:
         if eval_backbone.backbone.card.hash == source_statistics.entry.backbone.hash:
-            return eval_backbone.backbone
+            return EvaluatedBackbone(eval_backbone.backbone, source_statistics)
     backbone = load_backbone(record.backbones[0].spec, record.image_size)
-    open_entry_of_backbone(store, [source_statistics.entry.summary], backbone.card)
-    return backbone
+    return EvaluatedBackbone(
+        backbone,
+        ClassSubsetStatistics(
+            open_entry_of_backbone(store, [source_statistics.entry.summary], backbone.card),
+            source_statistics.class_indices,
+        ),
+    )

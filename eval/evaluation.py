@@ -193,7 +193,7 @@ def run_evaluation_job(
     started = time.perf_counter()
     config, run = job.config, job.run
     distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
-    exemplars = read_exemplars(job.first_source)
+    exemplars = read_exemplars(job.source_statistics)
     real_image_sets, missing_notes = make_random_and_nearest_image_sets(exemplars, run.record.ipc, config)
     edited_notes = (
         ["The images are not as sfm distill wrote them: they were edited since."]
@@ -251,7 +251,7 @@ def run_evaluation_job(
 def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
     """Return the provenance of the accuracies: store, entries, images, versions, device."""
     device = job.eval_backbones[0].backbone.device
-    source_entry = job.first_source.entry
+    source_entry = job.source_statistics.entry
     return Provenance(
         store=escape_non_utf8(job.store.url),
         dataset=source_entry.dataset.name,

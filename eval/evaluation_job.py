@@ -35,7 +35,7 @@ class EvaluationJob:
         The statistics distilled from, of every backbone distilled on.
     eval_backbones : list of EvaluatedBackbone
         The backbones to evaluate on.
-    first_teacher : Backbone or None
+    teacher : EvaluatedBackbone or None
         The first backbone distilled on, where a mode needs its features on another backbone.
     notes : list of NoteText
         Notes for the result that are known before training.
@@ -46,24 +46,24 @@ class EvaluationJob:
     store: Store
     sources: list[ClassSubsetStatistics]
     eval_backbones: list[EvaluatedBackbone]
-    first_teacher: Backbone | None
+    teacher: EvaluatedBackbone | None
     notes: list[NoteText]
 
     @property
-    def first_source(self) -> ClassSubsetStatistics:
+    def source_statistics(self) -> ClassSubsetStatistics:
         """The statistics of the first backbone distilled on."""
         return self.sources[0]
 
-    def get_teacher(self, eval_backbone: Backbone) -> Backbone:
+    def get_teacher_backbone(self, eval_backbone: Backbone) -> Backbone:
         """Return the backbone of the classifier that a backbone inherits.
 
         A backbone distilled on inherits its own classifier, any other that of the first.
         """
-        own_hashes = [source.entry.backbone.hash for source in self.sources]
-        teacher = eval_backbone if eval_backbone.card.hash in own_hashes else self.first_teacher
-        if teacher is None:
-            raise ValueError("the teacher was not loaded")
-        return teacher
+        if eval_backbone.card.hash in [source.entry.backbone.hash for source in self.sources]:
+            return eval_backbone
+        if self.teacher is None:
+            raise ValueError("the first backbone distilled on was not loaded")
+        return self.teacher.backbone
 
     @property
     def has_edited_images(self) -> bool | None:
@@ -89,7 +89,7 @@ def prepare_evaluation_job(
     )
     own_hashes = {source.entry.backbone.hash for source in sources}
     has_unseen = any(b.backbone.card.hash not in own_hashes for b in eval_backbones)
-    first_teacher = (
+    teacher = (
         reuse_or_load_teacher_backbone(run.record, store, sources[0], eval_backbones, load_backbone)
         if has_unseen and TARGET_FEATURE_MODES.intersection(config.mode)
         else None
@@ -100,7 +100,7 @@ def prepare_evaluation_job(
             f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "
             f"classifiers and means of the others are left out."
         )
-    return EvaluationJob(config, run, store, sources, eval_backbones, first_teacher, notes)
+    return EvaluationJob(config, run, store, sources, eval_backbones, teacher, notes)
 
 
 def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:
@@ -116,5 +116,5 @@ def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:
 
 def get_held_out_data_key(job: EvaluationJob) -> tuple[str, str, list[str]]:
     """Return fingerprint, role and classes, which determine the held-out samples of a run."""
-    summary = job.first_source.entry.summary
+    summary = job.source_statistics.entry.summary
     return summary.fingerprint, summary.role, job.run.class_ids

@@ -115,7 +115,9 @@ class RowTrainer:
         else:
             view_features = compute_shared_features(self.eval_backbone.backbone)
             if mode in TARGET_FEATURE_MODES:
-                target_features = compute_shared_features(self.job.get_teacher(self.eval_backbone.backbone))
+                target_features = compute_shared_features(
+                    self.job.get_teacher_backbone(self.eval_backbone.backbone)
+                )
         context = ModeTrainingContext(
             self.eval_backbone,
             self.source_statistics,
