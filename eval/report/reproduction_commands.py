@@ -39,13 +39,11 @@ def make_evaluate_command(run_directory: Path, recorded_config: Mapping[str, Any
 def make_distill_command(run: ReportedRun) -> str:
     """Return the command that makes the images again, from the same entry."""
     record = run.distilled.record
+    # The digest pins the entry of the first backbone; those of the others are of the same data.
+    dataset = f"{record.dataset}@{record.entry_digest[:12]}"
     if isinstance(run.details.config.get("classes"), list):
         # No option takes a list of classes; run.json holds it.
-        repeated = {
-            "config": run.directory / "run.json",
-            "dataset": make_dataset_option(run),
-            "out": f"{run.directory}-again",
-        }
+        repeated = {"config": run.directory / "run.json", "dataset": dataset, "out": f"{run.directory}-again"}
         places = {"store": record.store, "backbone": [b.spec for b in record.backbones]}
         config = run.details.config
         large = {name: config[name] for name in LARGE_OPTIONS if config.get(name) not in (None, 1)}
@@ -56,17 +54,8 @@ def make_distill_command(run: ReportedRun) -> str:
         "store": record.store,
         "backbone": [b.spec for b in record.backbones],
         "image_size": [b.image_size for b in record.backbones],
-        "dataset": make_dataset_option(run),
+        "dataset": dataset,
     }
     return format_sfm_command(
         "distill", None, {**pinned, **options, **pinned, "out": f"{run.directory}-again"}
     )
-
-
-def make_dataset_option(run: ReportedRun) -> str:
-    """Return the dataset of a run as `sfm distill` takes it, pinned to its entry if that is the only one."""
-    record = run.distilled.record
-    if len(record.backbones) == 1:
-        return f"{record.dataset}@{record.entry_digest[:12]}"
-    recorded = run.details.config.get("dataset")
-    return recorded if isinstance(recorded, str) else record.dataset

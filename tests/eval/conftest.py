@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +38,8 @@ def lite1_entry(fashion_store: str) -> Entry:
 
 @pytest.fixture(scope="session")
 def write_run() -> WriteRun:
-    def write(
-        directory: Path, entry: Entry, ipc: int = 1, canvas: int = 37, further_entries: Sequence[Entry] = ()
-    ) -> Path:
-        """Write what a distillation of entries leaves; its images being the first exemplars.
-
-        Without further entries, ``run.json`` is as older versions wrote it.
-        """
+    def write(directory: Path, entry: Entry, ipc: int = 1, canvas: int = 37) -> Path:
+        """Write what a distillation of an entry leaves; its images being the first exemplars."""
         summary, images = entry.summary, entry.read_array("exemplar/image")
         classes = entry.dataset.class_ids
         for c in range(len(classes)):
@@ -68,25 +63,10 @@ def write_run() -> WriteRun:
             "ipc": ipc,
             "seed": 0,
         }
-        if further_entries:
-            record["backbones"] = [describe_backbone(each) for each in (entry, *further_entries)]
-            record["config"] = {"backbone": [each["spec"] for each in record["backbones"]]}
         (directory / "run.json").write_text(json.dumps(record))
         return directory
 
     return write
-
-
-def describe_backbone(entry: Entry) -> dict[str, object]:
-    """Return the element of ``backbones`` in run.json for an entry."""
-    return {
-        "backbone": entry.backbone.model_dump(mode="json"),
-        "spec": entry.backbone.spec,
-        "entry_digest": entry.summary.entry_digest,
-        "image_size": entry.summary.image_size,
-        "weight": 1.0,
-        "execution": {},
-    }
 
 
 @pytest.fixture
@@ -144,22 +124,32 @@ def write_finished_run(out: Path, fashion_store: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def two_backbone_run(
-    make_once: MakeOnce, write_run: WriteRun, lite0_entry: Entry, lite1_entry: Entry, fashion_store: str
-) -> Path:
-    """A run on lite0 and lite1, evaluated on the backbones that this implies. Copy it to change it."""
+def two_backbone_run(make_once: MakeOnce, fashion_store: str) -> Path:
+    """A short real run on lite0 and lite1, evaluated on those that this implies. Copy it to change it."""
+    return (
+        make_once("two-backbones", lambda folder: write_two_backbone_run(folder / "run", fashion_store))
+        / "run"
+    )
+
+
+def write_two_backbone_run(out: Path, fashion_store: str) -> None:
+    from sfm.distill.config import DistillConfig
+    from sfm.distill.run import distill
     from sfm.eval.config import EvaluateConfig
     from sfm.eval.evaluation import evaluate
 
-    def fill(folder: Path) -> None:
-        run = write_run(folder / "run", lite0_entry, further_entries=[lite1_entry])
-        modes = ["linear", "inherit", "inherit-statistics"]
-        options = {"mode": modes, "epochs": 20, "views": 4, "projector_views": 6, "save": True}
-        evaluate(
-            EvaluateConfig.model_validate({"run": run, "store": fashion_store, "device": "cpu"} | options)
-        )
-
-    return make_once("two-backbones", fill) / "run"
+    asked = DistillConfig(
+        store=fashion_store,
+        backbone=["lite0", "lite1"],
+        backbone_weight=[1.0, 0.5],
+        dataset="fashion-mnist-6k",
+        out=out,
+        steps=3,
+        device="cpu",
+    )
+    distill(asked)
+    short = {"epochs": 20, "views": 4, "projector_views": 6, "save": True, "device": "cpu"}
+    evaluate(EvaluateConfig.model_validate({"run": out, "store": fashion_store} | short))
 
 
 @pytest.fixture(scope="session")

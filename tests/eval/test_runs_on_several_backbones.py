@@ -272,6 +272,7 @@ def test_the_report_names_all_backbones_and_shows_unseen_ones_last(
         "lite0",
         "lite1",
     ]
+    assert [f.note for f in provenance.facts if f.label == "Backbone"] == ["", "weight 0.5"]
     assert sum(f.label == "Entry" for f in provenance.facts) == 2
     assert 'colspan="2">distilled on</th>' in render_page(content)
 
@@ -294,7 +295,7 @@ def test_the_command_in_the_report_names_all_backbones(reported_run: ReportedRun
     given = [(flag, value) for flag, value in pairwise(words) if flag.startswith("--")]
     assert [value for flag, value in given if flag == "--backbone"] == ["lite0", "lite1"]
     assert [value for flag, value in given if flag == "--image-size"] == ["32", "32"]
-    assert dict(given)["--dataset"] == "fashion-mnist-6k"  # a digest would pin the entry of one backbone
+    assert [value for flag, value in given if flag == "--backbone-weight"] == ["1.0", "0.5"]
 
 
 def test_a_card_names_all_backbones(two_backbone_run: Path, tmp_path: Path) -> None:
