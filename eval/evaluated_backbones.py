@@ -164,7 +164,7 @@ def list_requested_backbones(
         same_spec = [requested for _, requested in own if requested.spec == spec]
         named_backbones += same_spec or [RequestedBackbone(spec, config.image_size, True)]
     if ALL_BACKBONES not in config.backbone:
-        return named_backbones or [requested for _, requested in own]
+        return list(dict.fromkeys(named_backbones or [requested for _, requested in own]))
     own_names, own_hashes = {name for name, _ in own}, {b.backbone.hash for b in record.backbones}
     others = [
         (s.backbone, RequestedBackbone(s.backbone, config.image_size, s.backbone in named))

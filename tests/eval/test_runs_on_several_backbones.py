@@ -126,7 +126,7 @@ def test_the_backbones_asked_for_have_their_sizes_and_specs_of_the_run(two_backb
     record = json.loads((two_backbone_run / "run.json").read_text())
     first, second = record["backbones"]
     other_size = json.loads(json.dumps(first)) | {"image_size": 64, "entry_digest": "6" * 64, "spec": "lite0"}
-    other_size["backbone"]["hash"] = "4" * 64
+    other_size["backbone"]["preprocessing"]["input_size"] = 64  # another hash
     second["spec"] = "lite1@/weights.safetensors"
     record["backbones"] = [first, second, other_size]
     read = RunRecord.model_validate(record)
