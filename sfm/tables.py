@@ -69,19 +69,33 @@ def print_table(
         for name, head, width, *column in zip(column_heads, heads, widths, *cells, strict=True)
     ]
     is_boxed = boxed_width <= console.width
-    if not is_boxed and sum(min_widths) + len(COLUMN_GAP) * (len(column_heads) - 1) > console.width:
+    # rich pads the last column, too.
+    cell_widths_in_total = console.width - len(COLUMN_GAP) * len(column_heads)
+    if not is_boxed and sum(min_widths) > cell_widths_in_total:
         print_rows_as_lists(console, heads, cells)
         return
+    # rich would fold some columns below their minimum, and cut the last one.
+    column_widths = widths if is_boxed else widen_columns(min_widths, widths, cell_widths_in_total)
     style: dict[str, Any] = (
         {} if is_boxed else {"box": None, "padding": (0, len(COLUMN_GAP), 0, 0), "pad_edge": False}
     )
     table = Table(header_style="bold", **style)
-    for name, head, width in zip(column_heads, heads, min_widths, strict=True):
+    for name, head, width in zip(column_heads, heads, column_widths, strict=True):
         justify = "right" if name in right_aligned_heads else "left"
-        table.add_column(head, justify=justify, overflow="fold", min_width=width)  # type: ignore[arg-type]
+        table.add_column(head, justify=justify, overflow="fold", width=width)  # type: ignore[arg-type]
     for row in cells:
         table.add_row(*row)
     console.print(table)
+
+
+def widen_columns(min_widths: Sequence[int], max_widths: Sequence[int], total_width: int) -> list[int]:
+    """Return widths of columns from minimum to maximum; room that is left goes to narrow columns first."""
+    widths = list(min_widths)
+    for _ in range(total_width - sum(widths)):
+        narrow = [i for i, width in enumerate(widths) if width < max_widths[i]]
+        if narrow:
+            widths[min(narrow, key=lambda i: widths[i])] += 1
+    return widths
 
 
 def print_rows_as_lists(console: Console, column_heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -76,7 +76,7 @@ def list_accuracy_facts(evaluation: Evaluation) -> list[LabelledFact]:
             facts.append(LabelledFact("Top-1 accuracy", f"{format_percent(headline.top1_mean)} %", note))
     for row in list_unseen_inherit_rows(evaluation)[:MAX_UNSEEN_FACTS]:
         note = describe_row_versus_real_images(row, evaluation)
-        facts.append(LabelledFact("Top-1, unseen backbone", f"{format_percent(row.top1_mean)} %", note))
+        facts.append(LabelledFact("Top-1, unseen", f"{format_percent(row.top1_mean)} %", note))
     return facts
 
 

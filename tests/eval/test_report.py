@@ -185,7 +185,7 @@ def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(
             "linear on lite0",
         ),
         (
-            "Top-1, unseen backbone",
+            "Top-1, unseen",
             f"{format_percent(rows['distilled', 'lite1', 'inherit'].top1_mean)} %",
             "inherit on lite1",
         ),
