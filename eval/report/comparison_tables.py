@@ -73,7 +73,7 @@ def make_comparison_table(runs: Sequence[ReportedRun], dataset_title: str) -> Re
         "trained on",
         [run.name for run in runs],
         table_rows,
-        " ".join(filter(None, notes)),
+        ". ".join(filter(None, notes)),
     )
 
 
@@ -111,9 +111,9 @@ def list_backbone_columns(runs: Sequence[ReportedRun], rows: Sequence[ResultRow]
 
 
 def make_cell_of_run(run: ReportedRun, row: ResultRow | None, column: BackboneColumn) -> TableCell:
-    """Return the cell of a run; in parentheses if the backbone is unseen to this run, not to all."""
+    """Return the cell of a run; accuracy of images is in parentheses if unseen to this run, not to all."""
     cell = make_accuracy_cell(row)
-    if row is None or run.evaluation is None or not column.has_own_run:
+    if row is None or row.images != "distilled" or run.evaluation is None or not column.has_own_run:
         return cell
     if is_row_on_distillation_backbone(row, run.evaluation.provenance):
         return cell
