@@ -76,7 +76,9 @@ def rank_true_class_from_zero(logits: Tensor, labels: Tensor) -> Tensor:
 
 def iterate_logits(heads: LinearHeads, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the logits of blocks of samples, shape (seed, sample, class), with their labels."""
-    for block, y in zip(features.split(MAX_BATCH_SAMPLES), labels.split(MAX_BATCH_SAMPLES), strict=True):
+    for block, y in zip(
+        torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
+    ):
         yield block @ heads.weight.transpose(1, 2) + heads.bias[:, None], y
 
 
