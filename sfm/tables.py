@@ -69,13 +69,14 @@ def print_table(
         for name, head, width, *column in zip(column_heads, heads, widths, *cells, strict=True)
     ]
     is_boxed = boxed_width <= console.width
-    # rich pads the last column, too.
-    cell_widths_in_total = console.width - len(COLUMN_GAP) * len(column_heads)
-    if not is_boxed and sum(min_widths) > cell_widths_in_total:
-        print_rows_as_lists(console, heads, cells)
-        return
-    # rich would fold some columns below their minimum, and cut the last one.
-    column_widths = widths if is_boxed else widen_columns(min_widths, widths, cell_widths_in_total)
+    column_widths = widths
+    if not is_boxed:
+        total_width = console.width - len(COLUMN_GAP) * (len(column_heads) - 1)
+        if sum(min_widths) > total_width:
+            print_rows_as_lists(console, heads, cells)
+            return
+        # Left alone, rich folds some columns below their minimum and cuts the last one.
+        column_widths = widen_columns(min_widths, widths, total_width)
     style: dict[str, Any] = (
         {} if is_boxed else {"box": None, "padding": (0, len(COLUMN_GAP), 0, 0), "pad_edge": False}
     )

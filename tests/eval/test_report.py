@@ -140,7 +140,8 @@ def test_a_store_without_real_images_still_tells_what_its_statistics_cost(
 ) -> None:
     digest = publish_without_exemplars(lite0_entry, tmp_path / "store")
     record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"entry_digest": digest}))
+    record["entry_digest"] = record["backbones"][0]["entry_digest"] = digest
+    (run / "run.json").write_text(json.dumps(record))
     page = write_report(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
     assert "Statistics in the store" in page.text
     assert not any((i["alt"] or "").startswith("Real image") for i in page.all("img"))
@@ -349,7 +350,8 @@ def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(
     more = [r.model_copy(update={"epochs": 900, "top1_mean": 0.5}) for r in evaluation.rows if r.epochs]
     both = evaluation.model_copy(update={"rows": [*evaluation.rows, *more]})
     shown = make_report_content([replace(reported_run, evaluation=both), replace(reported_run, name="other")])
-    labels = [line.label for group in shown.accuracy_sections[0].backbone_groups for line in group.lines]
+    groups = [group for block in shown.accuracy_sections[0].blocks for group in block.backbone_groups]
+    labels = [line.label for group in groups for line in group.lines]
     assert {"Distilled, linear (20 epochs)", "Distilled, linear (900 epochs)"} <= set(labels)
     (table,) = shown.comparison_tables
     rows = dict(table.rows)
