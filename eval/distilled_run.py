@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from sfm.backbones.card import BackboneCard
-from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_IMAGES_PER_CLASS
+from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS
 from sfm.constrained_types import Count, Digest, InputPixels, Name, NonNegativeFloat
 from sfm.errors import InputError
 from sfm.image_files import read_png_as_rgb
@@ -30,9 +30,6 @@ from sfm.untrusted_files import OversizeError, read_bounded_file
 
 MAX_UNCHECKED_BYTES, MAX_COMPRESSION = 2**30, 50
 """Bytes of pixels that are read in any case, and the highest ratio of pixels to file bytes above that."""
-
-MAX_DISTILLATION_BACKBONES = 100
-"""Number of backbones that one run is distilled on."""
 
 MAX_FIELD_CHARACTERS = 200
 """Characters of a field's name in an error."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS
+from sfm.config_fields import MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS, MAX_ITERATIONS
 from sfm.constrained_types import Count, Fraction, InputPixels, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
 from sfm.eval.config import Mode
@@ -210,6 +210,11 @@ class SourceEntryRecord(BaseModel):
         return row.backbone == self.backbone and self.image_size in (None, row.image_size)
 
 
+SourceEntryRecords = Annotated[
+    list[SourceEntryRecord], Field(fail_fast=True, min_length=1, max_length=MAX_DISTILLATION_BACKBONES)
+]
+
+
 class Provenance(BaseModel):
     """The provenance of accuracies.
 
@@ -258,7 +263,7 @@ class Provenance(BaseModel):
     seconds: NonNegativeFloat
     distilled_on_hash: BackboneHash | None = None
     distilled_at: InputPixels | None = None
-    distilled_from_entries: FailFastList[SourceEntryRecord] | None = None
+    distilled_from_entries: SourceEntryRecords | None = None
     evaluated_on: FailFastList[BackboneHash] | None = None
 
     @property
