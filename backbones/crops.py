@@ -1,5 +1,6 @@
 """Boxes of random resized crops, drawn as plain arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,3 +69,21 @@ def make_centre_crops(crop_count: int, image_pixels: int, crop_pixels: int) -> C
     inset = np.full(crop_count, (image_pixels - crop_pixels) / 2)
     sides = np.full(crop_count, float(crop_pixels))
     return Crops(inset, inset, sides, sides, np.zeros(crop_count, dtype=bool))
+
+
+def select_crops(crops: Crops, views: slice) -> Crops:
+    """Return the boxes of a range of views."""
+    return Crops(
+        crops.top[views], crops.left[views], crops.height[views], crops.width[views], crops.flip[views]
+    )
+
+
+def concatenate_crops(parts: Sequence[Crops]) -> Crops:
+    """Return the boxes of all parts, one part after another."""
+    return Crops(
+        np.concatenate([part.top for part in parts]),
+        np.concatenate([part.left for part in parts]),
+        np.concatenate([part.height for part in parts]),
+        np.concatenate([part.width for part in parts]),
+        np.concatenate([part.flip for part in parts]),
+    )

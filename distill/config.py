@@ -17,7 +17,12 @@ from sfm.config_fields import (
     ProcessCountField,
     RecipeField,
 )
-from sfm.constrained_types import MAX_INPUT_PIXELS
+from sfm.constrained_types import (
+    MAX_INPUT_PIXELS,
+    MAX_LABEL_TEMPERATURE,
+    MAX_LABEL_VIEWS,
+    MIN_LABEL_TEMPERATURE,
+)
 from sfm.paths import expand_home_in_field
 
 BackboneWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -154,6 +159,23 @@ class DistillConfig(BaseModel):
         le=MAX_PROCESSES,
         description="Number of processes that share the classes: on GPUs, one for each; on a CPU, each with "
         "its part of the threads.",
+    )
+    soft_labels: RecipeField[bool] = Field(
+        default=False,
+        description="Also write soft labels of the images, by the classifier of all real images, to "
+        "labels.safetensors; `sfm evaluate --mode soft` trains on them. With --resume, for a finished run.",
+    )
+    label_views: RecipeField[int] = Field(
+        default=50,
+        ge=1,
+        le=MAX_LABEL_VIEWS,
+        description="Augmented views of an image that its soft label is averaged over.",
+    )
+    label_temperature: RecipeField[float] = Field(
+        default=0.5,
+        ge=MIN_LABEL_TEMPERATURE,
+        le=MAX_LABEL_TEMPERATURE,
+        description="Temperature of the soft labels: higher ones are softer.",
     )
     resume: RecipeField[bool] = Field(
         default=False, description="Resume from the last checkpoint in the directory."

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfm.distill.pyramid import decode_pyramid
+from sfm.image_files import read_png_as_rgb
 from sfm.stats_store.digests import compute_chunked_array_digest
 
 DECODE_BATCH = 64
@@ -72,8 +73,25 @@ def write_images(
     ipc : int
         Images per class.
     """
-    width = len(str(ipc - 1))
     for name in class_folder_names:
         (folder / name).mkdir()
-        for index in range(ipc):
-            Image.fromarray(next(images)).save(folder / name / f"{index:0{width}d}.png")
+        for file_name in make_image_file_names(ipc):
+            Image.fromarray(next(images)).save(folder / name / file_name)
+
+
+def make_image_file_names(ipc: int) -> list[str]:
+    """Return the names of the files of one class, such that sorting keeps their order."""
+    width = len(str(ipc - 1))
+    return [f"{index:0{width}d}.png" for index in range(ipc)]
+
+
+def read_written_images(files: Sequence[Path], canvas_pixels: int) -> npt.NDArray[np.uint8]:
+    """Read images that :func:`write_images` wrote, shape (image, canvas, canvas, 3).
+
+    Raises
+    ------
+    InputError
+        If one is missing, damaged or of another size.
+    """
+    size = canvas_pixels, canvas_pixels
+    return np.stack([read_png_as_rgb(file, canvas_pixels**2, size) for file in files])

@@ -113,10 +113,11 @@ def make_portable_config(
 
 
 class FinishedRecord(BaseModel):
-    """The part of the ``run.json`` of a finished run that the command line prints."""
+    """The part of the ``run.json`` of a finished run that the command line prints or changes."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
+    config: dict[str, Any]
     ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
     dataset: Name
     loss: FiniteFloat

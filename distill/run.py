@@ -46,6 +46,7 @@ from sfm.distill.run_files import (
     write_run_file,
     write_run_folder,
 )
+from sfm.distill.run_labels import add_soft_labels, require_classifier_if_labelled
 from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt
 from sfm.distill.stop_signals import catch_stop_signals
 from sfm.distill.target_file import TARGET_FILE, encode_targets, read_target_file
@@ -134,6 +135,7 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     """Distil as one process of a group."""
     saved = find_resumable_checkpoint(config.out, config.resume)
     entries, backbones = open_entries_and_backbones(config, progress)
+    require_classifier_if_labelled(config, entries[0])
     resume_from, targets = saved[1].config if saved else None, None
     if resume_from and resume_from.targets:
         feature_counts = [backbone.card.features for backbone in backbones]
@@ -142,14 +144,17 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     if resume_from:
         require_resumable_config(resume_from, distiller.config, config.out)
         if (config.out / "run.json").exists():
-            return DistillResult(config.out, read_run_record(config.out / "run.json"))
+            record = read_run_record(config.out / "run.json")
+            if config.soft_labels and group.is_rank0:
+                record = add_soft_labels(config, distiller.config, entries[0], backbones[0], record, progress)
+            return DistillResult(config.out, record)
     with limit_cpu_threads(distiller.config.threads):
         checkpoint = start_or_resume_run(config, distiller, saved)
         checkpoint = run_steps(config, distiller, checkpoint, progress)
     levels = distiller.gather_levels()
     peak = read_peak_memory_bytes(distiller.backbone.device) + distiller.count_cuda_graph_bytes()
     peak = group.all_reduce_max(peak)
-    record: dict[str, Any] = {}
+    record = {}
     if group.is_rank0:
         digest = compute_images_digest(levels, distiller.config.canvas_pixels)
         record = make_run_record_without_result(config, distiller, digest)
@@ -157,7 +162,11 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
         record = escape_non_utf8_values(record)
         write_results(config.out, distiller, levels, record)
-    return DistillResult(config.out, group.broadcast_object(record))
+    record = group.broadcast_object(record)
+    # After the broadcast: no other process waits for the labels, which could exceed its time limit.
+    if config.soft_labels and group.is_rank0:
+        record = add_soft_labels(config, distiller.config, entries[0], backbones[0], record, progress)
+    return DistillResult(config.out, record)
 
 
 def start_or_resume_run(

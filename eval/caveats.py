@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sfm.eval.config import VIEWS_BY_SEED_MODES
 from sfm.eval.result import AccuracyRow, EntryRecord, FullDataRow
 
 OWN_BACKBONE_BIASED_MODES = frozenset({"inherit", "inherit-ridge"})
@@ -21,6 +22,15 @@ UNSEEN_BACKBONE_NOTE = (
 UNSEEN_CELL_NOTE = "In parentheses: unseen, that run was not distilled on this backbone."
 """Note below a table of several runs."""
 
+SOFT_LABELS_KNOW_REAL_IMAGES = "Rows of mode soft are trained on soft labels too"
+"""Start of the note about labels."""
+
+CAVEAT_STARTS = (NOT_BETTER_THAN_RANDOM, ABOVE_FULL_DATA, SOFT_LABELS_KNOW_REAL_IMAGES)
+"""Starts of all sentences that follow from rows."""
+
+FRESH_HEAD_MODES = ("linear", "soft")
+"""Modes that real images have rows of."""
+
 
 def format_top1_percent(row: AccuracyRow) -> str:
     """Return a row's top-1 accuracy in percent, with its deviation where there are several seeds."""
@@ -34,6 +44,7 @@ def list_caveats(
     """Return all caveats that follow from accuracies."""
     return [
         *list_random_baseline_warnings(rows),
+        *list_soft_label_notes(rows),
         *list_above_full_data_notes(rows, full_data_rows, entry_records),
     ]
 
@@ -41,7 +52,8 @@ def list_caveats(
 def list_random_baseline_warnings(rows: Sequence[AccuracyRow]) -> list[str]:
     """Return a sentence for every backbone and mode where random real images do as well as distilled ones.
 
-    Both are trained on with the same protocol, seeds and number of images; real ones in mode `linear`.
+    Both are trained on with the same protocol, seeds and number of images; real ones in mode `linear`,
+    or in `soft` where the distilled ones are.
     """
     warnings = []
     for row in rows:
@@ -57,24 +69,37 @@ def list_random_baseline_warnings(rows: Sequence[AccuracyRow]) -> list[str]:
 def find_random_baseline(row: AccuracyRow, candidate_rows: Sequence[AccuracyRow]) -> AccuracyRow | None:
     """Return the row of random real images through the same backbone to compare another row with.
 
-    That is one of the same protocol; for other modes than `linear` otherwise the one of the most epochs.
+    That is one of the same protocol; for modes that real images have no rows of,
+    otherwise the one of mode `linear` of the most epochs.
     """
+    baseline_mode = row.mode if row.mode in FRESH_HEAD_MODES else "linear"
     random_rows = [
         other
         for other in candidate_rows
-        if other.images == "random"
+        if (other.images, other.mode) == ("random", baseline_mode)
         and (other.backbone, other.image_size) == (row.backbone, row.image_size)
         and other.backbone_hash in (None, row.backbone_hash)
     ]
     same_protocol = [other for other in random_rows if has_same_training_options(other, row)]
-    candidates = same_protocol if row.mode == "linear" else same_protocol or random_rows
+    candidates = same_protocol if row.mode == baseline_mode else same_protocol or random_rows
     return max(candidates, key=lambda other: (other.epochs or 0, other.seeds), default=None)
 
 
 def has_same_training_options(baseline: AccuracyRow, row: AccuracyRow) -> bool:
     """Return whether two rows have the same protocol; views count where both train a head on them."""
     have_same_options = (baseline.epochs, baseline.seed, baseline.seeds) == (row.epochs, row.seed, row.seeds)
-    return have_same_options and (baseline.views == row.views or row.mode not in ("linear", "kd"))
+    return have_same_options and (baseline.views == row.views or row.mode not in VIEWS_BY_SEED_MODES)
+
+
+def list_soft_label_notes(rows: Sequence[AccuracyRow]) -> list[str]:
+    """Return a sentence about the labels of rows of mode ``soft``: their origin and their size."""
+    records = dict.fromkeys(row.labels for row in rows if row.labels)
+    return [
+        f"{SOFT_LABELS_KNOW_REAL_IMAGES}, from the classifier of all real images through {labels.backbone} "
+        f"({labels.views} views, temperature {labels.temperature:g}; {labels.bytes:,} bytes for the "
+        f"distilled images). Real images have labels of the same kind: compare soft rows with soft rows."
+        for labels in records
+    ]
 
 
 def list_above_full_data_notes(

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfm.errors import InputError
-from sfm.eval.caveats import ABOVE_FULL_DATA, NOT_BETTER_THAN_RANDOM, list_caveats
+from sfm.eval.caveats import CAVEAT_STARTS, FRESH_HEAD_MODES, list_caveats
 from sfm.eval.config import CLOSED_FORM_MODES, EvaluateConfig, RowTrainingOptions, make_row_training_options
 from sfm.eval.result import AccuracyRow, EarlierCommand, Evaluation, mark_unseen_rows
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, read_bounded_file
@@ -68,8 +68,11 @@ def combine_evaluations(
         return current.model_copy(update={"changes": [change]})
     previous = fill_missing_options_of_rows(previous, distilled_image_count)
     stale_hashes = find_stale_backbone_hashes(previous, current)
-    stale_rows = [row for row in previous.rows if row.backbone_hash in stale_hashes]
-    valid_rows = [row for row in previous.rows if row.backbone_hash not in stale_hashes]
+    valid_rows: list[AccuracyRow] = []
+    stale_rows: list[AccuracyRow] = []
+    for row in previous.rows:
+        is_stale = row.backbone_hash in stale_hashes or has_stale_labels(row, current)
+        (stale_rows if is_stale else valid_rows).append(row)
     new_rows = {make_row_identity(row): row for row in current.rows}
     replaced = [
         (row, new_rows[make_row_identity(row)]) for row in valid_rows if make_row_identity(row) in new_rows
@@ -110,6 +113,12 @@ def get_combinable_data_key(evaluation: Evaluation) -> tuple[str, ...]:
     """Return the values in which two evaluations agree whose rows can stand in one file."""
     p = evaluation.provenance
     return p.images, p.fingerprint, p.role, p.distilled_from
+
+
+def has_stale_labels(row: AccuracyRow, current: Evaluation) -> bool:
+    """Return whether a row was trained on other soft labels than the command's rows."""
+    current_labels = {other.labels for other in current.rows if other.labels}
+    return row.labels is not None and bool(current_labels) and row.labels not in current_labels
 
 
 def find_stale_backbone_hashes(previous: Evaluation, current: Evaluation) -> set[str]:
@@ -159,7 +168,7 @@ def describe_row_changes(
     replaced_pairs : sequence of (AccuracyRow, AccuracyRow)
         Rows that were measured again, before and now.
     stale_rows : sequence of AccuracyRow
-        Rows of entries that the store replaced.
+        Rows of entries that the store replaced, or of soft labels that were.
     kept_rows : sequence of AccuracyRow
     """
     changed = [(old, new) for old, new in replaced_pairs if (old.top1, old.top5) != (new.top1, new.top5)]
@@ -170,7 +179,9 @@ def describe_row_changes(
     if len(changed) < len(replaced_pairs):
         lines.append(f"measured again, and the same: {format_row_count(len(replaced_pairs) - len(changed))}")
     if stale_rows:
-        lines.append(f"dropped: {format_row_count(len(stale_rows))} of entries that the store replaced")
+        lines.append(
+            f"dropped: {format_row_count(len(stale_rows))} of entries or labels that were replaced since"
+        )
     if kept_rows:
         lines.append(f"kept: {format_row_count(len(kept_rows))} of earlier evaluations")
     return lines
@@ -189,7 +200,7 @@ def format_row_count(count: int) -> str:
 
 def drop_caveat_notes(notes: Sequence[str]) -> list[str]:
     """Return the notes without those that :func:`~sfm.eval.caveats.list_caveats` writes anew."""
-    return [note for note in notes if not note.startswith((NOT_BETTER_THAN_RANDOM, ABOVE_FULL_DATA))]
+    return [note for note in notes if not note.startswith(CAVEAT_STARTS)]
 
 
 def is_note_still_true(earlier_note: str, current_rows: Sequence[AccuracyRow]) -> bool:
@@ -223,8 +234,10 @@ def may_have_measured_any(
 
 
 def is_row_made_by_config(row: AccuracyRow, config: EvaluateConfig, distilled_image_count: int) -> bool:
-    """Return whether a config measures such a row; rows of real images are always of mode `linear`."""
-    modes = config.mode if row.images in ("distilled", "none") else ["linear"]
+    """Return whether a config measures such a row; those of real images are of `linear` or `soft`."""
+    modes = list(config.mode)
+    if row.images not in ("distilled", "none"):
+        modes = ["linear", *(mode for mode in config.mode if mode in FRESH_HEAD_MODES)]
     seeds = 1 if row.mode in CLOSED_FORM_MODES else config.seeds
     protocol = RowTrainingOptions(row.epochs, row.views, row.seed)
     expected_protocol = make_row_training_options(config, row.mode, distilled_image_count)

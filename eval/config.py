@@ -20,8 +20,11 @@ from sfm.errors import InputError
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.paths import expand_home_in_field, resolve_links
 
-Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
+Mode = Literal["linear", "soft", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+VIEWS_BY_SEED_MODES = frozenset({"linear", "soft", "kd"})
+"""Modes that train fresh heads, every seed on its own views."""
+
 CLOSED_FORM_MODES = frozenset({"inherit-ridge", "inherit-statistics"})
 """Modes in closed form: nothing is random, so they have one seed."""
 
@@ -66,10 +69,11 @@ class EvaluateOptions(BaseModel):
     mode: RecipeField[list[Mode]] = Field(
         default=["linear", "inherit", "inherit-statistics"],
         min_length=1,
-        description="What to train on the images; repeat for several. linear: a fresh head. inherit: a "
-        "projector to the classifier that the store holds; inherit-ridge: the same in closed form; "
-        "inherit-statistics: the same from class means, without images. kd: a head, from that classifier's "
-        "soft labels. joint, stage: projector and head, together or one after the other.",
+        description="What to train on the images; repeat for several. linear: a fresh head. soft: the same, "
+        "on the soft labels of `sfm distill --soft-labels`. inherit: a projector to the classifier that the "
+        "store holds; inherit-ridge: the same in closed form; inherit-statistics: the same from class means, "
+        "without images. kd: a head, from that classifier's soft labels of every view. joint, stage: "
+        "projector and head, together or one after the other.",
     )
     seeds: InMemoryCountField[int] = Field(
         default=3, ge=1, le=MAX_ITERATIONS, description="Repetitions; the table shows mean and deviation."
@@ -181,7 +185,7 @@ def count_views_per_image_and_seed(config: EvaluateOptions, mode: Mode, image_co
     mode : Mode
     image_count : int
     """
-    if mode in ("linear", "kd"):
+    if mode in VIEWS_BY_SEED_MODES:
         return config.views
     return config.projector_views or max(config.views, -(-TOTAL_PROJECTOR_VIEWS // image_count))
 

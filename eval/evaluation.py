@@ -19,6 +19,7 @@ from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_ex
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.distilled_run import DistilledRun, read_distilled_run
 from sfm.eval.evaluation_job import EvaluationJob, prepare_evaluation_job, require_same_held_out_data
+from sfm.eval.image_set_labels import ImageSetLabeller
 from sfm.eval.image_sets import (
     ImageSet,
     make_neighbour_image_sets,
@@ -209,6 +210,7 @@ def run_evaluation_job(
             )
         return feature_cache[backbone.card.hash]
 
+    labeller = ImageSetLabeller(job.soft_labels, job.teacher, progress) if job.soft_labels else None
     rows: list[AccuracyRow] = []
     full_data: list[FullDataRow] = []
     write_failures: list[str] = []
@@ -216,7 +218,9 @@ def run_evaluation_job(
         samples = load_held_out_samples(eval_backbone)
         full_data_rows = make_full_data_rows(eval_backbone, samples)
         full_data += full_data_rows
-        trainer = RowTrainer(job, eval_backbone, samples, full_data_rows[0].top1, work_folder, progress)
+        trainer = RowTrainer(
+            job, eval_backbone, samples, full_data_rows[0].top1, work_folder, progress, labeller
+        )
         for mode in dict.fromkeys(config.mode):
             rows.append(
                 trainer.read_or_train_row(distilled, mode, compute_distilled_features, write_failures)
@@ -225,7 +229,7 @@ def run_evaluation_job(
             run, exemplars, eval_backbone.backbone, config, work_folder
         )
         for image_set in (*real_image_sets, *neighbour_sets):
-            rows.append(trainer.read_or_train_row(image_set, "linear", None, write_failures))
+            rows += trainer.read_or_train_baseline_rows(image_set, write_failures)
     provenance = make_provenance(job, time.perf_counter() - started)
     caveats = list_caveats(rows, full_data, provenance.entries)
     evaluation = mark_unseen_rows(

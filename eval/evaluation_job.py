@@ -7,6 +7,7 @@ from sfm.backbones.build import Backbone
 from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
+from sfm.eval.distilled_labels import read_run_soft_labels, require_labels_of_images
 from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.evaluated_backbones import (
     EvaluatedBackbone,
@@ -17,6 +18,7 @@ from sfm.eval.evaluated_backbones import (
 )
 from sfm.eval.mode_training import TARGET_FEATURE_MODES
 from sfm.eval.result import NoteText
+from sfm.soft_label_files import SoftLabels
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import Store
@@ -36,7 +38,10 @@ class EvaluationJob:
     eval_backbones : list of EvaluatedBackbone
         The backbones to evaluate on.
     teacher : EvaluatedBackbone or None
-        The first backbone distilled on, where a mode needs its features on another backbone.
+        The first backbone distilled on, where a mode needs its features on another backbone, or real images
+        need its labels.
+    soft_labels : SoftLabels or None
+        Of the distilled images, where mode ``soft`` needs them.
     notes : list of NoteText
         Notes for the result that are known before training.
     """
@@ -47,6 +52,7 @@ class EvaluationJob:
     sources: list[ClassSubsetStatistics]
     eval_backbones: list[EvaluatedBackbone]
     teacher: EvaluatedBackbone | None
+    soft_labels: SoftLabels | None
     notes: list[NoteText]
 
     @property
@@ -83,24 +89,39 @@ def prepare_evaluation_job(
 
     Raises the errors of :func:`~sfm.eval.evaluation.evaluate`.
     """
+    soft_labels = None
+    if "soft" in config.mode:
+        soft_labels = require_labels_of_images(
+            read_run_soft_labels(config.run, run, config.store),
+            compute_array_digest(run.pixels),
+            config.run,
+            config.store,
+        )
     sources = open_source_statistics(store, run, config.run)
     eval_backbones, notes = load_evaluated_backbones(
         config, run.record, store, summaries, sources, load_backbone
     )
     own_hashes = {source.entry.backbone.hash for source in sources}
     has_unseen = any(b.backbone.card.hash not in own_hashes for b in eval_backbones)
-    teacher = (
-        reuse_or_load_teacher_backbone(run.record, store, sources[0], eval_backbones, load_backbone)
-        if has_unseen and TARGET_FEATURE_MODES.intersection(config.mode)
-        else None
-    )
+    teacher = None
+    needs_features = has_unseen and bool(TARGET_FEATURE_MODES.intersection(config.mode))
+    if needs_features or (soft_labels and "exemplar/role" in sources[0].entry):
+        try:
+            teacher = reuse_or_load_teacher_backbone(
+                run.record, store, sources[0], eval_backbones, load_backbone
+            )
+        except InputError as error:
+            # Distilled images have their labels in a file: they need no backbone.
+            if needs_features:
+                raise
+            notes.append(f"Real images are left out of mode soft, they cannot be labelled: {error}.")
     if not sources[0].has_all_classes:
         class_count = len(sources[0].entry.dataset.class_ids)
         notes.append(
             f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "
             f"classifiers and means of the others are left out."
         )
-    return EvaluationJob(config, run, store, sources, eval_backbones, teacher, notes)
+    return EvaluationJob(config, run, store, sources, eval_backbones, teacher, soft_labels, notes)
 
 
 def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:

@@ -17,6 +17,7 @@ from sfm.eval.knowledge_distillation import compute_soft_labels, train_heads_on_
 from sfm.eval.linear_probe import INITIAL_STD, train_linear_heads
 from sfm.eval.projectors import LinearProjectors, compose_projectors_with_classifier, train_projectors
 from sfm.eval.ridge import RidgeFit, fit_ridge_projector
+from sfm.eval.soft_label_training import train_heads_on_soft_labels
 from sfm.eval.training import (
     BatchSchedule,
     CountCallback,
@@ -46,6 +47,8 @@ class ModeTrainingContext:
     target_features : Tensor or None, shape (image, view, target feature)
         Features of the distillation backbone, of the same views; None unless a mode of
         ``TARGET_FEATURE_MODES`` was asked for.
+    soft_labels : Tensor or None, shape (image, class)
+        None unless the mode is ``soft``.
     """
 
     eval_backbone: EvaluatedBackbone
@@ -53,6 +56,7 @@ class ModeTrainingContext:
     image_set: ImageSet
     view_features: Tensor
     target_features: Tensor | None
+    soft_labels: Tensor | None = None
 
     @property
     def backbone_spec(self) -> str:
@@ -74,6 +78,12 @@ class ModeTrainingContext:
         if self.target_features is None:
             raise ValueError("no features of the distillation backbone were computed")
         return self.target_features
+
+    def require_soft_labels(self) -> Tensor:
+        """Return the soft labels; raise ValueError if there are none."""
+        if self.soft_labels is None:
+            raise ValueError("no soft labels were given")
+        return self.soft_labels
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,19 @@ def fit_linear_mode(
     weights = draw_initial_head_weights(context, config)
     on_epoch = make_stage_progress_callback(progress, stage, "epochs")
     return FittedHeads(train_linear_heads(seed_views, labels, schedule, weights, on_epoch))
+
+
+def fit_soft_mode(
+    context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
+    """Train fresh heads as mode ``linear``, on the soft labels of the images."""
+    seed_views = split_views_between_seeds(context.view_features, context.image_set, config)
+    soft_labels = context.require_soft_labels().repeat_interleave(context.image_set.seeds_per_image, dim=0)
+    stage = f"soft heads of {context.image_set.name} images on {context.backbone_spec}"
+    schedule = make_separate_views_schedule(context.image_set, len(seed_views), config)
+    weights = draw_initial_head_weights(context, config)
+    on_epoch = make_stage_progress_callback(progress, stage, "epochs")
+    return FittedHeads(train_heads_on_soft_labels(seed_views, soft_labels, schedule, weights, on_epoch))
 
 
 def fit_kd_mode(
@@ -201,6 +224,7 @@ def fit_stage_mode(
 
 MODE_FUNCTIONS: dict[Mode, Callable[[ModeTrainingContext, EvaluateConfig, ProgressCallback], FittedHeads]] = {
     "linear": fit_linear_mode,
+    "soft": fit_soft_mode,
     "inherit": fit_inherit_mode,
     "inherit-ridge": fit_inherit_ridge_mode,
     "inherit-statistics": fit_inherit_statistics_mode,

@@ -54,6 +54,31 @@ class ConfusedPair(BaseModel):
     count: Count
 
 
+class LabelRecord(BaseModel):
+    """The soft labels of the distilled images that a row of mode ``soft`` was trained on, or stands beside.
+
+    Attributes
+    ----------
+    digest : str
+        Of their values.
+    bytes : int
+        Size of their file.
+    backbone : str
+        Spec of the backbone whose classifier of all real images made them.
+    views : int
+        Views per image that they are averaged over.
+    temperature : float
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    digest: PixelDigest
+    bytes: Count
+    backbone: BackboneSpec
+    views: PositiveCount
+    temperature: NonNegativeFloat
+
+
 class AccuracyRow(BaseModel):
     """Accuracy on held-out features of heads that were trained on a few images.
 
@@ -100,6 +125,8 @@ class AccuracyRow(BaseModel):
         Protocol of the training: passes, views per image and seed, seed of the run.
     unseen : bool or None
         Whether the images were not distilled on this backbone, see :func:`mark_unseen_rows`.
+    labels : LabelRecord or None
+        In mode ``soft``: the labels of the distilled images. Real images had labels from the same classifier.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -127,6 +154,7 @@ class AccuracyRow(BaseModel):
     views: PositiveCount | None = None
     seed: Seed | None = None
     unseen: bool | None = None
+    labels: LabelRecord | None = None
 
 
 class FullDataRow(BaseModel):

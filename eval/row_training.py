@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
@@ -11,6 +13,7 @@ from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.classifier_files import save_first_seed_classifier
 from sfm.eval.config import (
+    VIEWS_BY_SEED_MODES,
     EvaluateConfig,
     Mode,
     count_views_per_image_and_seed,
@@ -19,6 +22,7 @@ from sfm.eval.config import (
 )
 from sfm.eval.evaluated_backbones import EvaluatedBackbone, select_source_statistics
 from sfm.eval.evaluation_job import EvaluationJob
+from sfm.eval.image_set_labels import ImageSetLabeller
 from sfm.eval.image_sets import ImageSet
 from sfm.eval.mode_training import (
     TARGET_FEATURE_MODES,
@@ -69,6 +73,8 @@ class RowTrainer:
     work_folder : WorkFolder
         Where finished rows are kept.
     progress : ProgressCallback
+    labeller : ImageSetLabeller or None
+        None unless mode ``soft`` was asked for.
     """
 
     job: EvaluationJob
@@ -77,6 +83,7 @@ class RowTrainer:
     full_data_top1: float
     work_folder: WorkFolder
     progress: ProgressCallback
+    labeller: ImageSetLabeller | None = None
 
     @property
     def source_statistics(self) -> ClassSubsetStatistics:
@@ -87,7 +94,7 @@ class RowTrainer:
         self,
         image_set: ImageSet,
         mode: Mode,
-        compute_shared_features: Callable[[Backbone], KeyedViewFeatures] | None,
+        compute_shared_features: Callable[[Backbone], KeyedViewFeatures],
         appended_write_failures: list[WriteFailure],
     ) -> AccuracyRow:
         """Return the accuracy row of a mode on an image set; finished rows in the work folder are read.
@@ -96,9 +103,8 @@ class RowTrainer:
         ----------
         image_set : ImageSet
         mode : Mode
-        compute_shared_features : callable, optional
-            Returns the features of the images' views through a backbone; by default they are computed for
-            this row alone.
+        compute_shared_features : callable
+            Returns the features of the images' views through a backbone, which other rows use too.
         appended_write_failures : list of str
             Messages about files that could not be written are appended.
         """
@@ -108,22 +114,18 @@ class RowTrainer:
         if finished_row is not None:
             return finished_row
         target_features: KeyedViewFeatures | None = None
-        if compute_shared_features is None:
-            view_features = compute_image_set_features(
-                self.eval_backbone.backbone, image_set, [mode], config, self.work_folder, self.progress
+        view_features = compute_shared_features(self.eval_backbone.backbone)
+        if mode in TARGET_FEATURE_MODES:
+            target_features = compute_shared_features(
+                self.job.get_teacher_backbone(self.eval_backbone.backbone)
             )
-        else:
-            view_features = compute_shared_features(self.eval_backbone.backbone)
-            if mode in TARGET_FEATURE_MODES:
-                target_features = compute_shared_features(
-                    self.job.get_teacher_backbone(self.eval_backbone.backbone)
-                )
         context = ModeTrainingContext(
             self.eval_backbone,
             self.source_statistics,
             image_set,
             view_features.features,
             target_features.features if target_features else None,
+            self.make_soft_labels_if_used(image_set, mode),
         )
         fitted_heads = fit_heads_by_mode(mode, context, config, self.progress)
         protocol = make_row_training_options(config, mode, len(image_set.images.pixels))
@@ -136,6 +138,8 @@ class RowTrainer:
             self.full_data_top1,
             protocol,
         )
+        if mode == "soft" and self.labeller:
+            row = row.model_copy(update={"labels": self.labeller.make_label_record()})
         if config.save and image_set.name == "distilled":
             folder = get_classifier_folder(config.result_path)
             try:
@@ -147,6 +151,38 @@ class RowTrainer:
                 return row
         self.work_folder.write_row(key, row, [f.work_key for f in (view_features, target_features) if f])
         return row
+
+    def read_or_train_baseline_rows(
+        self, image_set: ImageSet, appended_write_failures: list[WriteFailure]
+    ) -> list[AccuracyRow]:
+        """Return the rows of real images: mode ``linear``, and ``soft`` if the distilled images have it.
+
+        Parameters as of :meth:`read_or_train_row`.
+        """
+        modes: list[Mode] = ["linear"]
+        if self.labeller and self.labeller.can_label(image_set):
+            modes.append("soft")
+        computed: list[KeyedViewFeatures] = []
+
+        def compute_features_once(backbone: Backbone) -> KeyedViewFeatures:
+            if not computed:
+                computed.append(
+                    compute_image_set_features(
+                        backbone, image_set, modes, self.job.config, self.work_folder, self.progress
+                    )
+                )
+            return computed[0]
+
+        return [
+            self.read_or_train_row(image_set, mode, compute_features_once, appended_write_failures)
+            for mode in modes
+        ]
+
+    def make_soft_labels_if_used(self, image_set: ImageSet, mode: Mode) -> Tensor | None:
+        """Return the labels of an image set on the backbone's device, for mode ``soft`` alone."""
+        if mode != "soft" or self.labeller is None:
+            return None
+        return torch.from_numpy(self.labeller.label_images(image_set)).to(self.eval_backbone.backbone.device)
 
     def make_row_work_key(self, image_set: ImageSet, mode: Mode) -> str:
         """Return the digest of everything that a row, and the classifier file it leaves, depends on."""
@@ -162,10 +198,18 @@ class RowTrainer:
             ],
             classes=self.job.run.class_ids,
             options=options,
+            labels=self.make_labels_work_key() if mode == "soft" else None,
             saved_to=str(classifier_folder) if config.save else None,
             version=version("sfm-distill"),
             device=backbone.device,
         )
+
+    def make_labels_work_key(self) -> dict[str, Any] | None:
+        """Return everything that the labels of an image set depend on, besides its images."""
+        if self.labeller is None:
+            return None
+        labels = self.labeller.distilled_labels
+        return labels.header.model_dump() | {"values": compute_array_digest(labels.probabilities)}
 
 
 def compute_image_set_features(
@@ -180,7 +224,7 @@ def compute_image_set_features(
     image_count = len(image_set.images.pixels)
     views = max(
         count_views_per_image_and_seed(config, mode, image_count)
-        * (image_set.seeds_per_image if mode in ("linear", "kd") else 1)
+        * (image_set.seeds_per_image if mode in VIEWS_BY_SEED_MODES else 1)
         for mode in needed_by_modes
     )
     crops = draw_view_crops(image_set.images, views, config.seed)

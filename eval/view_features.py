@@ -1,7 +1,6 @@
 """Features of augmented views, computed once and used by every mode, seed and epoch."""
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,21 +8,15 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.crops import Crops, draw_crops
-from sfm.backbones.execution.determinism import tf32_disabled
+from sfm.backbones.crops import Crops, concatenate_crops, draw_crops, select_crops
 from sfm.backbones.image_tensors import pixels_to_tensor
-from sfm.backbones.views import apply_crops
+from sfm.backbones.view_batches import choose_view_batch_size, compute_features_of_views
 from sfm.eval.training import CountCallback, RandomStreamPurpose, ignore_progress_count
 from sfm.eval.work_folder import ResumableFeatures, WorkFolder, compute_work_key
 from sfm.random_streams import make_rng
 from sfm.stats_store.digests import compute_array_digest
 
-# Input pixels of the views computed together. On a CPU, few: activations that the allocator keeps for the
-# next batch cost no page faults, which are a third of the time of larger ones. On a GPU, enough to fill it.
-CPU_BATCH_PIXELS, GPU_BATCH_PIXELS = 2**18, 2**24
 VIEWS_PER_STREAM = 50
-
-CropValue = TypeVar("CropValue", np.float64, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -62,22 +55,14 @@ def draw_view_crops(images: LabelledImages, views_per_image: int, run_seed: int)
         All views of the first image, then all of the second, and so on.
     """
     side = images.pixels.shape[1]
-    drawn = [
-        draw_crops(make_rng(run_seed, RandomStreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
-        for image in range(len(images.pixels))
-        for block in range(-(-views_per_image // VIEWS_PER_STREAM))
-    ]
+    blocks = range(-(-views_per_image // VIEWS_PER_STREAM))
 
-    def concatenate(parts: list[npt.NDArray[CropValue]]) -> npt.NDArray[CropValue]:
-        return np.concatenate(parts).reshape(len(images.pixels), -1)[:, :views_per_image].reshape(-1)
+    def draw_image_crops(image: int) -> Crops:
+        streams = (make_rng(run_seed, RandomStreamPurpose.VIEWS, image, block) for block in blocks)
+        drawn = concatenate_crops([draw_crops(rng, VIEWS_PER_STREAM, side) for rng in streams])
+        return select_crops(drawn, slice(views_per_image))
 
-    return Crops(
-        concatenate([c.top for c in drawn]),
-        concatenate([c.left for c in drawn]),
-        concatenate([c.height for c in drawn]),
-        concatenate([c.width for c in drawn]),
-        concatenate([c.flip for c in drawn]),
-    )
+    return concatenate_crops([draw_image_crops(image) for image in range(len(images.pixels))])
 
 
 def compute_view_features(
@@ -105,11 +90,9 @@ def compute_view_features(
     Tensor, shape (image, view, feature), float32
         On the backbone's device.
     """
-    size = backbone.card.preprocessing.input_size
     pixels = pixels_to_tensor(images.pixels).to(backbone.device).contiguous()
     image_count, total = len(pixels), len(crops.top)
-    batch_pixels = CPU_BATCH_PIXELS if backbone.device.type == "cpu" else GPU_BATCH_PIXELS
-    batch_size = max(1, batch_pixels // size**2)
+    batch_size = choose_view_batch_size(backbone)
     features = torch.empty((total, backbone.card.features), device=backbone.device)
     resumable = (
         ResumableFeatures(work_folder, make_view_features_key(backbone, images, crops, batch_size), features)
@@ -120,24 +103,13 @@ def compute_view_features(
     if computed_views:
         on_views(computed_views, total)
     try:
-        with torch.inference_mode(), tf32_disabled():
-            for start in range(computed_views, total, batch_size):
-                batch = slice(start, min(start + batch_size, total))
-                boxes = Crops(
-                    crops.top[batch],
-                    crops.left[batch],
-                    crops.height[batch],
-                    crops.width[batch],
-                    crops.flip[batch],
-                )
-                image_indices = torch.arange(batch.start, batch.stop, device=backbone.device) // (
-                    total // image_count
-                )
-                features[batch] = backbone.features(apply_crops(pixels[image_indices], boxes, size))
-                computed_views = batch.stop
-                if resumable:
-                    resumable.write_unwritten_views_if_due(computed_views)
-                on_views(computed_views, total)
+        for start in range(computed_views, total, batch_size):
+            batch = slice(start, min(start + batch_size, total))
+            features[batch] = compute_features_of_views(backbone, pixels, crops, batch)
+            computed_views = batch.stop
+            if resumable:
+                resumable.write_unwritten_views_if_due(computed_views)
+            on_views(computed_views, total)
     finally:
         if resumable:
             resumable.write_unwritten_views(computed_views)

@@ -136,6 +136,14 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
         f"loss {record['loss']:.4f}, {record['wall_seconds']:.0f} s, "
         f"peak memory {record['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
+    if config.soft_labels and "soft_labels" in record:
+        from sfm.soft_label_files import LABEL_FILE
+
+        labels = record["soft_labels"]
+        print_line(
+            f"Soft labels: {result.out / LABEL_FILE}, {labels['bytes'] / 1e3:.1f} kB beside "
+            f"{labels['image_bytes'] / 1e3:.1f} kB of images; `sfm evaluate --mode soft` trains on them"
+        )
     print_line(f"Look at {result.out / 'preview.png'}")
     print_next_command("evaluate", result.out, "--store", config.store)
 
@@ -256,6 +264,7 @@ add_command(
         "sfm distill --store ./store --backbone lite0 --dataset fashion-mnist-6k --out ./distilled",
         "sfm distill --store ./store --backbone lite0 --backbone lite1 --dataset birds --out ./on-both",
         "sfm distill --config ./distilled/run.json --store ./store --seed 1 --out ./distilled-1",
+        "sfm distill --config ./distilled/run.json --store ./store --out ./distilled --resume --soft-labels",
     ],
 )
 add_command(

@@ -31,6 +31,12 @@ MAX_CLASSES = 2**20
 MAX_FEATURES = 2**16
 """Length of a feature vector."""
 
+MAX_LABEL_VIEWS = 1000
+"""Views that the soft label of an image is averaged over."""
+
+MIN_LABEL_TEMPERATURE, MAX_LABEL_TEMPERATURE = 0.01, 1000.0
+"""Divisors of logits that give finite soft labels, neither of one class nor equal for all."""
+
 MAX_GENERATION = 99_999_999
 """The name of a commit has eight digits."""
 

@@ -8,23 +8,35 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
 from sfm.eval.report.reported_runs import ReportedRun
+from sfm.soft_label_files import LABEL_FILE, LABEL_TENSOR, serialize_soft_labels
 
 TAR_FILE, TABLE_FILE = "train.tar", "data/train-00000-of-00001.parquet"
 """Paths inside the exported folder."""
 
 
 def write_imagefolder(folder: Path, run: ReportedRun) -> None:
-    """Copy the images as ``<class>/<i>.png``, as torchvision's ``ImageFolder`` reads them."""
+    """Copy the images as ``<class>/<i>.png``, as torchvision's ``ImageFolder`` reads them.
+
+    An image folder has no place for soft labels: their file is put beside it, in the order of the images.
+    """
     for file in run.distilled.image_files:
         target = folder / file.parent.name / file.name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
+    labels = run.soft_labels
+    if labels:
+        (folder / LABEL_FILE).write_bytes(serialize_soft_labels(labels.probabilities, labels.header))
 
 
 def write_webdataset(folder: Path, run: ReportedRun) -> None:
     """Write one tar with a ``.png``, a ``.cls`` (the label) and a ``.json`` (the class) for every image.
+
+    Soft labels are a ``.soft_label.npy`` each.
 
     Equal images give equal bytes: the tar records no time and no owner.
     """
@@ -43,6 +55,8 @@ def write_webdataset(folder: Path, run: ReportedRun) -> None:
                 "cls": str(label).encode(),
                 "json": json.dumps(metadata, ensure_ascii=False).encode(),
             }
+            if run.soft_labels:
+                members["soft_label.npy"] = encode_npy(run.soft_labels.probabilities[number])
             for extension, data in members.items():
                 member = tarfile.TarInfo(f"{number:0{digits}d}.{extension}")
                 member.size = len(data)
@@ -51,6 +65,8 @@ def write_webdataset(folder: Path, run: ReportedRun) -> None:
 
 def write_parquet(folder: Path, run: ReportedRun) -> None:
     """Write one table with the columns image and label, and the metadata that the Hugging Face Hub reads.
+
+    Soft labels are a third column, ``soft_label``.
 
     Raises
     ------
@@ -69,22 +85,37 @@ def write_parquet(folder: Path, run: ReportedRun) -> None:
         for file in run.distilled.image_files
     ]
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+    columns: dict[str, Any] = {"image": images, "label": run.distilled.labels.tolist()}
+    fields = [pa.field("image", image), pa.field("label", pa.int64())]
+    if run.soft_labels:
+        fields.append(pa.field(LABEL_TENSOR, pa.list_(pa.float32())))
+        columns[LABEL_TENSOR] = list(run.soft_labels.probabilities)
     schema = pa.schema(
-        [pa.field("image", image), pa.field("label", pa.int64())],
+        fields,
         metadata={"huggingface": json.dumps({"info": {"features": make_table_column_features(run)}})},
     )
     target = folder / TABLE_FILE
     target.parent.mkdir()
-    table = pa.Table.from_pydict({"image": images, "label": run.distilled.labels.tolist()}, schema=schema)
+    table = pa.Table.from_pydict(columns, schema=schema)
     pq.write_table(table, target)
 
 
 def make_table_column_features(run: ReportedRun) -> dict[str, Any]:
     """Return the ``features`` of the table's columns, as the ``datasets`` library names them."""
-    return {
+    features: dict[str, Any] = {
         "image": {"_type": "Image"},
         "label": {"names": disambiguate_class_names(run), "_type": "ClassLabel"},
     }
+    if run.soft_labels:
+        features[LABEL_TENSOR] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
+    return features
+
+
+def encode_npy(array: npt.NDArray[np.float32]) -> bytes:
+    """Return an array as the bytes of a ``.npy`` file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 def disambiguate_class_names(run: ReportedRun) -> list[str]:

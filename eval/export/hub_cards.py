@@ -21,6 +21,7 @@ from sfm.eval.report.reproduction_commands import make_distill_command
 from sfm.eval.report.row_selection import list_result_rows, make_row_label
 from sfm.eval.report.text_format import format_count_with_noun
 from sfm.eval.result import AccuracyRow, ResultRow, is_row_on_distillation_backbone
+from sfm.soft_label_files import LABEL_TENSOR
 from sfm.stats_store.cards import DatasetCard
 from sfm.text import escape_non_utf8, format_percent, format_words_as_list, sanitize_line
 
@@ -167,6 +168,8 @@ def make_load_dataset_fields(run: ReportedRun, export_format: str, exported_fold
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}]
     }
     dataset_bytes = run.image_file_bytes + INT64_BYTES * len(run.distilled.image_files)
+    if run.soft_labels and export_format != "imagefolder":
+        dataset_bytes += run.soft_labels.probabilities.nbytes
     info: dict[str, Any] = {
         "splits": [
             {"name": "train", "num_bytes": dataset_bytes, "num_examples": len(run.distilled.image_files)}
@@ -177,7 +180,10 @@ def make_load_dataset_fields(run: ReportedRun, export_format: str, exported_fold
     if export_format != "webdataset":
         names = disambiguate_class_names(run) if export_format == "parquet" else list_class_folder_names(run)
         label = {"class_label": {"names": {str(index): name for index, name in enumerate(names)}}}
-        info = {"features": [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]} | info
+        features = [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]
+        if run.soft_labels and export_format == "parquet":
+            features.append({"name": LABEL_TENSOR, "sequence": "float32"})
+        info = {"features": features} | info
     return fields | {"dataset_info": info}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfm.eval.distilled_labels import require_labels_of_images
 from sfm.eval.export.classifier_export import export_classifier
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.export_formats import write_imagefolder, write_parquet, write_webdataset
@@ -58,10 +59,13 @@ def export(config: ExportConfig) -> ExportResult:
     Raises
     ------
     InputError
-        If the directory is not a finished run, the folder to write is not empty, the store does not hold
-        the run's entry, or no classifier was trained yet; names the command that trains one.
+        If the directory is not a finished run, its soft labels are of other images, the folder to write is
+        not empty, the store does not hold the run's entry, or no classifier was trained yet; names the
+        command that trains one.
     """
     (run,) = read_reported_runs([config.run], [config.store] if config.store else [], config.evaluation)
+    if config.format != "classifier" and run.soft_labels:
+        require_labels_of_images(run.soft_labels, run.pixel_digest, config.run)
     with lock_output_file(config.out), create_folder_atomically(config.out) as partial:
         if config.format == "classifier":
             export_classifier(partial, run, config)

@@ -47,6 +47,7 @@ def describe_run_costs_by_label(run: ReportedRun) -> dict[str, str]:
     record, details, evaluation = run.distilled.record, run.details, run.evaluation
     image_count, real_count = len(run.distilled.image_files), details.train_samples
     source_data = run.source_data
+    distilled_bytes = run.image_file_bytes + run.label_file_bytes
     real_bytes = None
     if source_data:
         entry = source_data.statistics.entry
@@ -57,10 +58,11 @@ def describe_run_costs_by_label(run: ReportedRun) -> dict[str, str]:
     return {
         "Distilled images": f"{image_count:,}",
         "Files of the distilled images (PNG)": format_decimal_bytes(run.image_file_bytes),
+        "Their soft labels": format_decimal_bytes(run.label_file_bytes or None),
         "Real training images": f"{real_count:,}" if real_count else UNKNOWN,
         "Real images per distilled one": f"{real_count / image_count:,.0f}" if real_count else UNKNOWN,
         "Files of the real images, as they were read": format_decimal_bytes(real_bytes),
-        "Bytes of real images per distilled byte": f"{real_bytes / run.image_file_bytes:,.1f}"
+        "Bytes of real images per distilled byte": f"{real_bytes / distilled_bytes:,.1f}"
         if real_bytes
         else UNKNOWN,
         "Real images, decoded at the input size": format_decimal_bytes(decoded_bytes),

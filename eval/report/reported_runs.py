@@ -18,6 +18,7 @@ from sfm.errors import InputError
 from sfm.eval.class_subset import NEAREST_ROLE, ClassSubsetStatistics, select_run_statistics
 from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
 from sfm.eval.config import RESULT_FILE
+from sfm.eval.distilled_labels import read_run_soft_labels
 from sfm.eval.distilled_run import (
     DistilledPixelDigest,
     DistilledRun,
@@ -29,6 +30,7 @@ from sfm.eval.output_files import make_distinct_directory_names
 from sfm.eval.result import Evaluation, SourceEntryRecord
 from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
+from sfm.soft_label_files import SoftLabels
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
 from sfm.stats_store.store import Entry, Store, open_store
@@ -138,6 +140,8 @@ class ReportedRun:
     evaluation : Evaluation or None
     source_data : SourceData or None
         None unless a store was given that holds the run's entries.
+    soft_labels : SoftLabels or None
+        As they are in the directory; they may be of images that were edited since.
     """
 
     directory: Path
@@ -149,11 +153,22 @@ class ReportedRun:
     growth_sheets: list[GrowthSheet]
     evaluation: Evaluation | None
     source_data: SourceData | None
+    soft_labels: SoftLabels | None = None
 
     @property
     def image_file_bytes(self) -> int:
         """Size of the images' files."""
         return sum(file.stat().st_size for file in self.distilled.image_files)
+
+    @property
+    def label_file_bytes(self) -> int:
+        """Size of the file of soft labels; 0 without one."""
+        return self.soft_labels.file_bytes if self.soft_labels else 0
+
+    @property
+    def has_stale_labels(self) -> bool:
+        """Whether the soft labels are of other images than those in the directory."""
+        return self.soft_labels is not None and self.soft_labels.header.images != self.pixel_digest
 
 
 def read_reported_runs(
@@ -197,6 +212,7 @@ def read_reported_runs(
                 [read_evaluation_if_exists(directory / RESULT_FILE), *external_results[i]], run, directory
             ),
             source_data=source_data.get(i),
+            soft_labels=read_run_soft_labels(directory, run),
         )
         for i, (directory, name, run) in enumerate(zip(run_directories, names, runs, strict=True))
     ]

@@ -12,9 +12,13 @@ from sfm.eval.report.text_format import format_sfm_command
 LARGE_OPTIONS = ("ipc", "views", "micro_batch", "graphs", "devices")
 """Options of `sfm distill` that a file may not give above some size."""
 
+LABEL_OPTIONS = ("soft_labels", "label_views", "label_temperature")
+"""Options of `sfm distill` for soft labels; without the first, the others have no effect."""
+
 DISTILL_OPTIONS = frozenset(
     {
         *LARGE_OPTIONS,
+        *LABEL_OPTIONS,
         *("store", "backbone", "image_size", "dataset", "classes", "objective", "alpha", "centres"),
         *("steps", "learning_rate", "final_rate", "grow_every", "gradient", "checkpoint_every", "seed"),
         *("device", "threads", "precision", "execution", "compile", "backbone_weight", "feature_decay"),
@@ -49,7 +53,12 @@ def make_distill_command(run: ReportedRun) -> str:
         large = {name: config[name] for name in LARGE_OPTIONS if config.get(name) not in (None, 1)}
         return format_sfm_command("distill", None, {**repeated, **places, **large})
     # run.json is untrusted: its other fields must not become options of a command.
-    options = {name: value for name, value in run.details.config.items() if name in DISTILL_OPTIONS}
+    unused = () if run.details.config.get("soft_labels") is True else LABEL_OPTIONS
+    options = {
+        name: value
+        for name, value in run.details.config.items()
+        if name in DISTILL_OPTIONS and name not in unused
+    }
     pinned = {
         "store": record.store,
         "backbone": [b.spec for b in record.backbones],

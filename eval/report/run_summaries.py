@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sfm.eval.caveats import list_random_baseline_warnings
+from sfm.eval.distilled_labels import describe_labelling
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_evaluate_command
 from sfm.eval.report.row_selection import (
@@ -52,7 +53,7 @@ def make_run_summary(run: ReportedRun, description: str) -> RunSummary:
     facts = [LabelledFact("Distilled images", f"{len(run.distilled.image_files):,}", note)]
     if run.evaluation:
         facts += list_accuracy_facts(run.evaluation)
-    facts.append(LabelledFact("Size", format_decimal_bytes(run.image_file_bytes), "as PNG files"))
+    facts.append(make_size_fact(run))
     if details.wall_seconds is not None:
         peak = details.peak_memory_bytes
         memory = f", {format_decimal_bytes(peak)} of memory" if peak else ""
@@ -60,6 +61,15 @@ def make_run_summary(run: ReportedRun, description: str) -> RunSummary:
             LabelledFact("Made in", format_wall_time(details.wall_seconds), f"{details.device}{memory}")
         )
     return RunSummary(run.name, description, facts, list_run_warnings(run))
+
+
+def make_size_fact(run: ReportedRun) -> LabelledFact:
+    """Return the size of the distilled set: of its images, and of its soft labels if it has any."""
+    note = "as PNG files"
+    if run.label_file_bytes:
+        images, labels = map(format_decimal_bytes, (run.image_file_bytes, run.label_file_bytes))
+        note = f"PNG files {images}, soft labels {labels}"
+    return LabelledFact("Size", format_decimal_bytes(run.image_file_bytes + run.label_file_bytes), note)
 
 
 def list_accuracy_facts(evaluation: Evaluation) -> list[LabelledFact]:
@@ -88,6 +98,11 @@ def list_run_warnings(run: ReportedRun) -> list[str]:
         warnings.append(
             "The images are not those that were distilled: some were edited since. Here they are shown as "
             "they are now."
+        )
+    if run.has_stale_labels:
+        warnings.append(
+            f"The soft labels are of other images than these: make them again with "
+            f"{describe_labelling(run.directory)}."
         )
     if run.evaluation is None:
         command = format_sfm_command("evaluate", str(run.directory), {"store": run.distilled.record.store})

@@ -18,6 +18,8 @@ IMAGE_SET_LABELS = {
 
 MODE_DESCRIPTIONS = {
     "linear": "a fresh linear classifier, trained on the images",
+    "soft": "a fresh linear classifier, trained on soft labels of the images, from the classifier of all "
+    "real images through the backbone distilled on; real images have such labels, too",
     "inherit": "the classifier of all real images through the backbone distilled on, behind a linear "
     "projector that is trained on the images; through the backbone distilled on (own backbone), it shows "
     "that classifier more than the images",

@@ -7,6 +7,9 @@ import pytest
 from PIL import Image
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.eval.distilled_run import read_distilled_run
+from sfm.soft_label_files import LABEL_FILE, SoftLabelHeader, serialize_soft_labels
+from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.entry_selection import filter_summaries_by_model
 from sfm.stats_store.store import Entry, open_store
 
@@ -77,6 +80,27 @@ def new_run(tmp_path: Path, lite0_entry: Entry, write_run: WriteRun) -> Callable
         return write_run(tmp_path / name, lite0_entry, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_labels() -> Callable[..., None]:
+    def write(run: Path, entry: Entry, probabilities: np.ndarray, **header: object) -> None:
+        """Write soft labels into the directory of a run distilled from an entry."""
+        values = {
+            "images": compute_array_digest(read_distilled_run(run).pixels),
+            "class_ids": json.dumps(entry.dataset.class_ids),
+            "backbone": entry.backbone.spec,
+            "backbone_hash": entry.backbone.hash,
+            "entry_digest": entry.summary.entry_digest,
+            "views": 1,
+            "temperature": 1.0,
+            "seed": 0,
+        }
+        about = SoftLabelHeader.model_validate(values | header)
+        data = serialize_soft_labels(probabilities.astype(np.float32), about)
+        (run / LABEL_FILE).write_bytes(data)
+
+    return write
 
 
 @pytest.fixture(scope="session")

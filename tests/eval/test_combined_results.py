@@ -251,7 +251,7 @@ def raise_disk_full(path: Path) -> None:
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(
     new_run: NewRun, fashion_store: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sfm.eval.view_features.CPU_BATCH_PIXELS", 7 * 32**2)
+    monkeypatch.setattr("sfm.backbones.view_batches.CPU_BATCH_PIXELS", 7 * 32**2)
     whole = evaluate(make_config(new_run("whole"), fashion_store))
     run = new_run()
 
@@ -274,7 +274,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(
 def test_views_that_were_computed_are_not_computed_again(
     new_run: NewRun, fashion_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sfm.eval.view_features.CPU_BATCH_PIXELS", 10 * 32**2)
+    monkeypatch.setattr("sfm.backbones.view_batches.CPU_BATCH_PIXELS", 10 * 32**2)
     monkeypatch.setattr(work_folder, "SECONDS_BETWEEN_WRITES", 0.0)
     run, events = new_run(), list[Progress]()
 

@@ -258,10 +258,12 @@ def keep_classes(run: Path, kept: list[int]) -> None:
 
 
 def test_a_run_of_some_classes_is_evaluated_on_their_held_out_samples(
-    new_run: NewRun, fashion_store: str, lite0_entry: Entry
+    new_run: NewRun, fashion_store: str, lite0_entry: Entry, write_labels: Callable[..., None]
 ) -> None:
     run, kept = new_run(), [1, 5, 7, 8, 9]
     keep_classes(run, kept)
+    class_ids = json.dumps([lite0_entry.dataset.class_ids[index] for index in kept])
+    write_labels(run, lite0_entry, np.eye(5), class_ids=class_ids)
     found = evaluate(make_config(run, fashion_store, backbone=["lite0", "lite1"], mode=list(MODES)))
     assert found.notes[0].startswith("5 of the 10 classes were distilled")
     assert [e.held_out_samples for e in found.provenance.entries] == [200, 200]

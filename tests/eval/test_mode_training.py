@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from sfm.eval.config import MODES, EvaluateConfig, EvaluateOptions, count_views_per_image_and_seed
+from sfm.eval.config import (
+    MODES,
+    VIEWS_BY_SEED_MODES,
+    EvaluateConfig,
+    EvaluateOptions,
+    count_views_per_image_and_seed,
+)
 from sfm.eval.evaluation import Evaluation, evaluate
 from sfm.eval.result import AccuracyRow
 from sfm.events import Progress
@@ -17,18 +23,23 @@ from sfm.stats_store.store import Entry
 pytestmark = pytest.mark.slow
 
 NewRun = Callable[..., Path]
-WITH_PROJECTOR = set(MODES) - {"linear", "kd"}
+WITH_PROJECTOR = set(MODES) - VIEWS_BY_SEED_MODES
 
 
 @pytest.fixture(scope="module")
 def every_mode(
-    tmp_path_factory: pytest.TempPathFactory, write_run: NewRun, lite0_entry: Entry, fashion_store: str
+    tmp_path_factory: pytest.TempPathFactory,
+    write_run: NewRun,
+    write_labels: Callable[..., None],
+    lite0_entry: Entry,
+    fashion_store: str,
 ) -> Evaluation:
     """Every mode on another backbone than the one distilled on, classifiers saved.
 
     The images are the nearest exemplars, untouched.
     """
     run = write_run(tmp_path_factory.mktemp("modes") / "run", lite0_entry, canvas=32)
+    write_labels(run, lite0_entry, 0.8 * np.eye(10) + 0.02)
     options = {"epochs": 300, "views": 20, "projector_views": 30, "seeds": 2, "device": "cpu", "save": True}
     given = {"run": run, "store": fashion_store, "backbone": ["lite1"], "mode": list(MODES)}
     return evaluate(EvaluateConfig.model_validate(given | options))

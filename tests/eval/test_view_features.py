@@ -36,7 +36,7 @@ def test_features_do_not_depend_on_the_batches_they_are_computed_in(
     crops = draw_view_crops(images, 5, run_seed=0)
     calls: list[tuple[int, int]] = []
     whole = compute_view_features(lite0, images, crops)
-    monkeypatch.setattr("sfm.eval.view_features.CPU_BATCH_PIXELS", 7 * 32**2)
+    monkeypatch.setattr("sfm.backbones.view_batches.CPU_BATCH_PIXELS", 7 * 32**2)
     parts = compute_view_features(lite0, images, crops, lambda done, total: calls.append((done, total)))
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-3)
     assert calls == [(min(7 * n, 50), 50) for n in range(1, 9)]

@@ -13,7 +13,7 @@ from typing import Any
 from fuzz import mutations
 from fuzz.hostile import NUMBERS, TEXTS, draw_value
 from fuzz.mutations import InapplicableMutation, Json
-from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, MODES, Seeds, run_id
+from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, LABELLING, MODES, Seeds, run_id
 from fuzz.signing import is_small, place, record_objects, seal_commit, sign_checkpoint, sign_entry
 from fuzz.worker import MAX_MEMORY_GROWTH, Outcome, Worker
 
@@ -78,6 +78,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "run": {
         "evaluate": replace_words(EVALUATE, run="evil"),
+        "evaluate soft": (*replace_words(EVALUATE, run="evil"), "--mode", "soft"),
         "report": ("report", "evil", "--store", "good", "--out", "new.html"),
         "report two": ("report", "run", "evil", "--out", "new.html"),
         "report evaluation": ("report", "run", "--evaluation", "evil/evaluation.json", "--out", "new.html"),
@@ -87,6 +88,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "export classifier": ("export", "evil", "--format", "classifier", "--store", "good", "--out", "new"),
         "distill again": (*DISTILL, "--store", "good", "--out", "evil"),
         "resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"),
+        "label": (*DISTILL, *LABELLING, "--store", "good", "--out", "evil", "--resume"),
         "config": ("distill", "--config", "evil/run.json", "--store", "good", "--backbone", "{b}", *NEW),
         "config evaluate": (
             *("evaluate", "run", "--config", "evil/evaluation.json", "--store", "good"),

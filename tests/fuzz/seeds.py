@@ -51,8 +51,9 @@ main()
 
 EXTRACTING = ("--image-size", 32, "--sub-classes", "2", "--exemplars", 4, "--keep-train-features")
 DISTILLING = ("--dataset", "birds", "--ipc", 2, "--checkpoint-every", 2, "--steps", 4, "--threads", 1)
+LABELLING = ("--soft-labels", "--label-views", 2)
 EVALUATING = ("--seeds", 1, "--epochs", 2, "--views", 1, "--projector-views", 2, "--threads", 1)
-MODES = ("linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint")
+MODES = ("linear", "soft", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def make_seeds(root: Path, worker: Worker) -> Seeds:
     sfm("store", "merge", "store", "birds", "fish", "--name", "union", "--threads", 1)
     sfm("store", "rm", "store", "union")
     distilling = ("distill", "--store", "store", "--backbone", backbone, *DISTILLING)
-    sfm(*distilling, "--out", "run")
+    sfm(*distilling, *LABELLING, "--out", "run")
     modes = [word for mode in MODES for word in ("--mode", mode)]
     evaluating = ("evaluate", "run", "--store", "store", *EVALUATING, *modes)
     sfm(*evaluating, "--save")

@@ -1,0 +1,78 @@
+"""Train fresh linear heads on soft labels of images, otherwise as the linear probe."""
+
+import torch
+from torch import Tensor
+
+from sfm.eval.head_accuracy import LinearHeads
+from sfm.eval.linear_probe import HEAD_LEARNING_RATE, choose_thread_count
+from sfm.eval.training import (
+    BatchSchedule,
+    CountCallback,
+    ParamGroup,
+    ignore_progress_count,
+    limit_torch_threads,
+    train_with_adam,
+)
+
+
+def compute_soft_target_gradients(
+    heads: LinearHeads, features: Tensor, soft_labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of each seed's mean cross-entropy ``-sum(Q log P)`` with soft labels ``Q``.
+
+    With ``P`` the softmax of the logits: ``dW = (P - Q)^T X / B`` and ``db = sum(P - Q) / B``. It is also
+    that of the Kullback-Leibler divergence ``KL(Q || P)``, which differs by a constant.
+
+    Parameters
+    ----------
+    heads : LinearHeads
+    features : Tensor, shape (seed, batch, feature)
+    soft_labels : Tensor, shape (seed, batch, class)
+        Every row sums to one.
+
+    Returns
+    -------
+    tuple of Tensor
+        Shapes (seed, class, feature) and (seed, class).
+    """
+    logits = torch.baddbmm(heads.bias[:, None], features, heads.weight.transpose(1, 2))
+    error = (logits.softmax(-1) - soft_labels) / features.shape[1]
+    return error.transpose(1, 2) @ features, error.sum(1)
+
+
+def train_heads_on_soft_labels(
+    view_features: Tensor,
+    soft_labels: Tensor,
+    schedule: BatchSchedule,
+    initial_weights: Tensor,
+    on_epoch: CountCallback = ignore_progress_count,
+) -> LinearHeads:
+    """Train one linear head per seed on one soft label per image, by the schedule of the linear probe.
+
+    Parameters
+    ----------
+    view_features : Tensor, shape (image, view, feature)
+    soft_labels : Tensor, shape (image, class)
+        On the device of `view_features`.
+    schedule : BatchSchedule
+    initial_weights : Tensor, shape (seed, class, feature)
+        Initial weights; biases start at zero.
+    on_epoch : callable, optional
+
+    Returns
+    -------
+    LinearHeads
+    """
+    heads = LinearHeads(
+        initial_weights.to(view_features, copy=True), view_features.new_zeros(initial_weights.shape[:2])
+    )
+    with limit_torch_threads(choose_thread_count(initial_weights.numel())):
+        train_with_adam(
+            [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
+            lambda image_indices, view_indices: compute_soft_target_gradients(
+                heads, view_features[image_indices, view_indices], soft_labels[image_indices]
+            ),
+            schedule,
+            on_epoch,
+        )
+    return heads
