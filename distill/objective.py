@@ -80,8 +80,8 @@ def read_target_centres(
     return ClassCentres(means, np.where(has_samples[:, :, None], centres, means[:, None]))
 
 
-TargetFunction = Callable[[Entry, npt.NDArray[np.int64], ClassCentres, int], ClassCentres]
-"""From an entry, indices of its classes, their centres and a seed to the centres to match instead."""
+TargetFunction = Callable[[Entry, npt.NDArray[np.int64], ClassCentres, DistillConfig], ClassCentres]
+"""From an entry, indices of its classes, their centres and the config to centres of equal shapes to match."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def read_targets_of_backbones(
         images = 1 if index and use_sub_classes else config.ipc
         centres = read_target_centres(entry, images, class_indices, use_sub_classes)
         if compute_targets:
-            centres = compute_targets(entry, class_indices, centres, config.seed)
+            centres = compute_targets(entry, class_indices, centres, config)
         targets.append(centres)
     return targets
 
