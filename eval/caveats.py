@@ -97,7 +97,8 @@ def list_soft_label_notes(rows: Sequence[AccuracyRow]) -> list[str]:
     return [
         f"{SOFT_LABELS_KNOW_REAL_IMAGES}, from the classifier of all real images through {labels.backbone} "
         f"({labels.views} views, temperature {labels.temperature:g}; {labels.bytes:,} bytes for the "
-        f"distilled images). Real images have labels of the same kind: compare soft rows with soft rows."
+        f"distilled images). Real images have such labels, too: compare soft rows with soft rows, and with "
+        f"linear."
         for labels in records
     ]
 
