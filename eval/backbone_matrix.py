@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from sfm.eval.config import Mode
 from sfm.eval.result import Evaluation, is_row_on_distillation_backbone
@@ -16,13 +16,15 @@ class MatrixCell(BaseModel):
     run : str
         Directory of the distilled images.
     distilled_on : str
-        Spec of the backbone they were distilled on: the row.
+        Specs of the backbones they were distilled on: the row.
     ipc : int
         Images per class.
     backbone : str
         Spec of the backbone evaluated on: the column.
     own_backbone : bool
-        Whether it is the one distilled on, at the same input size.
+        Whether it is one distilled on, at the same input size.
+    unseen : bool
+        Whether it is none of those.
     mode : Mode
         Mode of training; there is one matrix per mode.
     top1_mean, top1_std : float
@@ -44,13 +46,19 @@ class MatrixCell(BaseModel):
     recovered: float | None
     own_backbone: bool = False
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def unseen(self) -> bool:
+        """Whether nothing was distilled on the column's backbone."""
+        return not self.own_backbone
+
 
 def make_matrix(evaluations: Sequence[Evaluation]) -> list[MatrixCell]:
     """Return the cells of several evaluations: every row that was not trained on real images."""
     return [
         MatrixCell(
             run=evaluation.config["run"],
-            distilled_on=evaluation.provenance.distilled_on,
+            distilled_on=evaluation.provenance.format_backbone_specs(),
             ipc=evaluation.provenance.ipc,
             backbone=row.backbone,
             mode=row.mode,

@@ -14,6 +14,14 @@ NOT_BETTER_THAN_RANDOM = "The distilled images are no better than as many real o
 ABOVE_FULL_DATA = "Above 100 % of full data"
 """Start of the note about rows above the classifier of all real images."""
 
+UNSEEN_BACKBONE_NOTE = (
+    "Unseen: the images were not distilled on these backbones. For a backbone that no store holds, only "
+    "images can help: class means and classifiers of all real images come from a store."
+)
+
+UNSEEN_CELL_NOTE = "In parentheses: unseen, that run was not distilled on this backbone."
+"""Note below a table of several runs."""
+
 SOFT_LABELS_KNOW_REAL_IMAGES = "Rows of mode soft are trained on soft labels too"
 """Start of the note about labels."""
 

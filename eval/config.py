@@ -57,7 +57,7 @@ class EvaluateOptions(BaseModel):
     backbone: BackboneField[list[str]] = Field(
         default=[],
         description="Backbone to evaluate on; repeat for several, or `all` for every one that the store "
-        "holds of this dataset. Default: the one distilled on.",
+        "holds of this dataset. Default: those distilled on.",
     )
     image_size: RecipeField[int | None] = Field(
         default=None,

@@ -4,19 +4,28 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sfm.backbones.card import BackboneCard
-from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_IMAGES_PER_CLASS
-from sfm.constrained_types import Count, Digest, InputPixels, Name
+from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS
+from sfm.constrained_types import Count, Digest, InputPixels, Name, NonNegativeFloat
 from sfm.errors import InputError
 from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
-from sfm.text import sanitize_line
+from sfm.text import format_words_as_list, sanitize_line
 from sfm.untrusted_files import OversizeError, read_bounded_file
 
 MAX_UNCHECKED_BYTES, MAX_COMPRESSION = 2**30, 50
@@ -30,20 +39,31 @@ Model = TypeVar("Model")
 CanvasSidePixels = Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)]
 ImagesPerClass = Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
 DistilledPixelDigest = Digest
+SpecWithWeightsPath = Annotated[str, Field(max_length=10_000)]
 
 
-class RunConfigFields(BaseModel):
-    """The fields of a run's configuration that evaluation needs.
+class DistillationBackbone(BaseModel):
+    """One of the backbones that a run was distilled on, with the entry of its statistics.
 
     Attributes
     ----------
-    backbone : str
+    backbone : BackboneCard
+    spec : str
         The spec with the absolute path of a file of weights, which the card lacks.
+    entry_digest : str
+    image_size : int
+        Its input size, in pixels.
+    weight : float
+        Weight of its loss.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    backbone: str
+    backbone: BackboneCard
+    spec: SpecWithWeightsPath
+    entry_digest: Digest
+    image_size: InputPixels
+    weight: NonNegativeFloat = 1.0
 
 
 class RunRecord(BaseModel):
@@ -51,14 +71,17 @@ class RunRecord(BaseModel):
 
     Attributes
     ----------
+    entry_digest, backbone, image_size
+        Of the first backbone distilled on.
     images : str or None
         Digest of the pixels that were distilled; None in runs of older versions.
+    backbones : list of DistillationBackbone
+        All backbones distilled on, each once; the only one of a run of an older version.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     command: Literal["distill"]
-    config: RunConfigFields
     store: str
     entry_digest: Digest
     fingerprint: Digest
@@ -68,6 +91,52 @@ class RunRecord(BaseModel):
     canvas: CanvasSidePixels
     ipc: ImagesPerClass
     images: DistilledPixelDigest | None = None
+    backbones: Annotated[
+        list[DistillationBackbone],
+        Field(fail_fast=True, min_length=1, max_length=MAX_DISTILLATION_BACKBONES),
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_only_backbone(cls, values: Any) -> Any:
+        """Add the list of backbones that a run of an older version lacks."""
+        if not isinstance(values, dict) or "backbones" in values:
+            return values
+        config = values.get("config")
+        if not isinstance(config, dict) or "backbone" not in config:
+            return values
+        names = [name for name in ("backbone", "entry_digest", "image_size") if name in values]
+        only = {"spec": config["backbone"], **{name: values[name] for name in names}}
+        return values | {"backbones": [only]}
+
+    @field_validator("backbones")
+    @classmethod
+    def _require_first_and_distinct(
+        cls, backbones: list[DistillationBackbone], info: ValidationInfo
+    ) -> list[DistillationBackbone]:
+        first, names = backbones[0], ("backbone", "entry_digest", "image_size")
+        if any(name in info.data and info.data[name] != getattr(first, name) for name in names):
+            raise ValueError("the first is another one than the run names")
+        if len({b.backbone.hash for b in backbones}) < len(backbones):
+            raise ValueError("one backbone is there twice")
+        if len({b.entry_digest for b in backbones}) < len(backbones):
+            raise ValueError("one entry is there twice")
+        return backbones
+
+    @property
+    def largest_image_size(self) -> int:
+        """Largest input size of the backbones distilled on, in pixels."""
+        return max(b.image_size for b in self.backbones)
+
+    def format_backbone_specs(self) -> str:
+        """Return the specs of the backbones distilled on as text: ``lite0 and lite1``."""
+        return format_words_as_list(list(dict.fromkeys(b.backbone.spec for b in self.backbones)))
+
+    def format_backbones_with_sizes(self) -> str:
+        """Return the backbones distilled on with their input sizes: ``lite0 and lite1 at 96 px``."""
+        if len({b.image_size for b in self.backbones}) == 1:
+            return f"{self.format_backbone_specs()} at {self.image_size} px"
+        return format_words_as_list([f"{b.backbone.spec} at {b.image_size} px" for b in self.backbones])
 
 
 class ClassRecord(BaseModel):
@@ -168,9 +237,8 @@ def read_run_json(type_adapter: TypeAdapter[Model], path: Path) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = sanitize_line(".".join(map(str, first["loc"])), MAX_FIELD_CHARACTERS) or "the file"
-        raise InputError(
-            f"{path} is not what `sfm distill` writes: {field}: {first['msg'].lower()}"
-        ) from error
+        problem = first["msg"].lower().removeprefix("value error, ")
+        raise InputError(f"{path} is not what `sfm distill` writes: {field}: {problem}") from error
     except OversizeError as error:
         raise InputError(f"{path} is not what `sfm distill` writes: it is too long") from error
 

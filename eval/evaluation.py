@@ -36,7 +36,9 @@ from sfm.eval.result import (
     FullDataRow,
     NotWrittenError,
     Provenance,
+    SourceEntryRecord,
     format_evaluation_json,
+    mark_unseen_rows,
 )
 from sfm.eval.row_training import KeyedViewFeatures, RowTrainer, WriteFailure, compute_image_set_features
 from sfm.eval.scores import load_held_out_samples, make_full_data_rows
@@ -230,12 +232,14 @@ def run_evaluation_job(
             rows += trainer.read_or_train_baseline_rows(image_set, write_failures)
     provenance = make_provenance(job, time.perf_counter() - started)
     caveats = list_caveats(rows, full_data, provenance.entries)
-    evaluation = Evaluation(
-        config=make_recorded_config(config, job.store.url),
-        rows=rows,
-        full_data=full_data,
-        notes=[*edited_notes, *job.notes, *missing_notes, *caveats],
-        provenance=provenance,
+    evaluation = mark_unseen_rows(
+        Evaluation(
+            config=make_recorded_config(config, job.store.url),
+            rows=rows,
+            full_data=full_data,
+            notes=[*edited_notes, *job.notes, *missing_notes, *caveats],
+            provenance=provenance,
+        )
     )
     try:
         combined = combine_evaluations(
@@ -280,5 +284,14 @@ def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
         seconds=elapsed_seconds,
         distilled_on_hash=source_entry.backbone.hash,
         distilled_at=source_entry.backbone.preprocessing.input_size,
+        distilled_from_entries=[
+            SourceEntryRecord(
+                backbone=source.entry.backbone.spec,
+                backbone_hash=source.entry.backbone.hash,
+                image_size=source.entry.backbone.preprocessing.input_size,
+                entry_digest=source.entry.summary.entry_digest,
+            )
+            for source in job.sources
+        ],
         evaluated_on=[s.backbone.card.hash for s in job.eval_backbones],
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sfm.backbones.build import Backbone
 from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
@@ -20,7 +21,6 @@ from sfm.eval.result import NoteText
 from sfm.soft_label_files import SoftLabels
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digests import compute_array_digest
-from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
 from sfm.stats_store.store import Store
 
 
@@ -33,12 +33,13 @@ class EvaluationJob:
     config : EvaluateConfig
     run : DistilledRun
     store : Store
-    source_statistics : ClassSubsetStatistics
-        The statistics distilled from.
+    sources : list of ClassSubsetStatistics
+        The statistics distilled from, of every backbone distilled on.
     eval_backbones : list of EvaluatedBackbone
         The backbones to evaluate on.
     teacher : EvaluatedBackbone or None
-        The backbone distilled on, where a mode needs its features, or real images its labels.
+        The first backbone distilled on, where a mode needs its features on another backbone, or real images
+        need its labels.
     soft_labels : SoftLabels or None
         Of the distilled images, where mode ``soft`` needs them.
     notes : list of NoteText
@@ -48,11 +49,27 @@ class EvaluationJob:
     config: EvaluateConfig
     run: DistilledRun
     store: Store
-    source_statistics: ClassSubsetStatistics
+    sources: list[ClassSubsetStatistics]
     eval_backbones: list[EvaluatedBackbone]
     teacher: EvaluatedBackbone | None
     soft_labels: SoftLabels | None
     notes: list[NoteText]
+
+    @property
+    def source_statistics(self) -> ClassSubsetStatistics:
+        """The statistics of the first backbone distilled on."""
+        return self.sources[0]
+
+    def get_teacher_backbone(self, eval_backbone: Backbone) -> Backbone:
+        """Return the backbone of the classifier that a backbone inherits.
+
+        A backbone distilled on inherits its own classifier, any other that of the first.
+        """
+        if eval_backbone.card.hash in [source.entry.backbone.hash for source in self.sources]:
+            return eval_backbone
+        if self.teacher is None:
+            raise ValueError("the first backbone distilled on was not loaded")
+        return self.teacher.backbone
 
     @property
     def has_edited_images(self) -> bool | None:
@@ -80,30 +97,31 @@ def prepare_evaluation_job(
             config.run,
             config.store,
         )
-    known = list_visible_and_pinned_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
-    source_statistics = open_source_statistics(store, known, run, config.run)
+    sources = open_source_statistics(store, run, config.run)
     eval_backbones, notes = load_evaluated_backbones(
-        config, run.record, store, summaries, source_statistics, load_backbone
+        config, run.record, store, summaries, sources, load_backbone
     )
+    own_hashes = {source.entry.backbone.hash for source in sources}
+    has_unseen = any(b.backbone.card.hash not in own_hashes for b in eval_backbones)
     teacher = None
-    needs_features = bool(TARGET_FEATURE_MODES.intersection(config.mode))
-    if needs_features or (soft_labels and "exemplar/role" in source_statistics.entry):
+    needs_features = has_unseen and bool(TARGET_FEATURE_MODES.intersection(config.mode))
+    if needs_features or (soft_labels and "exemplar/role" in sources[0].entry):
         try:
             teacher = reuse_or_load_teacher_backbone(
-                run.record, store, source_statistics, eval_backbones, load_backbone
+                run.record, store, sources[0], eval_backbones, load_backbone
             )
         except InputError as error:
             # Distilled images have their labels in a file: they need no backbone.
             if needs_features:
                 raise
             notes.append(f"Real images are left out of mode soft, they cannot be labelled: {error}.")
-    if not source_statistics.has_all_classes:
-        class_count = len(source_statistics.entry.dataset.class_ids)
+    if not sources[0].has_all_classes:
+        class_count = len(sources[0].entry.dataset.class_ids)
         notes.append(
             f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "
             f"classifiers and means of the others are left out."
         )
-    return EvaluationJob(config, run, store, source_statistics, eval_backbones, teacher, soft_labels, notes)
+    return EvaluationJob(config, run, store, sources, eval_backbones, teacher, soft_labels, notes)
 
 
 def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:

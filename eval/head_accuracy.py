@@ -1,5 +1,6 @@
 """Top-1 and top-5 accuracy of linear heads on held-out features."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,14 @@ def rank_true_class_from_zero(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits >= true_logit).sum(-1) - 1
 
 
+def iterate_logits(heads: LinearHeads, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits of blocks of samples, shape (seed, sample, class), with their labels."""
+    for block, y in zip(
+        torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
+    ):
+        yield block @ heads.weight.transpose(1, 2) + heads.bias[:, None], y
+
+
 def compute_accuracy_by_seed(heads: LinearHeads, features: Tensor, labels: Tensor) -> AccuracyBySeed:
     """Return the accuracy of every head.
 
@@ -86,16 +95,8 @@ def compute_accuracy_by_seed(heads: LinearHeads, features: Tensor, labels: Tenso
     -------
     AccuracyBySeed
     """
-    blocks = zip(
-        torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
-    )
-    ranks = torch.cat(
-        [
-            rank_true_class_from_zero(block @ heads.weight.transpose(1, 2) + heads.bias[:, None], y)
-            for block, y in blocks
-        ],
-        dim=1,
-    )
+    blocks = iterate_logits(heads, features, labels)
+    ranks = torch.cat([rank_true_class_from_zero(logits, y) for logits, y in blocks], dim=1)
 
     def fraction_within(first: int) -> list[float]:
         return (ranks < first).double().mean(1).tolist()
@@ -142,10 +143,7 @@ def compute_summed_confusion_matrix(heads: LinearHeads, features: Tensor, labels
     """
     classes = heads.weight.shape[1]
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=labels.device)
-    for block, y in zip(
-        torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
-    ):
-        logits = block @ heads.weight.transpose(1, 2) + heads.bias[:, None]
+    for logits, y in iterate_logits(heads, features, labels):
         true_class = y.expand(logits.shape[:-1])[..., None]
         true_logit = logits.gather(-1, true_class)[..., 0]
         best_other_logit, best_other = logits.scatter(-1, true_class, -torch.inf).max(-1)

@@ -134,7 +134,7 @@ def make_neighbour_image_sets(
     if exemplars is None or exemplars.min_count_per_class < ipc:
         return []
     class_count, side = exemplars.roles.shape[0], exemplars.pixels.shape[2]
-    crop_side = min(run.record.image_size, run.record.canvas)
+    crop_side = min(run.record.largest_image_size, run.record.canvas)
     exemplar_features = compute_view_features(
         backbone,
         LabelledImages(

@@ -210,12 +210,7 @@ def fit_joint_mode(
     """Train projectors and heads together, on cross-entropy."""
     stage = f"projectors and heads on {context.backbone_spec}, together"
     on_epoch = make_stage_progress_callback(progress, stage, "epochs")
-    schedule = make_shared_views_schedule(len(context.view_features), "joint", config)
-    return compose_projected_heads(
-        train_projectors_with_heads(
-            context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch
-        )
-    )
+    return fit_projected_heads("joint", train_projectors_with_heads, context, config, on_epoch)
 
 
 def fit_stage_mode(
@@ -224,12 +219,7 @@ def fit_stage_mode(
     """Train projectors, then heads, on cross-entropy."""
     stage = f"projectors, then heads on {context.backbone_spec}"
     on_epoch = make_stage_progress_callback(progress, stage, "epochs")
-    schedule = make_shared_views_schedule(len(context.view_features), "stage", config)
-    return compose_projected_heads(
-        train_projectors_then_heads(
-            context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch
-        )
-    )
+    return fit_projected_heads("stage", train_projectors_then_heads, context, config, on_epoch)
 
 
 MODE_FUNCTIONS: dict[Mode, Callable[[ModeTrainingContext, EvaluateConfig, ProgressCallback], FittedHeads]] = {
@@ -250,8 +240,16 @@ def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: ModeTrainingCont
     return FittedHeads(heads, ridge_fit.projector, ridge_fit.relative_penalty)
 
 
-def compose_projected_heads(model: ProjectedHeads) -> FittedHeads:
-    """Compose projectors with the heads trained behind them."""
+def fit_projected_heads(
+    mode: Mode,
+    train: Callable[[Tensor, Tensor, SingleLinearHead, BatchSchedule, CountCallback], ProjectedHeads],
+    context: ModeTrainingContext,
+    config: EvaluateConfig,
+    on_epoch: CountCallback,
+) -> FittedHeads:
+    """Train projectors and heads on cross-entropy, and compose them."""
+    schedule = make_shared_views_schedule(len(context.view_features), mode, config)
+    model = train(context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch)
     heads = compose_projectors_with_classifier(model.projectors, model.heads)
     return FittedHeads(heads, model.projectors)
 

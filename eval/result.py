@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS
+from sfm.config_fields import MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS, MAX_ITERATIONS
 from sfm.constrained_types import Count, Fraction, InputPixels, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
 from sfm.eval.config import Mode
+from sfm.text import format_words_as_list
 
 Item = TypeVar("Item")
+Row = TypeVar("Row", "AccuracyRow", "FullDataRow")
 
 ImageSetName = Literal["distilled", "none", "random", "nearest", "neighbour"]
 FullDataClassifier = Literal["linear", "nearest class mean", "discriminant"]
@@ -121,6 +123,8 @@ class AccuracyRow(BaseModel):
         the accuracy does not depend on them.
     epochs, views, seed : int or None
         Protocol of the training: passes, views per image and seed, seed of the run.
+    unseen : bool or None
+        Whether the images were not distilled on this backbone, see :func:`mark_unseen_rows`.
     labels : LabelRecord or None
         In mode ``soft``: the labels of the distilled images. Real images had labels from the same classifier.
     """
@@ -149,6 +153,7 @@ class AccuracyRow(BaseModel):
     epochs: PositiveCount | None = None
     views: PositiveCount | None = None
     seed: Seed | None = None
+    unseen: bool | None = None
     labels: LabelRecord | None = None
 
 
@@ -166,6 +171,8 @@ class FullDataRow(BaseModel):
         `top1` as a fraction of that of the linear classifier.
     per_class : list of (float or None) or None
         Top-1 by class.
+    unseen : bool or None
+        As of :class:`AccuracyRow`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -178,6 +185,10 @@ class FullDataRow(BaseModel):
     top5: Fraction | None
     recovered: FractionOfFullData | None = None
     per_class: ClassAccuracies | None = None
+    unseen: bool | None = None
+
+
+ResultRow = AccuracyRow | FullDataRow
 
 
 class EntryRecord(BaseModel):
@@ -199,6 +210,39 @@ class EntryRecord(BaseModel):
     train_per_class: NonNegativeFloat | None = None
 
 
+class SourceEntryRecord(BaseModel):
+    """An entry of the store that images were distilled from.
+
+    Attributes
+    ----------
+    backbone : str
+        Spec of its backbone.
+    backbone_hash : str or None
+        None where a file of an older version does not say.
+    image_size : int or None
+        Input size in pixels; None as above.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: BackboneSpec
+    backbone_hash: BackboneHash | None
+    image_size: InputPixels | None
+    entry_digest: EntryDigest
+
+    def is_backbone_of(self, row: ResultRow) -> bool:
+        """Return whether a row is of this backbone: by its hash, or else by spec and known input size."""
+        row_hash = row.backbone_hash if isinstance(row, AccuracyRow) else None
+        if row_hash and self.backbone_hash:
+            return row_hash == self.backbone_hash
+        return row.backbone == self.backbone and self.image_size in (None, row.image_size)
+
+
+SourceEntryRecords = Annotated[
+    list[SourceEntryRecord], Field(fail_fast=True, min_length=1, max_length=MAX_DISTILLATION_BACKBONES)
+]
+
+
 class Provenance(BaseModel):
     """The provenance of accuracies.
 
@@ -207,13 +251,15 @@ class Provenance(BaseModel):
     store : str
         URL without credentials.
     distilled_from : str
-        Digest of the entry that the images were distilled from.
+        Digest of the entry that the images were distilled from; of several, the first.
     distilled_on : str
         Spec of its backbone.
     distilled_on_hash : str or None
         Hash of its backbone; None in files of older versions.
     distilled_at : int or None
         Input size of its backbone, in pixels; None as above.
+    distilled_from_entries : list of SourceEntryRecord or None
+        All entries that the images were distilled from; None as above.
     evaluated_on : list of str or None
         Hashes of the backbones of the last command alone; None as above.
     ipc : int
@@ -245,7 +291,23 @@ class Provenance(BaseModel):
     seconds: NonNegativeFloat
     distilled_on_hash: BackboneHash | None = None
     distilled_at: InputPixels | None = None
+    distilled_from_entries: SourceEntryRecords | None = None
     evaluated_on: FailFastList[BackboneHash] | None = None
+
+    @property
+    def source_entries(self) -> list[SourceEntryRecord]:
+        """The entries that the images were distilled from; in a file of an older version the only one."""
+        only = SourceEntryRecord(
+            backbone=self.distilled_on,
+            backbone_hash=self.distilled_on_hash,
+            image_size=self.distilled_at,
+            entry_digest=self.distilled_from,
+        )
+        return self.distilled_from_entries or [only]
+
+    def format_backbone_specs(self) -> str:
+        """Return the specs of the backbones distilled on as text: ``lite0 and lite1``."""
+        return format_words_as_list(list(dict.fromkeys(entry.backbone for entry in self.source_entries)))
 
 
 class EarlierCommand(BaseModel):
@@ -317,12 +379,21 @@ def compute_mean_and_sample_std(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def is_row_on_distillation_backbone(row: AccuracyRow, provenance: Provenance) -> bool:
-    """Return whether a row is of the backbone distilled on, at the same input size if that is known."""
-    if row.backbone_hash and provenance.distilled_on_hash:
-        return row.backbone_hash == provenance.distilled_on_hash
-    same_size = provenance.distilled_at in (None, row.image_size)
-    return row.backbone == provenance.distilled_on and same_size
+def is_row_on_distillation_backbone(row: ResultRow, provenance: Provenance) -> bool:
+    """Return whether a row is of a backbone distilled on, at the same input size if that is known."""
+    return any(entry.is_backbone_of(row) for entry in provenance.source_entries)
+
+
+def mark_unseen_rows(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation whose rows say whether nothing was distilled on their backbone."""
+
+    def mark(row: Row) -> Row:
+        unseen = not is_row_on_distillation_backbone(row, evaluation.provenance)
+        return row.model_copy(update={"unseen": unseen})
+
+    return evaluation.model_copy(
+        update={"rows": [*map(mark, evaluation.rows)], "full_data": [*map(mark, evaluation.full_data)]}
+    )
 
 
 def make_training_options_header(row: AccuracyRow) -> dict[str, str]:

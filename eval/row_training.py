@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone
 from sfm.errors import InputError
+from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.classifier_files import save_first_seed_classifier
 from sfm.eval.config import (
     VIEWS_BY_SEED_MODES,
@@ -19,7 +20,7 @@ from sfm.eval.config import (
     get_classifier_folder,
     make_row_training_options,
 )
-from sfm.eval.evaluated_backbones import EvaluatedBackbone
+from sfm.eval.evaluated_backbones import EvaluatedBackbone, select_source_statistics
 from sfm.eval.evaluation_job import EvaluationJob
 from sfm.eval.image_set_labels import ImageSetLabeller
 from sfm.eval.image_sets import ImageSet
@@ -84,6 +85,11 @@ class RowTrainer:
     progress: ProgressCallback
     labeller: ImageSetLabeller | None = None
 
+    @property
+    def source_statistics(self) -> ClassSubsetStatistics:
+        """The statistics whose classifier is inherited: the backbone's own if it was distilled on."""
+        return select_source_statistics(self.job.sources, self.eval_backbone.backbone.card.hash)
+
     def read_or_train_row(
         self,
         image_set: ImageSet,
@@ -109,11 +115,13 @@ class RowTrainer:
             return finished_row
         target_features: KeyedViewFeatures | None = None
         view_features = compute_shared_features(self.eval_backbone.backbone)
-        if self.job.teacher and mode in TARGET_FEATURE_MODES:
-            target_features = compute_shared_features(self.job.teacher.backbone)
+        if mode in TARGET_FEATURE_MODES:
+            target_features = compute_shared_features(
+                self.job.get_teacher_backbone(self.eval_backbone.backbone)
+            )
         context = ModeTrainingContext(
             self.eval_backbone,
-            self.job.source_statistics,
+            self.source_statistics,
             image_set,
             view_features.features,
             target_features.features if target_features else None,
@@ -136,7 +144,7 @@ class RowTrainer:
             folder = get_classifier_folder(config.result_path)
             try:
                 save_first_seed_classifier(
-                    folder, fitted_heads, row, self.job.run, self.eval_backbone, self.job.source_statistics
+                    folder, fitted_heads, row, self.job.run, self.eval_backbone, self.source_statistics
                 )
             except InputError as error:
                 appended_write_failures.append(str(error))
@@ -186,7 +194,7 @@ class RowTrainer:
             images=compute_array_digest(image_set.images.pixels),
             entries=[
                 statistics.entry.summary.entry_digest
-                for statistics in (self.eval_backbone.statistics, self.job.source_statistics)
+                for statistics in (self.eval_backbone.statistics, self.source_statistics)
             ],
             classes=self.job.run.class_ids,
             options=options,

@@ -4,8 +4,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM, OWN_BACKBONE_BIASED_MODES
-from sfm.eval.result import AccuracyRow, Provenance, is_row_on_distillation_backbone
+from sfm.eval.caveats import (
+    NOT_BETTER_THAN_RANDOM,
+    OWN_BACKBONE_BIASED_MODES,
+    UNSEEN_BACKBONE_NOTE,
+    UNSEEN_CELL_NOTE,
+)
+from sfm.eval.result import Provenance
 from sfm.tables import make_path_relative_to_cwd, print_accuracy_table, print_matrix_table
 from sfm.terminal import print_line
 
@@ -17,32 +22,57 @@ FOOTNOTE = (
 
 def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
     """Print the rows of an evaluation, with footnote, notes and changes."""
-    provenance = Provenance.model_validate(evaluation_record["provenance"])
     rows = [
-        add_footnote_sign_to_mode(row)
-        if is_row_biased_by_own_backbone(
-            row, is_row_on_distillation_backbone(AccuracyRow.model_validate(row), provenance)
-        )
-        else row
+        add_footnote_sign_to_mode(row) if is_row_biased_by_own_backbone(row, not row["unseen"]) else row
         for row in evaluation_record["rows"]
     ]
     warnings = list_evaluation_warnings(evaluation_record)
     notes = [note for note in evaluation_record["notes"] if note not in warnings]
-    print_accuracy_table(evaluation_record | {"rows": rows, "notes": notes})
+    result_rows = [*rows, *evaluation_record["full_data"]]
+    for unseen in (False, True):
+        block = [row for row in result_rows if row["unseen"] == unseen]
+        if block:
+            print_accuracy_table(make_accuracy_title(evaluation_record, unseen=unseen), block)
+    if any(row["unseen"] for row in result_rows):
+        print_line(UNSEEN_BACKBONE_NOTE)
+    for note in notes:
+        print_line(f"note: {note}")
     if rows != evaluation_record["rows"]:
         print_line(FOOTNOTE)
     for change in evaluation_record["changes"]:
         print_line(change)
 
 
-def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> None:
-    """Print the cross-backbone matrix; biased cells are marked with a footnote sign."""
-    print_matrix_table(
-        [
-            c | {"mark": " *"} if is_row_biased_by_own_backbone(c, c["own_backbone"]) else c
-            for c in evaluation_rows
-        ]
+def make_accuracy_title(evaluation_record: dict[str, Any], *, unseen: bool) -> str:
+    """Return the title of a table of accuracies: the run, and the backbones that it was distilled on."""
+    specs = Provenance.model_validate(evaluation_record["provenance"]).format_backbone_specs()
+    return (
+        f"Accuracy on {'unseen backbones' if unseen else 'held-out features'}: "
+        f"{make_path_relative_to_cwd(evaluation_record['config']['run'])}, distilled on {specs}"
     )
+
+
+def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> None:
+    """Print the cross-backbone matrix, with a table of its own for backbones that are unseen to all runs.
+
+    Biased cells are marked with a footnote sign. In the first table, accuracies on backbones that are unseen
+    to their run are in parentheses.
+    """
+    own_backbones = {cell["backbone"] for cell in evaluation_rows if cell["own_backbone"]}
+    seen_cells = [
+        cell
+        | {"mark": " *" if is_row_biased_by_own_backbone(cell, cell["own_backbone"]) else ""}
+        | {"in_parentheses": cell["unseen"]}
+        for cell in evaluation_rows
+        if cell["backbone"] in own_backbones
+    ]
+    unseen_cells = [cell for cell in evaluation_rows if cell["backbone"] not in own_backbones]
+    if seen_cells:
+        print_matrix_table("Top-1 %, by the backbone evaluated on", seen_cells)
+    if any(cell["unseen"] for cell in seen_cells):
+        print_line(UNSEEN_CELL_NOTE)
+    if unseen_cells:
+        print_matrix_table("Top-1 %, backbones that are unseen to all of these runs", unseen_cells)
 
 
 def add_footnote_sign_to_mode(row: dict[str, Any]) -> dict[str, Any]:

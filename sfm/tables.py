@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sfm.terminal import open_console, print_line, sanitize_line_for_console
+from sfm.terminal import open_console, sanitize_line_for_console
 from sfm.text import format_percent
 
 MIN_PIPED_WIDTH = 140
@@ -69,19 +69,34 @@ def print_table(
         for name, head, width, *column in zip(column_heads, heads, widths, *cells, strict=True)
     ]
     is_boxed = boxed_width <= console.width
-    if not is_boxed and sum(min_widths) + len(COLUMN_GAP) * (len(column_heads) - 1) > console.width:
-        print_rows_as_lists(console, heads, cells)
-        return
+    column_widths = widths
+    if not is_boxed:
+        total_width = console.width - len(COLUMN_GAP) * (len(column_heads) - 1)
+        if sum(min_widths) > total_width:
+            print_rows_as_lists(console, heads, cells)
+            return
+        # Left alone, rich folds some columns below their minimum and cuts the last one.
+        column_widths = widen_columns(min_widths, widths, total_width)
     style: dict[str, Any] = (
         {} if is_boxed else {"box": None, "padding": (0, len(COLUMN_GAP), 0, 0), "pad_edge": False}
     )
     table = Table(header_style="bold", **style)
-    for name, head, width in zip(column_heads, heads, min_widths, strict=True):
+    for name, head, width in zip(column_heads, heads, column_widths, strict=True):
         justify = "right" if name in right_aligned_heads else "left"
-        table.add_column(head, justify=justify, overflow="fold", min_width=width)  # type: ignore[arg-type]
+        table.add_column(head, justify=justify, overflow="fold", width=width)  # type: ignore[arg-type]
     for row in cells:
         table.add_row(*row)
     console.print(table)
+
+
+def widen_columns(min_widths: Sequence[int], max_widths: Sequence[int], total_width: int) -> list[int]:
+    """Return widths of columns from minimum to maximum; room that is left goes to narrow columns first."""
+    widths = list(min_widths)
+    for _ in range(total_width - sum(widths)):
+        narrow = [i for i, width in enumerate(widths) if width < max_widths[i]]
+        if narrow:
+            widths[min(narrow, key=lambda i: widths[i])] += 1
+    return widths
 
 
 def print_rows_as_lists(console: Console, column_heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -115,8 +130,8 @@ def print_entry_table(title: str, summaries: Sequence[Any], publish_outcomes: Se
     print_table(title, columns, rows, right_aligned_heads={"px", "classes", "train", "held out", "top-1 %"})
 
 
-def print_accuracy_table(evaluation_record: dict[str, Any]) -> None:
-    """Print the accuracies of an evaluation, with its notes."""
+def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> None:
+    """Print accuracy rows, those of all real images last."""
     rows = [
         [
             IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
@@ -127,7 +142,8 @@ def print_accuracy_table(evaluation_record: dict[str, Any]) -> None:
             format_percent(row["recovered"]),
             str(row["seeds"]),
         ]
-        for row in evaluation_record["rows"]
+        for row in result_rows
+        if row["images"] != "all real"
     ]
     rows += [
         [
@@ -139,16 +155,11 @@ def print_accuracy_table(evaluation_record: dict[str, Any]) -> None:
             format_percent(row["recovered"]),
             "–",
         ]
-        for row in evaluation_record["full_data"]
+        for row in result_rows
+        if row["images"] == "all real"
     ]
     columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
-    title = (
-        f"Accuracy on held-out features: {make_path_relative_to_cwd(evaluation_record['config']['run'])}, "
-        f"distilled on {evaluation_record['provenance']['distilled_on']}"
-    )
     print_table(title, columns, rows, right_aligned_heads={"top-1 %", "top-5 %", "of full data %", "seeds"})
-    for note in evaluation_record["notes"]:
-        print_line(f"note: {note}")
 
 
 def make_path_relative_to_cwd(path: str) -> str:
@@ -159,8 +170,8 @@ def make_path_relative_to_cwd(path: str) -> str:
     return str(Path(path).relative_to(working_directory))
 
 
-def print_matrix_table(evaluation_rows: Sequence[dict[str, Any]]) -> None:
-    """Print the cross-backbone matrix of several evaluations: a block of rows per mode."""
+def print_matrix_table(title: str, evaluation_rows: Sequence[dict[str, Any]]) -> None:
+    """Print a cross-backbone matrix: a block of rows per mode."""
     backbones = list(dict.fromkeys(cell["backbone"] for cell in evaluation_rows))
     modes = dict.fromkeys(cell["mode"] for cell in evaluation_rows)
     runs = dict.fromkeys((cell["run"], cell["distilled_on"]) for cell in evaluation_rows)
@@ -169,13 +180,16 @@ def print_matrix_table(evaluation_rows: Sequence[dict[str, Any]]) -> None:
     for mode in modes:
         for run, distilled_on in runs:
             row = [cells_by_key.get((mode, run, backbone)) for backbone in backbones]
-            accuracies = [
-                format_mean_and_std_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–"
-                for cell in row
-            ]
+            accuracies = [format_matrix_cell(cell) if cell else "–" for cell in row]
             rows.append([mode, distilled_on, make_path_relative_to_cwd(run), *accuracies])
     columns = ["trained", "distilled on", "run", *backbones]
-    print_table("Top-1 %, by the backbone evaluated on", columns, rows, right_aligned_heads=set(backbones))
+    print_table(title, columns, rows, right_aligned_heads=set(backbones))
+
+
+def format_matrix_cell(cell: dict[str, Any]) -> str:
+    """Return the accuracy of a cell, with its mark; in parentheses if the cell says so."""
+    text = format_mean_and_std_over_seeds(cell, "top1") + cell.get("mark", "")
+    return f"({text})" if cell.get("in_parentheses") else text
 
 
 def format_mean_and_std_over_seeds(row: dict[str, Any], metric_name: str) -> str:

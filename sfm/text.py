@@ -53,6 +53,11 @@ def format_names(names: Sequence[str], max_shown_names: int = 5) -> str:
     return ", ".join(names[:max_shown_names]) + (" and others" if len(names) > max_shown_names else "")
 
 
+def format_words_as_list(words: Sequence[str]) -> str:
+    """Return words as they are listed in a sentence: ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+
+
 def is_displayable(character: str) -> bool:
     """Return whether a character displays as itself and only moves the cursor by its width."""
     return character in JOINER_CHARACTERS or unicodedata.category(character) not in CONTROL_CATEGORIES

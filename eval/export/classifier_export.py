@@ -51,9 +51,9 @@ class ClassifierHeader(BaseModel):
 def export_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> None:
     """Write ``model.safetensors``, ``config.json`` and a card.
 
-    ``weight`` (class, feature) and ``bias`` (class,) classify raw features of the backbone. On the backbone
-    distilled on they are the classifier of all real images. On any other they are that classifier
-    (``classifier_weight``, ``classifier_bias``) behind a projector (``projector_weight``,
+    ``weight`` (class, feature) and ``bias`` (class,) classify raw features of the backbone. On a backbone
+    distilled on they are its classifier of all real images. On any other they are that of the first backbone
+    distilled on (``classifier_weight``, ``classifier_bias``) behind a projector (``projector_weight``,
     ``projector_bias``), which `sfm evaluate --save` trained on the distilled images.
 
     Raises
@@ -63,7 +63,9 @@ def export_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> N
     """
     if run.source_data is None:
         raise InputError("--store is required for a classifier: it holds the one of all real images")
-    statistics, entry = run.source_data.statistics, run.source_data.statistics.entry
+    own = [s for s in run.source_data.all_statistics if s.entry.backbone.spec == config.backbone]
+    statistics = own[0] if own else run.source_data.statistics
+    entry = statistics.entry
     inherited: NamedTensors = {
         name: statistics.read_array(f"classifier/{name}") for name in ("weight", "bias")
     }
@@ -75,7 +77,8 @@ def export_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> N
         "image_size": entry.summary.image_size,
     }
     tensors, header = inherited, dict[str, str]()
-    if spec != entry.backbone.spec:
+    is_own = spec == entry.backbone.spec
+    if not is_own:
         saved, header = read_saved_classifier_with_projector(run, entry, spec, config)
         tensors = {
             **saved,
@@ -86,7 +89,6 @@ def export_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> N
         card = find_backbone_card(config.store, header["backbone_hash"])
     if card:
         backbone |= card.model_dump(mode="json", include={"model", "rule", "preprocessing"})
-    is_own = spec == entry.backbone.spec
     row = None if is_own else find_classifier_row(run, header)
     held_out = (
         entry.classifier.held_out_top1

@@ -41,7 +41,7 @@ class ExportConfig(BaseModel):
         "for several. Their accuracies and classifiers are used together with those in the run.",
     )
     backbone: BackboneField[str | None] = Field(
-        default=None, description="Backbone to use the classifier with. Default: the one distilled on."
+        default=None, description="Backbone to use the classifier with. Default: the first distilled on."
     )
 
     _expand_paths = field_validator("run", "out", "evaluation")(expand_home_in_field)

@@ -9,6 +9,7 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sfm.eval.distilled_run import RunRecord
 from sfm.eval.export.export_formats import (
     TABLE_FILE,
     TAR_FILE,
@@ -19,10 +20,10 @@ from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_distill_command
 from sfm.eval.report.row_selection import list_result_rows, make_row_label
 from sfm.eval.report.text_format import format_count_with_noun
-from sfm.eval.result import AccuracyRow
+from sfm.eval.result import AccuracyRow, ResultRow, is_row_on_distillation_backbone
 from sfm.soft_label_files import LABEL_TENSOR
 from sfm.stats_store.cards import DatasetCard
-from sfm.text import escape_non_utf8, format_percent, sanitize_line
+from sfm.text import escape_non_utf8, format_percent, format_words_as_list, sanitize_line
 
 HUB_LICENCES = frozenset(
     {
@@ -69,7 +70,7 @@ def render_dataset_card(
     """
     record = run.distilled.record
     data = DatasetCardData(
-        pretty_name=f"{record.dataset}, distilled on {record.backbone.spec}",
+        pretty_name=f"{record.dataset}, distilled on {record.format_backbone_specs()}",
         task_categories=["image-classification"],
         size_categories=next(
             (name for limit, name in SIZE_CATEGORIES if len(run.distilled.image_files) < limit), "1M<n<10M"
@@ -83,6 +84,7 @@ def render_dataset_card(
         yaml=Markup(data.to_yaml()),
         run=run,
         record=record,
+        backbones=format_backbones_as_code(record),
         export_format=export_format,
         images=format_count_with_noun(len(run.distilled.image_files), "image"),
         edited=run.details.images is not None and run.details.images != run.pixel_digest,
@@ -138,6 +140,7 @@ def render_model_card(
         yaml=Markup(data.to_yaml()),
         run=run,
         record=record,
+        backbones=format_backbones_as_code(record),
         source=real_dataset_card,
         config=classifier_config,
         licence=choose_licence(run, None),
@@ -185,20 +188,30 @@ def make_load_dataset_fields(run: ReportedRun, export_format: str, exported_fold
 
 
 def list_accuracy_table_rows(run: ReportedRun) -> list[tuple[str, str, str]]:
-    """Return backbone, label and top-1 in percent of every accuracy of these images."""
+    """Return backbone, label and top-1 in percent of every accuracy of these images, unseen ones last."""
     evaluation = run.evaluation
     if evaluation is None or evaluation.provenance.images != run.pixel_digest:
         return []
+    provenance = evaluation.provenance
+
+    def is_unseen(row: ResultRow) -> bool:
+        return not is_row_on_distillation_backbone(row, provenance)
+
     return [
         (
-            row.backbone,
+            f"{row.backbone} (unseen)" if is_unseen(row) else row.backbone,
             make_row_label(row, evaluation),
             format_percent(row.top1_mean, row.top1_std)
             if isinstance(row, AccuracyRow)
             else format_percent(row.top1),
         )
-        for row in list_result_rows(evaluation)
+        for row in sorted(list_result_rows(evaluation), key=is_unseen)
     ]
+
+
+def format_backbones_as_code(record: RunRecord) -> Markup:
+    """Return the specs of the backbones distilled on, as Markdown code in a sentence."""
+    return Markup(format_words_as_list([format_inline_code(b.backbone.spec) for b in record.backbones]))
 
 
 def list_accuracy_notes(run: ReportedRun) -> list[str]:

@@ -4,18 +4,17 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM
+from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM, UNSEEN_BACKBONE_NOTE
 from sfm.eval.report.charts import AccuracyBar, BarKind, draw_bar_chart
 from sfm.eval.report.comparison_tables import make_backbone_labels
 from sfm.eval.report.row_selection import (
-    ResultRow,
     compute_recovered_fraction,
     get_mode_or_full_data_classifier,
     list_result_rows,
     make_row_label,
 )
 from sfm.eval.report.text_format import IMAGE_SET_LABELS, MODE_DESCRIPTIONS
-from sfm.eval.result import AccuracyRow, Evaluation
+from sfm.eval.result import AccuracyRow, Evaluation, ResultRow, is_row_on_distillation_backbone
 from sfm.text import format_percent
 
 
@@ -39,27 +38,48 @@ class BackboneAccuracyLines:
 
 
 @dataclass(frozen=True)
+class AccuracyBlock:
+    """The backbones distilled on, or the unseen ones; without a title where all were distilled on."""
+
+    title: str
+    backbone_groups: list[BackboneAccuracyLines]
+
+
+@dataclass(frozen=True)
 class AccuracySection:
     """The accuracies of one run."""
 
     run_name: str
-    backbone_groups: list[BackboneAccuracyLines]
+    blocks: list[AccuracyBlock]
     seed_counts_text: str
     chart: Markup
     notes: list[str]
 
 
 def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySection:
-    """Return the table and the bar chart of a run's accuracies, by backbone."""
+    """Return the table and the bar chart of a run's accuracies, by backbone; unseen ones come last."""
     rows = list_result_rows(evaluation)
-    backbones, bar_groups = [], []
+    own_groups: list[BackboneAccuracyLines] = []
+    unseen_groups: list[BackboneAccuracyLines] = []
+    own_bars, unseen_bars = [], []
     for key, backbone in make_backbone_labels(rows).items():
         backbone_rows = [row for row in rows if (row.backbone, row.image_size) == key]
         backbone_rows.sort(key=get_row_sort_key)
-        backbones.append(
-            BackboneAccuracyLines(backbone, [make_accuracy_line(row, evaluation) for row in backbone_rows])
+        lines = BackboneAccuracyLines(
+            backbone, [make_accuracy_line(row, evaluation) for row in backbone_rows]
         )
-        bar_groups.append((backbone, [make_accuracy_bar(row, evaluation) for row in backbone_rows]))
+        bars = [make_accuracy_bar(row, evaluation) for row in backbone_rows]
+        if is_row_on_distillation_backbone(backbone_rows[0], evaluation.provenance):
+            own_groups.append(lines)
+            own_bars.append((backbone, bars))
+        else:
+            unseen_groups.append(lines)
+            unseen_bars.append((f"{backbone} (unseen)", bars))
+    bar_groups = [*own_bars, *unseen_bars]
+    blocks = [
+        AccuracyBlock("Distilled on" if unseen_groups else "", own_groups),
+        AccuracyBlock("Unseen backbones", unseen_groups),
+    ]
     description = "; ".join(
         f"{backbone}: " + ", ".join(f"{bar.label} {bar.percent:.1f}" for bar in bars)
         for backbone, bars in bar_groups
@@ -68,10 +88,13 @@ def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySect
     seed_counts = sorted({row.seeds for row in evaluation.rows if row.seeds > 1})
     return AccuracySection(
         run_name=run_name,
-        backbone_groups=backbones,
+        blocks=[block for block in blocks if block.backbone_groups],
         seed_counts_text=" or ".join(map(str, seed_counts)),
         chart=draw_bar_chart(bar_groups, alt),
-        notes=[note for note in evaluation.notes if not note.startswith(NOT_BETTER_THAN_RANDOM)],
+        notes=[
+            *([UNSEEN_BACKBONE_NOTE] if unseen_groups else []),
+            *(note for note in evaluation.notes if not note.startswith(NOT_BETTER_THAN_RANDOM)),
+        ],
     )
 
 

@@ -1,23 +1,18 @@
 """Tables of accuracies: runs side by side, and cross-backbone matrices."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES
+from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES, UNSEEN_CELL_NOTE
 from sfm.eval.report.reported_runs import ReportedRun
-from sfm.eval.report.row_selection import (
-    ResultRow,
-    list_result_rows,
-    make_row_label,
-    select_longest_trained_rows,
-)
+from sfm.eval.report.row_selection import list_result_rows, make_row_label, select_longest_trained_rows
 from sfm.eval.report.text_format import MODE_DESCRIPTIONS, UNKNOWN
-from sfm.eval.result import Evaluation, FullDataRow
+from sfm.eval.result import Evaluation, FullDataRow, ResultRow, is_row_on_distillation_backbone
 from sfm.text import format_percent
 
 OWN_BACKBONE_NOTE = (
-    "Through the backbone distilled on, this shows the classifier of all real images more than the distilled "
-    "ones: read the other columns."
+    "Through a backbone distilled on, this shows the classifier of all real images more than the distilled "
+    "ones: read the accuracies on other backbones."
 )
 
 SpecAndInputSize = tuple[str, int]
@@ -40,6 +35,8 @@ class ReportTable:
     columns: list[str]
     rows: list[tuple[str, list[TableCell]]]
     note: str = ""
+    column_groups: list[tuple[str, int]] = field(default_factory=list)
+    """Headers above the columns, with the number of columns below each."""
 
 
 def make_backbone_labels(rows: Iterable[ResultRow]) -> dict[SpecAndInputSize, str]:
@@ -52,24 +49,81 @@ def make_backbone_labels(rows: Iterable[ResultRow]) -> dict[SpecAndInputSize, st
 def make_comparison_table(runs: Sequence[ReportedRun], dataset_title: str) -> ReportTable:
     """Return a table of the accuracies of runs of one dataset, one column per run."""
     rows_by_run = [index_rows_by_backbone_and_label(run.evaluation) if run.evaluation else {} for run in runs]
-    backbone_labels = make_backbone_labels(row for rows in rows_by_run for row in rows.values())
+    columns = list_backbone_columns(runs, [row for rows in rows_by_run for row in rows.values()])
     row_keys = dict.fromkeys(
-        key for backbone in backbone_labels for rows in rows_by_run for key in rows if key[0] == backbone
+        (column, label)
+        for column in columns
+        for rows in rows_by_run
+        for backbone, label in rows
+        if backbone == column.key
     )
     table_rows = [
         (
-            f"{backbone_labels[backbone]}: {label}",
-            [make_accuracy_cell(rows.get((backbone, label))) for rows in rows_by_run],
+            f"{column.label}{'' if column.has_own_run else ' (unseen)'}: {label}",
+            [
+                make_cell_of_run(run, rows.get((column.key, label)), column)
+                for run, rows in zip(runs, rows_by_run, strict=True)
+            ],
         )
-        for backbone, label in row_keys
+        for column, label in row_keys
     ]
+    notes = [describe_training_mismatch(runs), describe_parentheses([cells for _, cells in table_rows])]
     return ReportTable(
         f"Top-1 accuracy on {dataset_title}, %",
         "trained on",
         [run.name for run in runs],
         table_rows,
-        describe_training_mismatch(runs),
+        ". ".join(filter(None, notes)),
     )
+
+
+@dataclass(frozen=True)
+class BackboneColumn:
+    """A backbone of a table of several runs.
+
+    Attributes
+    ----------
+    key : (str, int)
+        Its spec and input size.
+    label : str
+    has_own_run : bool
+        Whether one of the runs was distilled on it; otherwise it is unseen to all.
+    """
+
+    key: SpecAndInputSize
+    label: str
+    has_own_run: bool
+
+
+def list_backbone_columns(runs: Sequence[ReportedRun], rows: Sequence[ResultRow]) -> list[BackboneColumn]:
+    """Return the backbones of rows; those that none of the runs was distilled on come last."""
+    own_keys = {
+        get_backbone_key(row)
+        for run in runs
+        if run.evaluation
+        for row in list_result_rows(run.evaluation)
+        if is_row_on_distillation_backbone(row, run.evaluation.provenance)
+    }
+    columns = [
+        BackboneColumn(key, label, key in own_keys) for key, label in make_backbone_labels(rows).items()
+    ]
+    return sorted(columns, key=lambda column: not column.has_own_run)
+
+
+def make_cell_of_run(run: ReportedRun, row: ResultRow | None, column: BackboneColumn) -> TableCell:
+    """Return the cell of a run; accuracy of images is in parentheses if unseen to this run, not to all."""
+    cell = make_accuracy_cell(row)
+    if row is None or row.images != "distilled" or run.evaluation is None or not column.has_own_run:
+        return cell
+    if is_row_on_distillation_backbone(row, run.evaluation.provenance):
+        return cell
+    return TableCell(f"({cell.text})", cell.shade_fraction)
+
+
+def describe_parentheses(cells_by_row: Iterable[Sequence[TableCell]]) -> str:
+    """Return the note about cells in parentheses; an empty text if there is none."""
+    has_any = any(cell.text.startswith("(") for cells in cells_by_row for cell in cells)
+    return UNSEEN_CELL_NOTE if has_any else ""
 
 
 def index_rows_by_backbone_and_label(evaluation: Evaluation) -> dict[tuple[SpecAndInputSize, str], ResultRow]:
@@ -127,28 +181,39 @@ def make_backbone_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str)
         if run.evaluation
     ]
     distilled = [row for _, _, rows in evaluated for row in rows]
-    backbone_labels = make_backbone_labels(distilled)
-    if len(backbone_labels) < 2:
+    columns = list_backbone_columns(runs, distilled)
+    if len(columns) < 2:
         return []
+    unseen_count = sum(not column.has_own_run for column in columns)
+    group_sizes = {"distilled on": len(columns) - unseen_count, "unseen": unseen_count}
+    column_groups = [(title, size) for title, size in group_sizes.items() if size] if unseen_count else []
     tables = []
     for mode in sorted({row.mode for row in distilled}, key=list(MODE_DESCRIPTIONS).index):
         rows = []
         for run, evaluation, measured in evaluated:
             by_backbone = {get_backbone_key(row): row for row in measured if row.mode == mode}
-            spec, record = evaluation.provenance.distilled_on, run.distilled.record
-            label = f"{spec} ({run.name}, {record.ipc} per class)" if len(evaluated) > 1 else spec
-            rows.append((label, [make_accuracy_cell(by_backbone.get(key)) for key in backbone_labels]))
+            specs, record = evaluation.provenance.format_backbone_specs(), run.distilled.record
+            label = f"{specs} ({run.name}, {record.ipc} per class)" if len(evaluated) > 1 else specs
+            rows.append((label, [make_cell_of_run(run, by_backbone.get(c.key), c) for c in columns]))
         full_data = {
             get_backbone_key(row): row
             for _, evaluation, _ in evaluated
             for row in evaluation.full_data
             if row.classifier == "linear"
         }
-        cells = [make_accuracy_cell(full_data.get(key)) for key in backbone_labels]
-        rows.append(("all real images", cells))
-        note = OWN_BACKBONE_NOTE if mode in OWN_BACKBONE_BIASED_MODES else ""
-        heading = f"{dataset_title}, {mode}: top-1 accuracy, %"
+        notes = [
+            OWN_BACKBONE_NOTE if mode in OWN_BACKBONE_BIASED_MODES else "",
+            describe_parentheses([cells for _, cells in rows]),
+        ]
+        rows.append(("all real images", [make_accuracy_cell(full_data.get(c.key)) for c in columns]))
         tables.append(
-            ReportTable(heading, "distilled on ↓ evaluated on →", list(backbone_labels.values()), rows, note)
+            ReportTable(
+                f"{dataset_title}, {mode}: top-1 accuracy, %",
+                "distilled on ↓ evaluated on →",
+                [column.label for column in columns],
+                rows,
+                " ".join(filter(None, notes)),
+                column_groups,
+            )
         )
     return tables

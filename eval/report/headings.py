@@ -17,10 +17,10 @@ OPTION_FORMATS = {
 
 
 def describe_run(run: ReportedRun) -> str:
-    """Return dataset, backbone, input size and images per class of a run."""
+    """Return dataset, backbones, input sizes and images per class of a run."""
     record = run.distilled.record
-    backbone = f"distilled on {record.backbone.spec} at {record.image_size} px"
-    return f"{record.dataset}, {backbone}, {record.ipc:,} per class"
+    backbones = f"distilled on {record.format_backbones_with_sizes()}"
+    return f"{record.dataset}, {backbones}, {record.ipc:,} per class"
 
 
 def make_page_title(runs: Sequence[ReportedRun]) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sfm.eval.distilled_run import DistillationBackbone
 from sfm.eval.report.comparison_tables import ReportTable, TableCell
-from sfm.eval.report.reported_runs import ReportedRun
+from sfm.eval.report.reported_runs import ReportedRun, SourceData
 from sfm.eval.report.reproduction_commands import make_distill_command
 from sfm.eval.report.run_summaries import LabelledFact
 from sfm.eval.report.text_format import (
@@ -65,10 +66,10 @@ def describe_run_costs_by_label(run: ReportedRun) -> dict[str, str]:
         if real_bytes
         else UNKNOWN,
         "Real images, decoded at the input size": format_decimal_bytes(decoded_bytes),
-        "Statistics in the store": format_decimal_bytes(source_data.entry_bytes if source_data else None),
-        "Extracting them": describe_extraction_time(source_data.statistics.entry.extraction)
-        if source_data
-        else UNKNOWN,
+        "Statistics in the store": format_decimal_bytes(
+            source_data.total_entry_bytes if source_data else None
+        ),
+        "Extracting them": describe_extraction_times(source_data) if source_data else UNKNOWN,
         "Distilling": format_wall_time(details.wall_seconds),
         "Steps": f"{run.loss_history[-1].step:,}" if run.loss_history else UNKNOWN,
         "Peak memory": format_decimal_bytes(details.peak_memory_bytes),
@@ -80,6 +81,14 @@ def describe_run_costs_by_label(run: ReportedRun) -> dict[str, str]:
 def sum_evaluation_seconds(evaluation: Evaluation) -> float:
     """Return the wall time of all commands that accuracies come from."""
     return evaluation.provenance.seconds + sum(command.seconds for command in evaluation.earlier)
+
+
+def describe_extraction_times(source_data: SourceData) -> str:
+    """Return the wall time of extracting a run's entries, by backbone if there are several."""
+    entries = [statistics.entry for statistics in source_data.all_statistics]
+    if len(entries) == 1:
+        return describe_extraction_time(entries[0].extraction)
+    return "; ".join(f"{e.backbone.spec}: {describe_extraction_time(e.extraction)}" for e in entries)
 
 
 def describe_extraction_time(card: ExtractionCard) -> str:
@@ -99,10 +108,13 @@ def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
     record, details, evaluation = run.distilled.record, run.details, run.evaluation
     facts = [
         LabelledFact("Store", record.store),
-        LabelledFact("Entry", f"{record.dataset}@{record.entry_digest}"),
+        *(LabelledFact("Entry", f"{record.dataset}@{b.entry_digest}") for b in record.backbones),
         LabelledFact("Data fingerprint", record.fingerprint),
         LabelledFact("Licence of the data", details.licence or ""),
-        LabelledFact("Backbone", f"{record.backbone.spec}, hash {record.backbone.hash}"),
+        *(
+            LabelledFact("Backbone", f"{b.backbone.spec}, hash {b.backbone.hash}", describe_weight(b))
+            for b in record.backbones
+        ),
         LabelledFact("Images", run.pixel_digest, describe_image_edits(run)),
         LabelledFact("Seed", "" if details.seed is None else str(details.seed)),
         LabelledFact("Device", details.device or ""),
@@ -124,6 +136,12 @@ def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
             options = {name: value for name, value in config.items() if name != "run"}
             commands.append(format_sfm_command("evaluate", str(run.directory), options))
     return ProvenanceSection(run.name, [fact for fact in facts if fact.value], commands)
+
+
+def describe_weight(distillation_backbone: DistillationBackbone) -> str:
+    """Return the weight of a backbone's loss, unless it is 1."""
+    weight = distillation_backbone.weight
+    return "" if weight == 1 else f"weight {weight:g}"
 
 
 def describe_image_edits(run: ReportedRun) -> str:

@@ -27,7 +27,7 @@ from sfm.eval.distilled_run import (
     require_no_outside_links,
 )
 from sfm.eval.output_files import make_distinct_directory_names
-from sfm.eval.result import Evaluation
+from sfm.eval.result import Evaluation, SourceEntryRecord
 from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
 from sfm.soft_label_files import SoftLabels
@@ -91,25 +91,35 @@ class GrowthSheet:
 
 @dataclass(frozen=True)
 class SourceData:
-    """Statistics and real images of the entry that a run was distilled from.
+    """Statistics and real images of the entries that a run was distilled from.
 
     Attributes
     ----------
-    statistics : ClassSubsetStatistics
+    all_statistics : list of ClassSubsetStatistics
+        Of every backbone distilled on.
     exemplar_pixels : ndarray of uint8, shape (class, exemplar, height, width, 3), or None
         Real images, where the entry keeps them.
     nearest_exemplar_indices : ndarray of int64, shape (class,), or None
         Index of the exemplar of every class that is nearest to its mean, where every class has one.
     """
 
-    statistics: ClassSubsetStatistics
+    all_statistics: list[ClassSubsetStatistics]
     exemplar_pixels: npt.NDArray[np.uint8] | None
     nearest_exemplar_indices: npt.NDArray[np.int64] | None
 
     @property
-    def entry_bytes(self) -> int:
-        """Size of the entry."""
-        return sum(record.size for record in self.statistics.entry.commit.objects.values())
+    def statistics(self) -> ClassSubsetStatistics:
+        """The statistics of the first backbone distilled on."""
+        return self.all_statistics[0]
+
+    @property
+    def total_entry_bytes(self) -> int:
+        """Size of the entries."""
+        return sum(
+            record.size
+            for statistics in self.all_statistics
+            for record in statistics.entry.commit.objects.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ class ReportedRun:
     growth_sheets : list of GrowthSheet
     evaluation : Evaluation or None
     source_data : SourceData or None
-        None unless a store was given that holds the run's entry.
+        None unless a store was given that holds the run's entries.
     soft_labels : SoftLabels or None
         As they are in the directory; they may be of images that were edited since.
     """
@@ -216,21 +226,23 @@ def find_source_data_by_run_index(
     Raises
     ------
     InputError
-        If a store holds the entry of none of the runs, or an entry has other classes.
+        If a store holds the entries of none of the runs, or an entry has other classes.
     """
     source_data: dict[int, SourceData] = {}
     for store_url in store_urls:
         store = open_store(store_url)
-        entries = {
-            i: entry for i, run in enumerate(runs) if (entry := open_source_entry_if_stored(store, run))
+        entries_by_run = {
+            i: entries for i, run in enumerate(runs) if (entries := open_source_entries_if_stored(store, run))
         }
-        if not entries:
+        if not entries_by_run:
             raise InputError(
                 f"{store.url} holds no entry that {' or '.join(map(str, run_directories))} was distilled "
                 f"from: give the store that `sfm distill` was given"
             )
-        for i, entry in entries.items():
-            statistics = select_run_statistics(entry, runs[i].class_ids, run_directories[i])
+        for i, entries in entries_by_run.items():
+            statistics = [
+                select_run_statistics(entry, runs[i].class_ids, run_directories[i]) for entry in entries
+            ]
             source_data.setdefault(i, read_source_data(statistics))
     return source_data
 
@@ -276,7 +288,19 @@ def combine_run_results(
         If one is of other classes.
     """
     backbone = run.record.backbone
-    distilled_on = {"distilled_on_hash": backbone.hash, "distilled_at": backbone.preprocessing.input_size}
+    distilled_on = {
+        "distilled_on_hash": backbone.hash,
+        "distilled_at": backbone.preprocessing.input_size,
+        "distilled_from_entries": [
+            SourceEntryRecord(
+                backbone=each.backbone.spec,
+                backbone_hash=each.backbone.hash,
+                image_size=each.image_size,
+                entry_digest=each.entry_digest,
+            )
+            for each in run.record.backbones
+        ],
+    }
     combined: Evaluation | None = None
     for evaluation in evaluations:
         if evaluation is not None:
@@ -289,21 +313,27 @@ def combine_run_results(
     return combined.model_copy(update={"provenance": provenance})
 
 
-def open_source_entry_if_stored(store: Store, run: DistilledRun) -> Entry | None:
-    """Open the entry that a run was distilled from; None if the store does not hold it."""
-    record = run.record
-    known = list_visible_and_pinned_summaries(store, f"{record.dataset}@{record.entry_digest}")
-    matching = [summary for summary in known if summary.entry_digest == record.entry_digest]
-    return store.open_entry(matching[0]) if matching else None
+def open_source_entries_if_stored(store: Store, run: DistilledRun) -> list[Entry]:
+    """Open the entries that a run was distilled from; an empty list if the store does not hold all."""
+    entries = []
+    for distillation_backbone in run.record.backbones:
+        digest = distillation_backbone.entry_digest
+        known = list_visible_and_pinned_summaries(store, f"{run.record.dataset}@{digest}")
+        matching = [summary for summary in known if summary.entry_digest == digest]
+        if not matching:
+            return []
+        entries.append(store.open_entry(matching[0]))
+    return entries
 
 
-def read_source_data(statistics: ClassSubsetStatistics) -> SourceData:
-    """Read the real images of some classes, if the entry keeps any."""
-    if "exemplar/role" not in statistics.entry:
-        return SourceData(statistics, None, None)
-    is_nearest = statistics.read_array("exemplar/role") == NEAREST_ROLE
+def read_source_data(all_statistics: list[ClassSubsetStatistics]) -> SourceData:
+    """Read the real images of some classes, if the first entry keeps any."""
+    first = all_statistics[0]
+    if "exemplar/role" not in first.entry:
+        return SourceData(all_statistics, None, None)
+    is_nearest = first.read_array("exemplar/role") == NEAREST_ROLE
     nearest_indices = is_nearest.argmax(axis=1) if is_nearest.any(axis=1).all() else None
-    return SourceData(statistics, statistics.read_array("exemplar/image"), nearest_indices)
+    return SourceData(all_statistics, first.read_array("exemplar/image"), nearest_indices)
 
 
 def read_loss_history(path: Path) -> list[LossPoint]:

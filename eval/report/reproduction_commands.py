@@ -43,11 +43,12 @@ def make_evaluate_command(run_directory: Path, recorded_config: Mapping[str, Any
 def make_distill_command(run: ReportedRun) -> str:
     """Return the command that makes the images again, from the same entry."""
     record = run.distilled.record
+    # The digest pins the entry of the first backbone; those of the others are of the same data.
+    dataset = f"{record.dataset}@{record.entry_digest[:12]}"
     if isinstance(run.details.config.get("classes"), list):
         # No option takes a list of classes; run.json holds it.
-        dataset = f"{record.dataset}@{record.entry_digest[:12]}"
         repeated = {"config": run.directory / "run.json", "dataset": dataset, "out": f"{run.directory}-again"}
-        places = {"store": record.store, "backbone": record.config.backbone}
+        places = {"store": record.store, "backbone": [b.spec for b in record.backbones]}
         config = run.details.config
         large = {name: config[name] for name in LARGE_OPTIONS if config.get(name) not in (None, 1)}
         return format_sfm_command("distill", None, {**repeated, **places, **large})
@@ -60,9 +61,9 @@ def make_distill_command(run: ReportedRun) -> str:
     }
     pinned = {
         "store": record.store,
-        "backbone": record.config.backbone,
-        "image_size": record.image_size,
-        "dataset": f"{record.dataset}@{record.entry_digest[:12]}",
+        "backbone": [b.spec for b in record.backbones],
+        "image_size": [b.image_size for b in record.backbones],
+        "dataset": dataset,
     }
     return format_sfm_command(
         "distill", None, {**pinned, **options, **pinned, "out": f"{run.directory}-again"}

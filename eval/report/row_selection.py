@@ -4,10 +4,15 @@ from collections.abc import Sequence
 
 from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES, find_random_baseline
 from sfm.eval.report.text_format import IMAGE_SET_LABELS
-from sfm.eval.result import AccuracyRow, Evaluation, FullDataRow, is_row_on_distillation_backbone
+from sfm.eval.result import (
+    AccuracyRow,
+    Evaluation,
+    FullDataRow,
+    ResultRow,
+    SourceEntryRecord,
+    is_row_on_distillation_backbone,
+)
 from sfm.text import format_percent
-
-ResultRow = AccuracyRow | FullDataRow
 
 
 def list_result_rows(evaluation: Evaluation) -> list[ResultRow]:
@@ -23,7 +28,7 @@ def get_mode_or_full_data_classifier(row: ResultRow) -> str:
 def make_row_label(row: ResultRow, evaluation: Evaluation) -> str:
     """Return a row's label: image set and classifier, and its protocol where rows differ in it.
 
-    Inheritance on the backbone distilled on is marked: its accuracy says little about the images.
+    Inheritance on a backbone distilled on is marked: its accuracy says little about the images.
     """
     label = f"{IMAGE_SET_LABELS[row.images]}, {get_mode_or_full_data_classifier(row)}"
     if not isinstance(row, AccuracyRow):
@@ -71,20 +76,26 @@ def select_longest_trained_rows(rows: Sequence[AccuracyRow]) -> list[AccuracyRow
 
 
 def find_headline_row(evaluation: Evaluation) -> AccuracyRow | None:
-    """Return the row of `linear` on the backbone distilled on.
+    """Return the row of `linear` on the first backbone distilled on that has one."""
+    rows = [
+        find_headline_row_of_source(evaluation, source) for source in evaluation.provenance.source_entries
+    ]
+    return next((row for row in rows if row is not None), None)
+
+
+def find_headline_row_of_source(evaluation: Evaluation, source: SourceEntryRecord) -> AccuracyRow | None:
+    """Return the row of `linear` on one backbone distilled on.
 
     The choice is fixed: taking the best row would select on held-out data.
     """
     for row in select_longest_trained_rows(evaluation.rows):
-        if (row.images, row.mode) == ("distilled", "linear") and is_row_on_distillation_backbone(
-            row, evaluation.provenance
-        ):
+        if (row.images, row.mode) == ("distilled", "linear") and source.is_backbone_of(row):
             return row
     return None
 
 
-def list_cross_backbone_inherit_rows(evaluation: Evaluation) -> list[AccuracyRow]:
-    """Return the rows of `inherit` on other backbones than the one distilled on."""
+def list_unseen_inherit_rows(evaluation: Evaluation) -> list[AccuracyRow]:
+    """Return the rows of `inherit` on backbones that the images were not distilled on."""
     return [
         row
         for row in select_longest_trained_rows(evaluation.rows)
@@ -100,7 +111,7 @@ def find_row_shown_in_detail(evaluation: Evaluation) -> AccuracyRow | None:
     candidates = [
         find_headline_row(evaluation),
         *unbiased,
-        *list_cross_backbone_inherit_rows(evaluation),
+        *list_unseen_inherit_rows(evaluation),
         *distilled,
     ]
     return next((row for row in candidates if row is not None), None)
@@ -128,9 +139,8 @@ def describe_row_versus_real_images(row: AccuracyRow, evaluation: Evaluation) ->
         compute_recovered_fraction(row, evaluation),
         find_random_baseline(row, evaluation.rows),
     )
-    resized = row.backbone == evaluation.provenance.distilled_on and not is_row_on_distillation_backbone(
-        row, evaluation.provenance
-    )
+    own_specs = [source.backbone for source in evaluation.provenance.source_entries]
+    resized = row.backbone in own_specs and not is_row_on_distillation_backbone(row, evaluation.provenance)
     text = f"{row.mode} on {row.backbone}" + (f" at {row.image_size} px" if resized else "")
     if recovered is not None and recovered > 1:
         text += ": more than the classifier of all real images, see the notes below"

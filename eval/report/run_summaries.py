@@ -8,8 +8,8 @@ from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_evaluate_command
 from sfm.eval.report.row_selection import (
     describe_row_versus_real_images,
-    find_headline_row,
-    list_cross_backbone_inherit_rows,
+    find_headline_row_of_source,
+    list_unseen_inherit_rows,
     select_longest_trained_rows,
 )
 from sfm.eval.report.text_format import (
@@ -21,8 +21,8 @@ from sfm.eval.report.text_format import (
 from sfm.eval.result import Evaluation
 from sfm.text import format_percent
 
-MAX_INHERITED_FACTS = 3
-"""Number of other backbones in a summary."""
+MAX_UNSEEN_FACTS = 3
+"""Number of unseen backbones in a summary."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,20 @@ def make_size_fact(run: ReportedRun) -> LabelledFact:
 
 
 def list_accuracy_facts(evaluation: Evaluation) -> list[LabelledFact]:
-    """Return the accuracy on the backbone distilled on, and the inherited ones on others."""
-    headline = find_headline_row(evaluation)
-    if headline is None:
-        size = evaluation.provenance.distilled_at
-        backbone = evaluation.provenance.distilled_on + (f" at {size} px" if size else "")
-        note = f"linear on {backbone}: evaluate with --mode linear"
-        facts = [LabelledFact("Top-1 accuracy", "not measured", note)]
-    else:
-        note = describe_row_versus_real_images(headline, evaluation)
-        facts = [LabelledFact("Top-1 accuracy", f"{format_percent(headline.top1_mean)} %", note)]
-    for row in list_cross_backbone_inherit_rows(evaluation)[:MAX_INHERITED_FACTS]:
+    """Return the accuracies on the backbones distilled on, and the inherited ones on unseen backbones."""
+    facts = []
+    for source in evaluation.provenance.source_entries:
+        headline = find_headline_row_of_source(evaluation, source)
+        if headline is None:
+            backbone = source.backbone + (f" at {source.image_size} px" if source.image_size else "")
+            note = f"linear on {backbone}: evaluate with --mode linear"
+            facts.append(LabelledFact("Top-1 accuracy", "not measured", note))
+        else:
+            note = describe_row_versus_real_images(headline, evaluation)
+            facts.append(LabelledFact("Top-1 accuracy", f"{format_percent(headline.top1_mean)} %", note))
+    for row in list_unseen_inherit_rows(evaluation)[:MAX_UNSEEN_FACTS]:
         note = describe_row_versus_real_images(row, evaluation)
-        facts.append(LabelledFact("Top-1, inherited", f"{format_percent(row.top1_mean)} %", note))
+        facts.append(LabelledFact("Top-1, unseen", f"{format_percent(row.top1_mean)} %", note))
     return facts
 
 

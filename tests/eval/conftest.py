@@ -148,6 +148,35 @@ def write_finished_run(out: Path, fashion_store: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def two_backbone_run(make_once: MakeOnce, fashion_store: str) -> Path:
+    """A short real run on lite0 and lite1, evaluated on those that this implies. Copy it to change it."""
+    return (
+        make_once("two-backbones", lambda folder: write_two_backbone_run(folder / "run", fashion_store))
+        / "run"
+    )
+
+
+def write_two_backbone_run(out: Path, fashion_store: str) -> None:
+    from sfm.distill.config import DistillConfig
+    from sfm.distill.run import distill
+    from sfm.eval.config import EvaluateConfig
+    from sfm.eval.evaluation import evaluate
+
+    asked = DistillConfig(
+        store=fashion_store,
+        backbone=["lite0", "lite1"],
+        backbone_weight=[1.0, 0.5],
+        dataset="fashion-mnist-6k",
+        out=out,
+        steps=3,
+        device="cpu",
+    )
+    distill(asked)
+    short = {"epochs": 20, "views": 4, "projector_views": 6, "save": True, "device": "cpu"}
+    evaluate(EvaluateConfig.model_validate({"run": out, "store": fashion_store} | short))
+
+
+@pytest.fixture(scope="session")
 def partial_run(make_once: MakeOnce, fashion_store: str) -> Path:
     """A short real run of three of the ten classes: 1, 4 and 9. Not evaluated."""
     return make_once("partial", lambda folder: write_partial_run(folder, fashion_store)) / "run"

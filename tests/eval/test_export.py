@@ -164,7 +164,7 @@ def test_the_dataset_card_has_valid_hub_metadata(finished_run: Path, tmp_path: P
     assert card.data.size_categories == "n<1K"
     assert card.data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
     assert "20 images that stand for the 400 training images of fashion-mnist-6k" in card.text
-    assert "| lite1 | Distilled, inherit |" in card.text
+    assert "| lite1 (unseen) | Distilled, inherit |" in card.text
     assert "were edited" not in card.text
 
 

@@ -24,7 +24,7 @@ from sfm.eval.report.gallery import MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES
 from sfm.eval.report.page import render_page, report
 from sfm.eval.report.report_content import make_report_content
 from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
-from sfm.eval.report.row_selection import find_headline_row, list_cross_backbone_inherit_rows, make_row_label
+from sfm.eval.report.row_selection import find_headline_row, list_unseen_inherit_rows, make_row_label
 from sfm.eval.report.text_format import format_decimal_bytes, format_sfm_command, format_wall_time
 from sfm.eval.result import ConfusedPair
 from sfm.stats_store.publication import Draft, publish_draft
@@ -140,7 +140,8 @@ def test_a_store_without_exemplars_still_reports_its_cost(
 ) -> None:
     digest = publish_without_exemplars(lite0_entry, tmp_path / "store")
     record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"entry_digest": digest}))
+    record["entry_digest"] = record["backbones"][0]["entry_digest"] = digest
+    (run / "run.json").write_text(json.dumps(record))
     page = write_report(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
     assert "Statistics in the store" in page.text
     assert not any((i["alt"] or "").startswith("Real image") for i in page.all("img"))
@@ -185,7 +186,7 @@ def test_the_summary_shows_linear_and_cross_backbone_inherit_accuracy(
             "linear on lite0",
         ),
         (
-            "Top-1, inherited",
+            "Top-1, unseen",
             f"{format_percent(rows['distilled', 'lite1', 'inherit'].top1_mean)} %",
             "inherit on lite1",
         ),
@@ -213,7 +214,7 @@ def test_the_source_backbone_at_another_input_size_is_another_backbone(
     headline = find_headline_row(both)
     assert headline
     assert headline.image_size == 32
-    assert [row.image_size for row in list_cross_backbone_inherit_rows(both)] == [48]
+    assert [row.image_size for row in list_unseen_inherit_rows(both)] == [48]
     assert [row.image_size for row in rows if "own backbone" in make_row_label(row, both)] == [32]
     assert [(cell.mode, cell.own_backbone) for cell in make_matrix([both])] == [
         ("linear", False),
@@ -243,7 +244,7 @@ def test_without_the_source_backbone_the_summary_says_what_to_evaluate(
 def test_the_source_backbone_of_an_older_evaluation_is_inferred(run: Path) -> None:
     path = run / "evaluation.json"
     old = json.loads(path.read_text())
-    for name in ("distilled_on_hash", "distilled_at"):
+    for name in ("distilled_on_hash", "distilled_at", "distilled_from_entries"):
         old["provenance"].pop(name)
     path.write_text(json.dumps(old))
     (reported_run,) = read_reported_runs([run], [])
@@ -349,7 +350,8 @@ def test_rows_state_their_protocol_and_the_most_thorough_is_compared(
     more = [r.model_copy(update={"epochs": 900, "top1_mean": 0.5}) for r in evaluation.rows if r.epochs]
     both = evaluation.model_copy(update={"rows": [*evaluation.rows, *more]})
     shown = make_report_content([replace(reported_run, evaluation=both), replace(reported_run, name="other")])
-    labels = [line.label for group in shown.accuracy_sections[0].backbone_groups for line in group.lines]
+    groups = [group for block in shown.accuracy_sections[0].blocks for group in block.backbone_groups]
+    labels = [line.label for group in groups for line in group.lines]
     assert {"Distilled, linear (20 epochs)", "Distilled, linear (900 epochs)"} <= set(labels)
     (table,) = shown.comparison_tables
     rows = dict(table.rows)
@@ -417,7 +419,7 @@ def test_headings_tables_and_ids_are_accessible(page: Page) -> None:
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert {a["scope"] for a in page.all("th")} == {"col", "row", "rowgroup"}
+    assert {a["scope"] for a in page.all("th")} == {"col", "colgroup", "row", "rowgroup"}
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
 

@@ -186,6 +186,15 @@ def claim_gigabytes(run: Path) -> None:
             change_json("evaluation.json", lambda e: e["provenance"].update(seconds=float("inf"))),
             "is not what",
         ),
+        (
+            change_json(
+                "evaluation.json",
+                lambda e: e["provenance"].update(
+                    distilled_from_entries=e["provenance"]["distilled_from_entries"] * 10_000
+                ),
+            ),
+            "evaluation.json is not what",
+        ),
         (write_text("evaluation.json", "[" * 100_000), "evaluation.json is not what"),
         (lambda run: os.truncate(run / "evaluation.json", 2**40), "evaluation.json is not what"),
     ],
@@ -354,6 +363,8 @@ def test_hostile_names_are_escaped_on_a_card(run: Path, tmp_path: Path) -> None:
         document["dataset"] = evil
         document["backbone"]["spec"] = evil
         document["config"]["backbone"] = evil
+        for each in document.get("backbones", []):
+            each["backbone"]["spec"] = evil
 
     change_json("run.json", change)(run)
     change_json("evaluation.json", lambda e: e.update(notes=[evil]))(run)
