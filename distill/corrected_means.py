@@ -208,7 +208,8 @@ def bound_error(weight: Tensor, class_means: Tensor, within_covariance: Tensor) 
     floor = torch.finfo(weight.dtype).tiny
     scale = difference_variance.clamp_min(floor).masked_fill(is_own, 1.0).sqrt()
     margins = (logits - logits.diagonal()[:, None]) / scale
-    return torch.special.ndtr(margins).masked_fill(is_own, 0.0).sum(1).mean()
+    probabilities: Tensor = torch.special.ndtr(margins)
+    return probabilities.masked_fill(is_own, 0.0).sum(1).mean()
 
 
 def estimate_ceiling(

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cosine_similarity
 
-from sfm.distill.corrected_means import estimate_ceiling
+from sfm.distill.corrected_means import CorrectionOptions, estimate_ceiling
 from sfm.distill.flow import compute_flow
 from sfm.distill.objective import (
     ClassCentres,
@@ -83,21 +82,20 @@ def estimate_targets_of_backbone(
     covariance = read_within_covariance(entry)
     if covariance is None:
         return None
-    ceilings = [
-        estimate_ceiling(real.class_means, each.own_centres, covariance, seed) if each else None
-        for each in (real, computed)
-    ]
-    cosine = compute_flow_cosine(real, computed) if computed else 1.0
-    return TargetEstimate(cosine, TargetCeilings(*ceilings))
+    real_ceiling = estimate_ceiling(real.class_means, real.own_centres, covariance, seed)
+    if computed is None:
+        return TargetEstimate(1.0, TargetCeilings(real_ceiling, None))
+    corrected = estimate_ceiling(real.class_means, computed.own_centres, covariance, seed)
+    return TargetEstimate(compute_flow_cosine(real, computed), TargetCeilings(real_ceiling, corrected))
 
 
 def compute_flow_cosine(first: ClassCentres, second: ClassCentres) -> float:
     """Return the cosine between the flows of two sets of centres of the same shape."""
-    flows = [
+    first_flow, second_flow = (
         compute_flow(torch.from_numpy(each.own_centres), torch.from_numpy(each.class_means)).flatten()
         for each in (first, second)
-    ]
-    return float(cosine_similarity(*flows, dim=0))
+    )
+    return float(torch.cosine_similarity(first_flow, second_flow, dim=0))
 
 
 def make_target_record(
@@ -107,4 +105,8 @@ def make_target_record(
     if not computed_targets:
         return None
     estimates = estimate_targets(entries, computed_targets, config)
-    return {"digest": config.targets, "backbones": [each and asdict(each) for each in estimates]}
+    return {
+        "digest": config.targets,
+        "options": asdict(CorrectionOptions()),
+        "backbones": [each and asdict(each) for each in estimates],
+    }

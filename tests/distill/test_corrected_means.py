@@ -183,7 +183,8 @@ def test_a_run_records_its_targets_and_what_they_allow(correcting: DistillConfig
 def test_a_dry_run_tells_what_targets_allow(correcting: DistillConfig) -> None:
     (computed,) = estimate_distillation(correcting).backbones
     (own,) = estimate_distillation(correcting.model_copy(update={"objective": "sfm"})).backbones
-    assert computed.targets and own.targets
+    assert computed.targets
+    assert own.targets
     assert own.targets.cosine == 1
     assert own.targets.ceilings.corrected is None
     assert own.targets.ceilings.real == computed.targets.ceilings.real
@@ -207,7 +208,7 @@ def test_entries_without_scatter_within_classes_are_refused(
     correcting: DistillConfig, store: str, tmp_path: Path
 ) -> None:
     for update in ({"store": store}, {"dataset": "equal"}):
-        with pytest.raises(InputError, match="no scatter within classes .*: extract it again, or choose"):
+        with pytest.raises(InputError, match=r"no scatter within classes .*: extract it again, or choose"):
             distill(correcting.model_copy(update=update))
         (estimate,) = estimate_distillation(
             correcting.model_copy(update=update | {"objective": "sfm"})
