@@ -38,7 +38,7 @@ MAX_STEPPED_WEIGHTS = 2**22
 """Steps times weights above which the steps of a head are recomputed in the backward pass, to save memory."""
 
 MIN_ITERATIONS, MAX_WORK = 5, 10**12
-"""Iterations are cut to `MAX_WORK` multiplications per pass over all centres, but not below the minimum."""
+"""Iterations are cut so that they take `MAX_WORK` multiplications in all, but not below the minimum."""
 
 DRAWN_SAMPLES, MIN_SAMPLES_PER_CLASS = 100_000, 20
 
