@@ -86,11 +86,11 @@ def estimate_targets_of_backbone(
     if computed is None:
         return TargetEstimate(1.0, TargetCeilings(real_ceiling, None))
     corrected = estimate_ceiling(real.class_means, computed.own_centres, covariance, seed)
-    return TargetEstimate(compute_flow_cosine(real, computed), TargetCeilings(real_ceiling, corrected))
+    return TargetEstimate(compute_target_cosine(real, computed), TargetCeilings(real_ceiling, corrected))
 
 
-def compute_flow_cosine(first: ClassCentres, second: ClassCentres) -> float:
-    """Return the cosine between the flows of two sets of centres of the same shape."""
+def compute_target_cosine(first: ClassCentres, second: ClassCentres) -> float:
+    """Return the cosine between the flows of two targets of the same shape."""
     first_flow, second_flow = (
         compute_flow(torch.from_numpy(each.own_centres), torch.from_numpy(each.class_means)).flatten()
         for each in (first, second)
