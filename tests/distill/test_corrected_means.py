@@ -25,7 +25,7 @@ from sfm.random_streams import make_rng
 from sfm.stats_store.class_moments import Float64Array
 
 CLASSES, FEATURES = 4, 24
-BRIEF = CorrectionOptions(max_iterations=15)
+BRIEF = CorrectionOptions(distance_weight=3, max_iterations=15)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def spread_store(
 
 @pytest.fixture
 def correcting(config: DistillConfig, spread_store: str, monkeypatch: pytest.MonkeyPatch) -> DistillConfig:
-    monkeypatch.setattr(CorrectionOptions.__init__, "__defaults__", (3.0, 0.01, 3))
+    monkeypatch.setattr(CorrectionOptions.__init__, "__defaults__", (30.0, 0.01, 3))
     return config.model_copy(update={"store": spread_store, "objective": "sfm-corrected", "steps": 2})
 
 
