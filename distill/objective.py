@@ -106,9 +106,9 @@ def read_within_covariance(entry: Entry) -> Float64Array | None:
 
 
 def compute_corrected_targets(
-    entry: Entry, class_indices: npt.NDArray[np.int64], centres: ClassCentres, seed: int
+    entry: Entry, class_indices: npt.NDArray[np.int64], centres: ClassCentres, config: DistillConfig
 ) -> ClassCentres:
-    """Return centres on which a head is trained better, see :func:`correct_centres`; `seed` has no effect.
+    """Return centres on which a head is trained better, see :func:`correct_centres`; no option shapes them.
 
     Raises
     ------
@@ -128,8 +128,8 @@ def compute_corrected_targets(
     return ClassCentres(centres.class_means + (own - centres.own_centres).mean(axis=1), own)
 
 
-TargetFunction = Callable[[Entry, npt.NDArray[np.int64], ClassCentres, int], ClassCentres]
-"""From an entry, indices of its classes, their centres and a seed to the centres to match instead."""
+TargetFunction = Callable[[Entry, npt.NDArray[np.int64], ClassCentres, DistillConfig], ClassCentres]
+"""From an entry, indices of its classes, their centres and the config to centres of equal shapes to match."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def read_targets_of_backbones(
         images = count_target_images(config.ipc, index, use_sub_classes)
         centres = read_target_centres(entry, images, class_indices, use_sub_classes)
         if compute_targets:
-            centres = compute_targets(entry, class_indices, centres, config.seed)
+            centres = compute_targets(entry, class_indices, centres, config)
         targets.append(centres)
     return targets
 

@@ -205,9 +205,11 @@ def _list_fixed_values(config: ResolvedDistillConfig) -> dict[str, object]:
     values = {
         name: getattr(config, name) for name in type(config).model_fields if name not in CHANGEABLE_FIELDS
     }
-    values["further_backbones"] = [
-        each.model_dump(exclude={"execution"}) for each in config.further_backbones
-    ]
+    # Without their execution modes; what an error shows of a long text is its beginning.
+    values["further_backbones"] = "; ".join(
+        f"weight {each.weight!r}, {each.image_size} px, backbone {each.backbone}, entry {each.dataset}"
+        for each in config.further_backbones
+    )
     return values
 
 
@@ -229,5 +231,5 @@ def _compute_sha256(path: Path) -> str:
 
 
 def _shorten_value(value: object) -> str:
-    text = str(value)
+    text = str(value) or "none"
     return text[:12] if len(text) == 64 else sanitize_line(text, MAX_VALUE_CHARACTERS)

@@ -55,11 +55,16 @@ def make_objective(seed: int, dtype: torch.dtype) -> Objective:
     return lambda features: sfm_loss(features, target)
 
 
-def make_terms(lite0: Backbone, lite1: Backbone, dtype: torch.dtype) -> list[LossTerm]:
-    backbones = [replace(each, model=copy.deepcopy(each.model).to(dtype)) for each in (lite0, lite1)]
+@pytest.fixture(scope="module")
+def double_terms(lite0: Backbone, lite1: Backbone) -> list[LossTerm]:
+    doubles = [replace(each, model=copy.deepcopy(each.model).double()) for each in (lite0, lite1)]
+    return make_terms(*doubles, torch.float64)
+
+
+def make_terms(first: Backbone, second: Backbone, dtype: torch.dtype = torch.float32) -> list[LossTerm]:
     return [
-        LossTerm(backbones[0], make_objective(0, dtype), CONFIG.weight),
-        LossTerm(backbones[1], make_objective(1, dtype), LARGER.weight),
+        LossTerm(first, make_objective(0, dtype), CONFIG.weight),
+        LossTerm(second, make_objective(1, dtype), LARGER.weight),
     ]
 
 
@@ -78,9 +83,9 @@ def test_the_canvas_has_room_for_the_crops_of_the_largest_input() -> None:
 
 @pytest.mark.parametrize("graphs", [0, 4])
 def test_the_gradient_is_that_of_the_weighted_mean_of_the_losses(
-    lite0: Backbone, lite1: Backbone, graphs: int
+    double_terms: list[LossTerm], graphs: int
 ) -> None:
-    batch, terms = make_batch(torch.float64), make_terms(lite0, lite1, torch.float64)
+    batch, terms = make_batch(torch.float64), double_terms
     found = [torch.full_like(level, torch.nan) for level in batch.levels]
 
     def collect(images: slice, gradients: list[Tensor]) -> None:
@@ -117,7 +122,7 @@ class SavedTensor:
 def test_while_one_backbone_goes_forward_no_graph_of_another_is_in_memory(
     lite0: Backbone, lite1: Backbone
 ) -> None:
-    batch, terms = make_batch(torch.float32), make_terms(lite0, lite1, torch.float32)
+    batch, terms = make_batch(torch.float32), make_terms(lite0, lite1)
     alive: weakref.WeakSet[SavedTensor] = weakref.WeakSet()
     inside: list[bool] = []
     counts: dict[str, list[int]] = {"loss": [], "forward": []}
@@ -133,14 +138,18 @@ def test_while_one_backbone_goes_forward_no_graph_of_another_is_in_memory(
         return terms[0].objective(features)
 
     first, second = (term.backbone.model for term in terms)
-    first.register_forward_pre_hook(lambda module, inputs: inside.append(True))
-    first.register_forward_hook(lambda module, inputs, output: inside.clear())
-    second.register_forward_pre_hook(lambda module, inputs: counts["forward"].append(len(alive)))
+    handles = [
+        first.register_forward_pre_hook(lambda module, inputs: inside.append(True)),
+        first.register_forward_hook(lambda module, inputs, output: inside.clear()),
+        second.register_forward_pre_hook(lambda module, inputs: counts["forward"].append(len(alive))),
+    ]
     state = DistillState(0, list(batch.levels), init_adam(batch.levels))
     config = CONFIG.model_copy(update={"graphs": 4})
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         counted = [replace(terms[0], objective=count_at_loss), terms[1]]
         compute_joint_gradients(batch, config, counted, state, lambda images, gradients: None)
+    for handle in handles:
+        handle.remove()
     assert min(counts["loss"]) > 100
     assert counts["forward"] == [0, 0]
 
@@ -148,7 +157,7 @@ def test_while_one_backbone_goes_forward_no_graph_of_another_is_in_memory(
 def test_nothing_is_updated_if_the_last_backbone_s_loss_is_not_finite(
     lite0: Backbone, lite1: Backbone
 ) -> None:
-    batch, terms = make_batch(torch.float32), make_terms(lite0, lite1, torch.float32)
+    batch, terms = make_batch(torch.float32), make_terms(lite0, lite1)
     broken = [terms[0], replace(terms[1], objective=lambda features: features.sum() * torch.nan)]
     given: list[slice] = []
     state = DistillState(0, list(batch.levels), init_adam(batch.levels))
@@ -167,7 +176,7 @@ def both(fashion_store: str, tmp_path: Path) -> DistillConfig:
         backbone_weight=[1, 0.25],
         dataset="fashion-mnist-6k",
         out=tmp_path / "run",
-        steps=8,
+        steps=6,
         micro_batch=6,
         device="cpu",
     )
@@ -208,8 +217,10 @@ def test_a_run_names_its_backbones_and_is_resumed_exactly(both: DistillConfig, t
     undisturbed = distill(both.model_copy(update={"out": tmp_path / "undisturbed"})).record
     with pytest.raises(PulledPlugError):
         distill(both, pull_the_plug)
-    with pytest.raises(InputError, match=r"further_backbones was .* and is .* now"):
+    with pytest.raises(InputError, match=r"further_backbones was weight 0.25, 32 px.* and is weight 0.5,"):
         distill(both.model_copy(update={"resume": True, "backbone_weight": [1, 0.5]}))
+    with pytest.raises(InputError, match=r"further_backbones was weight .* and is none now"):
+        distill(both.model_copy(update={"resume": True, "backbone": ["lite0"], "backbone_weight": []}))
     record = distill(both.model_copy(update={"resume": True})).record
     assert record["images"] == undisturbed["images"]
 
