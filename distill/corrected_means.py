@@ -61,7 +61,7 @@ class CorrectionOptions:
         Of L-BFGS.
     """
 
-    distance_weight: float = 30.0
+    distance_weight: float = 100.0
     shrinkage: float = 0.01
     max_iterations: int = 60
 

@@ -109,7 +109,7 @@ def test_a_head_trained_on_corrected_means_has_more_drawn_samples_right(
 def test_a_heavier_distance_keeps_the_targets_nearer(
     means: Float64Array, covariance: Float64Array, corrected: Float64Array
 ) -> None:
-    heavy = CorrectionOptions(distance_weight=100, max_iterations=15)
+    heavy = CorrectionOptions(distance_weight=300, max_iterations=15)
     near = correct_centres(means, means[:, None], covariance, heavy)
     assert cosine(near, means) > cosine(corrected, means)
 
@@ -166,7 +166,7 @@ def spread_store(
 
 @pytest.fixture
 def correcting(config: DistillConfig, spread_store: str, monkeypatch: pytest.MonkeyPatch) -> DistillConfig:
-    monkeypatch.setattr(CorrectionOptions.__init__, "__defaults__", (30.0, 0.01, 3))
+    monkeypatch.setattr(CorrectionOptions.__init__, "__defaults__", (100.0, 0.01, 3))
     return config.model_copy(update={"store": spread_store, "objective": "sfm-corrected", "steps": 2})
 
 
