@@ -1,0 +1,136 @@
+"""The comparison of objectives: its arms are configs of `sfm distill`, and its tables add up."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from objective_comparison.arms import (
+    ArmOptions,
+    ComparedDataset,
+    compute_equal_time_steps,
+    iter_arm_runs,
+    list_matched_backbones,
+    make_arm_config,
+)
+from objective_comparison.comparison_tables import format_top1, summarize_rows
+from objective_comparison.step_costs import make_plain_options, make_step_key
+from objectives import ARMS, require_held_out_arms
+
+from sfm.errors import InputError
+
+DATASET = ComparedDataset("garments", "store", 3)
+
+
+def list_steps(options: ArmOptions, ratio: float) -> dict[tuple[str, ...], int]:
+    """The steps of an arm that costs `ratio` times as much as plain SFM, by what they are equal to."""
+    runs = iter_arm_runs(DATASET, "tuning", {"arm": options}, {"arm": ratio}, 1)
+    return {run.budgets: make_arm_config(run, Path()).steps for run in runs}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_a_config_of_the_tuning_entry(arm: str) -> None:
+    (run,) = iter_arm_runs(DATASET, "tuning", {arm: ARMS[arm]}, {arm: 1.0}, 1)
+    config = make_arm_config(run, Path("runs"))
+    assert config.dataset == "garments@tuning"
+    assert config.resume
+    assert {name: getattr(config, name) for name in ARMS[arm]} == dict(ARMS[arm])
+
+
+def test_held_out_data_are_those_of_the_whole_dataset() -> None:
+    (run,) = iter_arm_runs(DATASET, "full", {"sfm": {}}, {"sfm": 1.0}, 1)
+    assert make_arm_config(run, Path("runs")).dataset == "garments"
+
+
+def test_runs_of_other_options_seeds_stores_or_entries_have_other_folders() -> None:
+    options: list[ArmOptions] = [{}, {"ipc": 10}, {"backbone": ["lite0", "lite1"]}]
+    datasets = [DATASET, ComparedDataset("garments", "other", 3)]
+    names = [
+        run.name
+        for made in options
+        for dataset in datasets
+        for role in ("tuning", "full")
+        for run in iter_arm_runs(dataset, role, {"arm": made}, {"arm": 1.0}, 2)  # type: ignore[arg-type]
+    ]
+    assert len(set(names)) == len(names) == 24
+
+
+def test_an_arm_that_costs_twice_has_half_the_steps_in_equal_time() -> None:
+    assert list_steps({"steps": 1000}, 2.0) == {("equal steps",): 1000, ("equal time",): 500}
+
+
+def test_an_arm_that_costs_the_same_has_the_same_runs_for_both() -> None:
+    assert list_steps({"steps": 1000}, 1.04) == {("equal steps", "equal time"): 1000}
+
+
+def test_equal_time_never_means_no_step() -> None:
+    assert compute_equal_time_steps(10, 100.0, 1.0) == 1
+
+
+def test_schedules_do_not_change_what_a_step_costs() -> None:
+    plain, long = {"ipc": 10}, {"ipc": 10, "steps": 4000, "final_rate": 0.05}
+    assert make_step_key(plain) == make_step_key(long)
+    assert make_step_key(plain) != make_step_key({"ipc": 10, "feature_decay": 0.9})
+    assert make_plain_options({**long, "feature_decay": 0.9}) == plain
+
+
+def make_row(seed: int, top1: dict[str, float], **others: Any) -> dict[str, Any]:
+    row = {
+        "dataset": "garments",
+        "role": "tuning",
+        "arm": "sfm",
+        "seed": seed,
+        "steps": 10,
+        "ipc": 1,
+        "seen": ["lite0"],
+        "top1": top1,
+        "cosine": dict.fromkeys(top1, 0.5),
+        "loss": 0.5,
+        "seconds": 2.0,
+        "seconds_per_step": 0.2,
+        "peak_bytes": 2**20,
+        "budgets": ["equal steps"],
+    }
+    return row | others
+
+
+def test_a_row_of_the_table_is_mean_and_sample_deviation_over_distillations() -> None:
+    rows = [make_row(seed, {"lite0": top1, "lite1": 0.5}) for seed, top1 in enumerate((0.7, 0.8, 0.9))]
+    (summary,) = summarize_rows(rows)
+    mean, std = summary["top1"]["lite0"]
+    assert (mean, std) == pytest.approx((0.8, math.sqrt(0.01)))
+    assert summary["top1"]["lite1"] == (0.5, 0)
+    assert (summary["distillations"], summary["seconds_per_step"]) == (3, pytest.approx(0.2))
+
+
+def test_the_peak_of_a_row_is_the_largest() -> None:
+    rows = [make_row(seed, {"lite0": 0.5}, peak_bytes=size) for seed, size in enumerate((5, 9, 7))]
+    assert summarize_rows(rows)[0]["peak_bytes"] == 9
+
+
+def test_a_run_that_is_equal_in_steps_and_time_counts_for_both() -> None:
+    row = make_row(0, {"lite0": 0.5}, budgets=["equal steps", "equal time"])
+    assert [summary["budget"] for summary in summarize_rows([row])] == ["equal steps", "equal time"]
+
+
+def test_backbones_that_the_images_were_not_matched_to_are_marked() -> None:
+    (summary,) = summarize_rows(
+        [make_row(0, {"lite0": 0.7, "lite1": 0.6, "lite2": 0.5}, seen=["lite0", "lite1"])]
+    )
+    assert [format_top1(summary, name) for name in ("lite0", "lite1", "lite2")] == [
+        "70.0",
+        "60.0",
+        "50.0 (unseen)",
+    ]
+
+
+def test_images_are_matched_to_the_first_backbone_unless_the_arm_says_otherwise() -> None:
+    assert list_matched_backbones({}) == ["lite0"]
+    assert list_matched_backbones({"backbone": ["lite1", "lite2"]}) == ["lite1", "lite2"]
+
+
+def test_held_out_data_are_read_for_one_choice_of_arms(tmp_path: Path) -> None:
+    require_held_out_arms(tmp_path, ["sfm", "corrected"])
+    require_held_out_arms(tmp_path, ["corrected", "sfm"])
+    with pytest.raises(InputError, match="held-out data were read before, for other arms"):
+        require_held_out_arms(tmp_path, ["sfm-long"])
