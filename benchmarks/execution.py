@@ -172,7 +172,8 @@ def make_distill_step(spec: str, case: Case, backbone: Backbone, eager: bool) ->
     means = draw_class_means(step_case, backbone)
     state = init_full_pyramid(run_config, backbone.device)
     objective = partial(sfm_loss, target_flow=compute_flow(means, means))
-    return partial(train_step.train_step, state, run_config, optimized, objective)
+    terms = [train_step.LossTerm(optimized, objective)]
+    return partial(train_step.train_step, state, run_config, terms)
 
 
 def measure_rounds(

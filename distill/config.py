@@ -1,9 +1,9 @@
 """The config of ``sfm distill``. Imports no torch: the command line reads it at start-up."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_serializer, field_validator
 
 from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import (
@@ -20,6 +20,8 @@ from sfm.config_fields import (
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.paths import expand_home_in_field
 
+BackboneWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 class DistillConfig(BaseModel):
     """One run of ``sfm distill``; also the ``config`` of its ``run.json``."""
@@ -29,12 +31,20 @@ class DistillConfig(BaseModel):
     store: LocationField[str] = Field(
         description="The store of statistics: a path or a URL (s3://, gs://, az://)."
     )
-    backbone: BackboneField[str] = Field(description="The backbone whose statistics to match, e.g. lite0.")
-    image_size: RecipeField[int | None] = Field(
+    backbone: BackboneField[list[str]] = Field(
+        min_length=1,
+        description="The backbone whose statistics to match, e.g. lite0; repeat it to match several with the "
+        "same images.",
+    )
+    backbone_weight: RecipeField[list[BackboneWeight]] = Field(
+        default=[],
+        description="Weight of a backbone's loss in the mean over all; repeat it, one per --backbone "
+        "(default: all equal).",
+    )
+    image_size: RecipeField[list[Annotated[int, Field(ge=8, le=MAX_INPUT_PIXELS)]] | None] = Field(
         default=None,
-        ge=8,
-        le=MAX_INPUT_PIXELS,
-        description="Input size of the backbone, where the store holds several.",
+        description="Input size of the backbone, where the store holds several; one for all, or one per "
+        "--backbone.",
     )
     dataset: RecipeField[str] = Field(
         description="NAME, NAME@DIGEST or NAME@tuning of the dataset in the store."
@@ -50,6 +60,13 @@ class DistillConfig(BaseModel):
     )
     alpha: RecipeField[float] = Field(
         default=1.0, ge=0, le=1, description="Weight of the own centres (sfm-decoupled only)."
+    )
+    feature_decay: RecipeField[float | None] = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Take the gradient of the loss at the moving average of the features over steps, with "
+        "this decay (0: at the features of the step alone; default: the objective's).",
     )
     ipc: InMemoryCountField[int] = Field(
         default=1,
@@ -142,4 +159,38 @@ class DistillConfig(BaseModel):
         default=False, description="Resume from the last checkpoint in the directory."
     )
 
+    dry_run: RecipeField[bool] = Field(
+        default=False, description="Print what the run would do, how and at what size; write nothing."
+    )
+
     _expand_out = field_validator("out")(expand_home_in_field)
+
+    @field_validator("backbone", "backbone_weight", "image_size", mode="before")
+    @classmethod
+    def _wrap_single_value(cls, value: Any) -> Any:
+        return value if value is None or isinstance(value, list | tuple) else [value]
+
+    @field_validator("backbone_weight", "image_size")
+    @classmethod
+    def _require_one_value_per_backbone(cls, values: list[Any] | None, info: ValidationInfo) -> Any:
+        backbones = len(info.data.get("backbone", []))
+        is_for_all = not values or (info.field_name == "image_size" and len(values) == 1)
+        if values and backbones and not is_for_all and len(values) != backbones:
+            raise ValueError(f"{len(values)} values for {backbones} --backbone: give one for each")
+        return values
+
+    @field_serializer("backbone", "image_size")
+    def _unwrap_single_value(self, values: Any) -> Any:
+        """Serialize the value of one backbone as readers of older versions expect it."""
+        return values[0] if isinstance(values, list) and len(values) == 1 else values
+
+    @property
+    def image_size_of_each_backbone(self) -> list[int | None]:
+        """Input sizes in the order of `backbone`; None where the store decides."""
+        sizes: list[int | None] = [*self.image_size] if self.image_size else [None]
+        return sizes * len(self.backbone) if len(sizes) == 1 else sizes
+
+    @property
+    def weight_of_each_backbone(self) -> list[float]:
+        """Weights of the losses in the order of `backbone`."""
+        return self.backbone_weight or [1.0] * len(self.backbone)

@@ -1,39 +1,31 @@
 """The Distiller: a training loop over synthetic images that can be saved and resumed to the same bits."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.build import Backbone
 from sfm.backbones.execution.determinism import (
     deterministic_algorithms,
     deterministic_if_supported,
     tf32_disabled,
 )
+from sfm.backbones.execution.modes import ExecutionMode
 from sfm.backbones.execution.preparation import Prepared, count_cuda_graph_bytes, optimize_backbone
-from sfm.backbones.spec import parse_spec
-from sfm.distill.activation_memory import (
-    choose_kept_graph_image_count,
-    choose_micro_batch_size,
-    measure_activation_bytes_per_view,
-    measure_free_memory_bytes,
-)
+from sfm.distill.backbone_entries import open_entries_and_backbones, require_same_data
 from sfm.distill.class_indices import find_class_indices
 from sfm.distill.config import DistillConfig
+from sfm.distill.config_resolution import resolve_distill_config
 from sfm.distill.distilled_images import iterate_decoded_pixels
-from sfm.distill.execution_choice import choose_execution, keep_saved_execution, should_compile
+from sfm.distill.execution_choice import should_compile
 from sfm.distill.mixed_precision import convert_precision
-from sfm.distill.objective import make_objective, read_target_centres
+from sfm.distill.objective import OBJECTIVES, ClassCentres, make_objective, read_targets_of_backbones
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.resolved_config import (
-    ExecutionChoice,
-    ResolvedDistillConfig,
-    choose_growth_interval,
-)
+from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig
 from sfm.distill.state_dict import (
     describe_invalid_values,
     gather_levels,
@@ -42,17 +34,11 @@ from sfm.distill.state_dict import (
     list_expected_state_tensors,
     make_state,
 )
-from sfm.distill.train_step import StepOutput, init_distill_state, train_step
+from sfm.distill.target_file import compute_targets_digest
+from sfm.distill.train_step import LossTerm, StepOutput, init_distill_state, train_step
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
-from sfm.stats_store.entry_selection import (
-    NotExtractedError,
-    filter_summaries_by_model,
-    open_entry_of_backbone,
-)
-from sfm.stats_store.extract_command import format_extract_command
-from sfm.stats_store.store import Entry, open_store
+from sfm.stats_store.store import Entry
 
 
 class Distiller:
@@ -65,29 +51,35 @@ class Distiller:
     ----------
     config : DistillConfig
         Options; unset ones are resolved, see the attribute `config`. `out` is not used.
-    entry : Entry
-        Statistics of the dataset through the backbone.
-    backbone : Backbone
-        The one that the entry was extracted with.
+    entry : Entry, or sequence of Entry
+        Statistics of the dataset through the backbone; of several backbones, one entry for each.
+    backbone : Backbone, or sequence of Backbone
+        The one that the entry was extracted with; several are matched by the same images.
     group : ProcessGroup
         Processes that share the classes. All of them call the same methods in the same order.
     resume_from : ResolvedDistillConfig, optional
         Config of a saved run, which resolves the unset options of `config`.
+    targets : sequence of ClassCentres, optional
+        Targets of a saved run, one for each backbone; default: read or computed from the entries.
 
     Attributes
     ----------
     config : ResolvedDistillConfig
         Resolved values of everything that shapes the images.
-    backbone : Backbone
-        In its precision; prepared for its execution mode once :meth:`prepare` was called.
-    prepared : Prepared or None
-        What :meth:`prepare` returned.
+    entries : list of Entry
+    backbones : list of Backbone
+        In their precision; prepared for their execution modes once :meth:`prepare` was called.
+    prepared : list of Prepared
+        What :meth:`prepare` returned; empty before.
+    computed_targets : list of ClassCentres
+        The centres that the features of each backbone are matched to, if the objective computes them.
     state : DistillState
 
     Raises
     ------
     InputError
-        If the entry was extracted with another backbone, or lacks what the config needs.
+        If an entry was extracted with another backbone, lacks what the config needs, or the entries are not
+        of the same data.
 
     Examples
     --------
@@ -102,74 +94,96 @@ class Distiller:
     def __init__(
         self,
         config: DistillConfig,
-        entry: Entry,
-        backbone: Backbone,
+        entry: Entry | Sequence[Entry],
+        backbone: Backbone | Sequence[Backbone],
         group: ProcessGroup = SINGLE_PROCESS,
         resume_from: ResolvedDistillConfig | None = None,
+        targets: Sequence[ClassCentres] | None = None,
     ) -> None:
-        if backbone.card.hash != entry.summary.backbone_hash:
-            raise InputError(
-                f"the entry of {entry.dataset.name} was extracted with another backbone than this "
-                f"{backbone.card.spec}: load {entry.summary.backbone} at {entry.summary.image_size} px, "
-                "with the same weights"
-            )
-        self.group, self.entry = group, entry
-        self.backbone = convert_precision(backbone, config.precision)
-        indices = find_class_indices(config.classes, entry.dataset)
-        centres = read_target_centres(
-            entry, config.ipc, indices, use_sub_classes=config.centres == "sub-class"
-        )
-        class_ids = [entry.dataset.class_ids[index] for index in indices]
+        self.entries = [entry] if isinstance(entry, Entry) else list(entry)
+        self.backbones = [backbone] if isinstance(backbone, Backbone) else list(backbone)
+        require_same_data(self.entries, self.backbones)
+        self.group = group
+        self.backbones = [convert_precision(each, config.precision) for each in self.backbones]
+        dataset = self.entries[0].dataset
+        indices = find_class_indices(config.classes, dataset)
+        targets = list(targets or read_targets_of_backbones(self.entries, config, indices))
+        class_ids = [dataset.class_ids[index] for index in indices]
         views = config.steps * len(class_ids) * config.ipc * config.views
         device = self.backbone.device
-        if config.execution == "eager" or should_compile(config.compile, views, device, group):
-            self._optimized = None
-        else:
-            self._optimized = optimize_backbone(self.backbone, 1, "input-grad")
-        measured = self._optimized[0] if self._optimized else self.backbone
-        self.config = resolve_distill_config(
-            config, entry.summary.entry_digest, class_ids, measured, group, resume_from
-        )
-        self.objective = make_objective(self.config, centres, self.backbone.device)
-        self.prepared: Prepared | None = None
-        self.state = init_distill_state(self.config, self.backbone.device, group)
+        self._optimized: list[tuple[Backbone, Prepared]] = []
+        if config.execution != "eager" and not should_compile(config.compile, views, device, group):
+            self._optimized = [optimize_backbone(each, 1, "input-grad") for each in self.backbones]
+        measured = [each for each, _ in self._optimized] or self.backbones
+        digests = [each.summary.entry_digest for each in self.entries]
+        self.config = resolve_distill_config(config, digests, class_ids, measured, group, resume_from)
+        self.computed_targets = targets if OBJECTIVES[config.objective].compute_targets else []
+        if self.computed_targets:
+            update = {"targets": compute_targets_digest(self.computed_targets)}
+            self.config = self.config.model_copy(update=update)
+        self.objectives = [make_objective(self.config, each, device) for each in targets]
+        self.prepared: list[Prepared] = []
+        self.state = init_distill_state(self.config, device, group)
 
     @classmethod
     def from_config(cls, config: DistillConfig, progress: ProgressCallback = no_progress) -> "Distiller":
-        """Open the store's entry and the backbone that a config names, and return their distiller.
+        """Open the store's entries and the backbones that a config names, and return their distiller.
 
         Raises
         ------
         InputError
-            See :func:`open_entry_and_backbone` and :class:`Distiller`.
+            See :func:`open_entries_and_backbones` and :class:`Distiller`.
         """
-        entry, backbone = open_entry_and_backbone(config, progress)
-        return cls(config, entry, backbone)
+        return cls(config, *open_entries_and_backbones(config, progress))
 
-    def prepare(self) -> Prepared:
-        """Prepare the backbone for the config's execution mode; the first step calls this if needed.
+    @property
+    def entry(self) -> Entry:
+        """Statistics of the dataset through the first backbone."""
+        return self.entries[0]
+
+    @property
+    def backbone(self) -> Backbone:
+        """The first backbone."""
+        return self.backbones[0]
+
+    @property
+    def feature_counts(self) -> list[int]:
+        """Length of each backbone's features."""
+        return [backbone.card.features for backbone in self.backbones]
+
+    def prepare(self) -> list[Prepared]:
+        """Prepare the backbones for the config's execution modes; the first step calls this if needed.
 
         Returns
         -------
-        Prepared
-            `reason` explains a fallback to another mode, which the config then has, too.
+        list of Prepared
+            One for each backbone. `reason` explains a fallback to another mode, which the config then has,
+            too.
         """
         if self.prepared:
             return self.prepared
-        choice = self.config.execution
-        with self._computation_settings(), deterministic_if_supported(self.backbone) as repeatable:
-            if self._optimized and choice.mode == "input-grad":
-                self.backbone, self.prepared = self._optimized
-            else:
-                views = self.config.micro_batch * self.config.views
-                self.backbone, self.prepared = optimize_backbone(self.backbone, views, choice.mode)
-        self._optimized = None
-        execution = ExecutionChoice(mode=self.prepared.mode, reason=self.prepared.reason or choice.reason)
-        self.config = self.config.model_copy(update={"execution": execution, "repeatable": repeatable})
+        choices = [each.execution for each in self.config.matched_backbones]
+        with self._computation_settings():
+            repeatable = all(map(is_repeatable, self.backbones))
+            with deterministic_algorithms(self.backbone.device) if repeatable else nullcontext():
+                ready = [self._prepare_backbone(index, each.mode) for index, each in enumerate(choices)]
+        self._optimized = []
+        self.backbones, self.prepared = map(list, zip(*ready, strict=True))
+        executions = [
+            ExecutionChoice(mode=prepared.mode, reason=prepared.reason or choice.reason)
+            for prepared, choice in zip(self.prepared, choices, strict=True)
+        ]
+        self.config = self.config.with_executions(executions).model_copy(update={"repeatable": repeatable})
         if self.backbone.device.type == "cuda":
             # Do not count compilation and graph capture in peak memory.
             torch.cuda.reset_peak_memory_stats(self.backbone.device)
         return self.prepared
+
+    def _prepare_backbone(self, index: int, mode: ExecutionMode) -> tuple[Backbone, Prepared]:
+        if self._optimized and mode == "input-grad":
+            return self._optimized[index]
+        views = self.config.micro_batch * self.config.views
+        return optimize_backbone(self.backbones[index], views, mode)
 
     def step(self) -> StepOutput:
         """Do the next step.
@@ -183,7 +197,14 @@ class Distiller:
             raise InputError(f"all {self.config.steps} steps are done: make a config of more steps")
         self.prepare()
         with self._computation_settings():
-            return train_step(self.state, self.config, self.backbone, self.objective, self.group)
+            return train_step(self.state, self.config, self._make_loss_terms(), self.group)
+
+    def _make_loss_terms(self) -> list[LossTerm]:
+        matched = self.config.matched_backbones
+        return [
+            LossTerm(backbone, objective, each.weight)
+            for backbone, objective, each in zip(self.backbones, self.objectives, matched, strict=True)
+        ]
 
     def __iter__(self) -> Iterator[StepOutput]:
         """Do the remaining steps, one per iteration."""
@@ -219,7 +240,7 @@ class Distiller:
         step = int(tensors.pop("step", torch.tensor(-1)))
         if not 0 <= step <= self.config.steps:
             raise InputError(f"the state is of step {step} of {self.config.steps}")
-        expected = list_expected_state_tensors(self.config, step, self.backbone.card.features, self.group)
+        expected = list_expected_state_tensors(self.config, step, self.feature_counts, self.group)
         if tensors.keys() != expected.keys():
             names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
             raise InputError(f"the state is not of this config after {step} steps: check {names}")
@@ -235,7 +256,7 @@ class Distiller:
         problem = describe_invalid_values(tensors, step)
         if problem:
             raise InputError(f"the state holds {problem}")
-        self.state = make_state(step, tensors, self.backbone.device)
+        self.state = make_state(step, tensors, self.backbone.device, len(self.backbones))
 
     def gather_levels(self) -> list[Tensor]:
         """Return the pyramids, shapes (C * K, 3, r, r); in a group, rank 0 has all of them."""
@@ -251,7 +272,7 @@ class Distiller:
 
     def count_cuda_graph_bytes(self) -> int:
         """Return the GPU memory that CUDA graphs hold; torch does not count it as allocated."""
-        return count_cuda_graph_bytes(self.backbone)
+        return sum(map(count_cuda_graph_bytes, self.backbones))
 
     @contextmanager
     def _computation_settings(self) -> Iterator[None]:
@@ -267,117 +288,7 @@ class Distiller:
             yield
 
 
-def open_entry_and_backbone(
-    config: DistillConfig, progress: ProgressCallback = no_progress
-) -> tuple[Entry, Backbone]:
-    """Open the store's entry and the backbone that a config names.
-
-    Raises
-    ------
-    InputError
-        If the store holds no such entry, several fit, or the backbone is not the one it was extracted with.
-    """
-    store = open_store(config.store)
-    model = parse_spec(config.backbone).model
-    summaries = list_visible_and_pinned_summaries(store, config.dataset)
-    try:
-        candidates = filter_summaries_by_model(
-            summaries, dataset=config.dataset, model=model, image_size=config.image_size
-        )
-    except NotExtractedError as error:
-        line = format_extract_command(
-            store, error.stored_entries_of_dataset, config.backbone, config.image_size
-        )
-        raise InputError(f"{error}; to add it: {line}") from None
-    image_size = candidates[0].image_size
-    backbone = load_backbone(
-        config.backbone,
-        image_size=image_size,
-        device=config.device,
-        fold_norms=config.execution != "eager",
-        progress=progress,
-    )
-    return open_entry_of_backbone(store, candidates, backbone.card), backbone
-
-
-def resolve_distill_config(
-    config: DistillConfig,
-    entry_digest: str,
-    class_ids: list[str],
-    backbone: Backbone,
-    group: ProcessGroup = SINGLE_PROCESS,
-    resume_from: ResolvedDistillConfig | None = None,
-) -> ResolvedDistillConfig:
-    """Resolve the unset options of a config by the free memory, the device and the number of steps.
-
-    Parameters
-    ----------
-    config : DistillConfig
-    entry_digest : str
-    class_ids : list of str
-        Classes to distil.
-    backbone : Backbone
-        In its precision; the activations of one forward pass are measured.
-    group : ProcessGroup
-        All its processes get the same result.
-    resume_from : ResolvedDistillConfig, optional
-        Config of a saved run, whose micro-batch, graphs, threads and execution mode are kept.
-
-    Raises
-    ------
-    InputError
-        If there are more processes than classes, or the backbone is to be compiled and cannot be.
-    """
-    classes, image_size = len(class_ids), backbone.card.preprocessing.input_size
-    if group.size > classes:
-        raise InputError(
-            f"{classes} classes cannot be shared among {group.size} processes: use fewer --devices"
-        )
-    images = group.count_rows_per_process(classes, config.ipc)[0]
-    micro_batch, graphs = config.micro_batch, config.graphs
-    if resume_from:
-        micro_batch = micro_batch or resume_from.micro_batch
-        graphs = resume_from.graphs if graphs is None else graphs
-    if micro_batch is None or graphs is None:
-        view_bytes = measure_activation_bytes_per_view(backbone)
-        # Processes on one CPU see the same free memory.
-        free = measure_free_memory_bytes(backbone.device) // (
-            1 if backbone.device.type == "cuda" else group.size
-        )
-        memory = (images, config.views, view_bytes, free, backbone.device.type)
-        # The process with the least free memory decides for all.
-        micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch_size(*memory))
-        graphs = -group.all_reduce_max(-choose_kept_graph_image_count(*memory)) if graphs is None else graphs
-    resolved = ResolvedDistillConfig(
-        dataset=entry_digest,
-        classes=class_ids,
-        backbone=backbone.card.hash,
-        image_size=image_size,
-        objective=config.objective,
-        alpha=config.alpha,
-        ipc=config.ipc,
-        centres=config.centres,
-        views=config.views,
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        final_rate=config.final_rate,
-        grow_every=config.grow_every or choose_growth_interval(config.steps, image_size),
-        seed=config.seed,
-        micro_batch=min(micro_batch, images),
-        gradient=config.gradient,
-        graphs=min(graphs, images),
-        device=backbone.device.type,
-        precision=config.precision,
-        devices=group.size,
-        threads=config.threads or (resume_from.threads if resume_from else torch.get_num_threads()),
-    )
-    if resume_from is None:
-        device = backbone.device
-        execution = choose_execution(resolved, config.execution, config.compile, device, group)
-        return resolved.model_copy(update={"execution": execution})
-    update = {
-        "execution": keep_saved_execution(resume_from, config.execution),
-        "repeatable": resume_from.repeatable,
-        "threads_before": resume_from.with_threads(resolved.threads).threads_before,
-    }
-    return resolved.model_copy(update=update)
+def is_repeatable(backbone: Backbone) -> bool:
+    """Return whether a backbone's operations have deterministic algorithms on its device."""
+    with deterministic_if_supported(backbone) as repeatable:
+        return repeatable

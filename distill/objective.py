@@ -1,5 +1,6 @@
 """The loss of a run, and the statistics it needs of a store's entry: class means and sub-class centres."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sfm.distill.config import DistillConfig
 from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import Objective
@@ -78,14 +80,88 @@ def read_target_centres(
     return ClassCentres(means, np.where(has_samples[:, :, None], centres, means[:, None]))
 
 
-def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device) -> Objective:
-    """Return the loss of a run as a function of features, with the real statistics on the device."""
+TargetFunction = Callable[[Entry, npt.NDArray[np.int64], ClassCentres, int], ClassCentres]
+"""From an entry, indices of its classes, their centres and a seed to the centres to match instead."""
+
+
+@dataclass(frozen=True)
+class ObjectiveKind:
+    """What ``--objective`` names.
+
+    Attributes
+    ----------
+    make_loss : callable
+        From the run's config and target centres (float64, on the CPU) to the loss of features on a device.
+    default_feature_decay : float
+        ``--feature-decay`` where none is given.
+    compute_targets : callable or None
+        Computes the target centres from those of an entry, and from its other statistics; None: the entry's
+        centres are the targets. Computed targets are written to the run directory.
+    """
+
+    make_loss: Callable[[ResolvedDistillConfig, ClassCentres, torch.device], Objective]
+    default_feature_decay: float = 0.0
+    compute_targets: TargetFunction | None = None
+
+
+def make_flow_loss(config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device) -> Objective:
+    """Return the cosine distance between the flow of features and that of the target centres."""
     own, means = torch.from_numpy(centres.own_centres), torch.from_numpy(centres.class_means)
-    if config.objective == "sfm":
-        return partial(sfm_loss, target_flow=compute_flow(own, means).float().to(device))
+    return partial(sfm_loss, target_flow=compute_flow(own, means).float().to(device))
+
+
+def make_decoupled_loss(
+    config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device
+) -> Objective:
+    """Return the squared distance of features to own and other-class centres."""
+    own, means = torch.from_numpy(centres.own_centres), torch.from_numpy(centres.class_means)
     return partial(
         decoupled_loss,
         own_centres=own.float().to(device),
         class_means=means.float().to(device),
         own_centres_weight=config.alpha,
     )
+
+
+OBJECTIVES: dict[str, ObjectiveKind] = {
+    "sfm": ObjectiveKind(make_flow_loss),
+    "sfm-decoupled": ObjectiveKind(make_decoupled_loss),
+}
+"""The objectives by the names that ``DistillConfig.objective`` takes."""
+
+
+def read_targets_of_backbones(
+    entries: Sequence[Entry], config: DistillConfig, class_indices: npt.NDArray[np.int64]
+) -> list[ClassCentres]:
+    """Return the target centres of every backbone: read from its entry, or computed from it.
+
+    Sub-class centres of two backbones are centres of different clusterings: no image can be matched to the
+    centre of one number in both. So the images are matched to the sub-class centres of the first backbone,
+    and the mean of a class's images to the class means of the others, whose targets are of one image.
+
+    Raises
+    ------
+    InputError, DamageError
+        See :func:`read_target_centres`.
+    """
+    targets = []
+    use_sub_classes = config.centres == "sub-class"
+    compute_targets = OBJECTIVES[config.objective].compute_targets
+    for index, entry in enumerate(entries):
+        images = 1 if index and use_sub_classes else config.ipc
+        centres = read_target_centres(entry, images, class_indices, use_sub_classes)
+        if compute_targets:
+            centres = compute_targets(entry, class_indices, centres, config.seed)
+        targets.append(centres)
+    return targets
+
+
+def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device) -> Objective:
+    """Return the loss of a run as a function of features, with the target centres on the device.
+
+    If classes have one centre for several images, the mean of the images is matched to it.
+    """
+    loss = OBJECTIVES[config.objective].make_loss(config, centres, device)
+    if centres.own_centres.shape[1] == config.ipc:
+        return loss
+    return lambda features: loss(features.mean(dim=1, keepdim=True))

@@ -39,6 +39,7 @@ def make_run_record_without_result(
     """
     resolved, entry, card = distiller.config, distiller.entry, distiller.backbone.card
     mode = resolved.execution.mode
+    obstacles = [each.reason for each in distiller.prepared if each.reason]
     return {
         "command": "distill",
         "config": make_portable_config(config, resolved, entry.store_url),
@@ -65,14 +66,32 @@ def make_run_record_without_result(
             "compiled": mode == "compiled",
             "captured": mode in ("compiled", "cuda-graph"),
             "repeatable": resolved.repeatable,
-            "obstacle": distiller.prepared.reason if distiller.prepared else None,
+            "obstacle": "; ".join(dict.fromkeys(obstacles)) or None,
         },
+        "backbones": list_backbone_records(config, distiller),
         "devices": resolved.devices,
         "images": images_digest,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in DISTILLATION_PACKAGES},
         "device": describe_device(distiller.backbone.device),
     }
+
+
+def list_backbone_records(config: DistillConfig, distiller: Distiller) -> list[dict[str, Any]]:
+    """Return a record of every backbone that the images are matched to; other keys describe the first."""
+    return [
+        {
+            "backbone": backbone.card.model_dump(mode="json"),
+            "spec": make_spec_weights_path_absolute(spec),
+            "entry_digest": matched.dataset,
+            "image_size": matched.image_size,
+            "weight": matched.weight,
+            "execution": matched.execution.model_dump(mode="json"),
+        }
+        for spec, backbone, matched in zip(
+            config.backbone, distiller.backbones, distiller.config.matched_backbones, strict=True
+        )
+    ]
 
 
 def make_portable_config(
@@ -82,9 +101,11 @@ def make_portable_config(
 
     The threads are those that the run ended with: another number would give other last bits.
     """
-    return config.model_dump(mode="json") | {
+    portable = config.model_copy(
+        update={"backbone": [make_spec_weights_path_absolute(spec) for spec in config.backbone]}
+    )
+    return portable.model_dump(mode="json") | {
         "store": make_url_absolute(store_url),
-        "backbone": make_spec_weights_path_absolute(config.backbone),
         "classes": None if config.classes is None else resolved.classes,
         "out": str(config.out.absolute()),
         "threads": resolved.threads,

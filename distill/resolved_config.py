@@ -1,19 +1,25 @@
 """The resolved configuration of a run: a value for everything that the user left open."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfm.backbones.execution.modes import ExecutionMode
 from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES
-from sfm.constrained_types import MAX_FEATURES, InputPixels, Name
+from sfm.constrained_types import MAX_FEATURES, Digest, InputPixels, Name
 from sfm.distill.pyramid import compute_canvas_size, list_level_resolutions
 
 UNKNOWN_EXECUTION_REASON = "as the run began"
 """Reason of the execution mode in runs of version 0.1.0, which did not record one."""
 
+MAX_BACKBONES = 100
+"""Backbones that one set of images is matched to."""
+
 ThreadCount = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
+
+LossWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ExecutionChoice(BaseModel):
@@ -25,6 +31,31 @@ class ExecutionChoice(BaseModel):
     reason: Name
 
 
+class MatchedBackbone(BaseModel):
+    """A backbone after the first that the images of a run are matched to.
+
+    Attributes
+    ----------
+    dataset : str
+        Digest of the store's entry.
+    backbone : str
+        Backbone hash.
+    image_size : int
+        Side of its views, in pixels.
+    weight : float
+        Of its loss.
+    execution : ExecutionChoice
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    dataset: Name
+    backbone: Name
+    image_size: InputPixels
+    weight: LossWeight
+    execution: ExecutionChoice = ExecutionChoice(mode="input-grad", reason=UNKNOWN_EXECUTION_REASON)
+
+
 class ResolvedDistillConfig(BaseModel):
     """Everything that shapes the images of a run, by the name of the option that sets it.
 
@@ -34,13 +65,21 @@ class ResolvedDistillConfig(BaseModel):
     Attributes
     ----------
     dataset : str
-        Digest of the store's entry.
+        Digest of the store's entry; of several backbones, of the first one's.
     classes : list of str
         Class ids, C of them, in the entry's order.
     backbone : str
-        Backbone hash.
+        Hash of the first backbone.
     image_size : int
-        Side of the views, in pixels: the backbone's input.
+        Side of the first backbone's views, in pixels: its input.
+    weight : float
+        Of the first backbone's loss.
+    further_backbones : list of MatchedBackbone
+        The backbones after the first.
+    feature_decay : float
+        Decay of the moving average of the features at which the gradient is taken; 0: there is none.
+    targets : str or None
+        Digest of the targets that the objective computed from the entries, if it does.
     ipc, views : int
         K and A: images per class, and views of each image per step.
     grow_every : int
@@ -56,7 +95,7 @@ class ResolvedDistillConfig(BaseModel):
     threads_before : list of int
         Earlier values of `threads`, if the run was resumed with another number.
     execution : ExecutionChoice
-        How the backbone is computed, and why.
+        How the first backbone is computed, and why.
     repeatable : bool
         Whether the device computes the same bits every time.
     """
@@ -87,6 +126,10 @@ class ResolvedDistillConfig(BaseModel):
     threads_before: Annotated[list[ThreadCount], Field(max_length=1000)] = []
     execution: ExecutionChoice = ExecutionChoice(mode="input-grad", reason=UNKNOWN_EXECUTION_REASON)
     repeatable: bool = True
+    weight: LossWeight = 1.0
+    further_backbones: Annotated[list[MatchedBackbone], Field(fail_fast=True, max_length=MAX_BACKBONES)] = []
+    feature_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Digest | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -104,9 +147,26 @@ class ResolvedDistillConfig(BaseModel):
         return len(self.classes) * self.ipc
 
     @property
+    def matched_backbones(self) -> list[MatchedBackbone]:
+        """All backbones that the images are matched to, the first included."""
+        first = MatchedBackbone(
+            dataset=self.dataset,
+            backbone=self.backbone,
+            image_size=self.image_size,
+            weight=self.weight,
+            execution=self.execution,
+        )
+        return [first, *self.further_backbones]
+
+    @property
     def canvas_pixels(self) -> int:
-        """Side of the images, in pixels."""
-        return compute_canvas_size(self.image_size)
+        """Side of the images, in pixels: room for the crops of the largest input."""
+        return compute_canvas_size(self.largest_image_size)
+
+    @property
+    def largest_image_size(self) -> int:
+        """The largest input of all backbones, in pixels."""
+        return max(self.image_size, *(each.image_size for each in self.further_backbones), 0)
 
     def count_levels_at(self, step: int) -> int:
         """Return the number of levels of the pyramid in a step (the first is step 0)."""
@@ -124,8 +184,17 @@ class ResolvedDistillConfig(BaseModel):
     def max_state_bytes(self) -> int:
         """Maximum size of the tensors of a state, in bytes."""
         pixels = sum(side**2 for side in list_level_resolutions(self.canvas_pixels))
-        # Levels with two moments each, the last features, and the optimizer's steps.
-        return 4 * self.image_count * (3 * 3 * pixels + self.views * MAX_FEATURES) + 8
+        features = (1 + len(self.further_backbones)) * (self.views + 1) * MAX_FEATURES
+        # Levels with two moments each, the last features and their average, and the optimizer's steps.
+        return 4 * self.image_count * (3 * 3 * pixels + features) + 8
+
+    def with_executions(self, executions: Sequence[ExecutionChoice]) -> "ResolvedDistillConfig":
+        """Return the config with other execution modes, one per backbone."""
+        further = [
+            backbone.model_copy(update={"execution": execution})
+            for backbone, execution in zip(self.further_backbones, executions[1:], strict=True)
+        ]
+        return self.model_copy(update={"execution": executions[0], "further_backbones": further})
 
     def with_threads(self, threads: int) -> "ResolvedDistillConfig":
         """Return the config of this run resumed with another number of threads; earlier numbers are kept."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from sfm.atomic import require_no_link
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.wait_policy import CoreWaitMonitor
+from sfm.distill.backbone_entries import open_entries_and_backbones
 from sfm.distill.config import DistillConfig
 from sfm.distill.distilled_images import (
     compute_images_digest,
@@ -21,7 +22,7 @@ from sfm.distill.distilled_images import (
     make_class_folder_names,
     write_images,
 )
-from sfm.distill.distiller import Distiller, open_entry_and_backbone
+from sfm.distill.distiller import Distiller
 from sfm.distill.execution_choice import require_no_unwanted_fallback
 from sfm.distill.preview import draw_preview_png, gather_growth_sheet_levels, write_growth_sheet
 from sfm.distill.process_group import DistributedEnv, ProcessGroup, init_process_group, read_distributed_env
@@ -47,6 +48,7 @@ from sfm.distill.run_files import (
 )
 from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt
 from sfm.distill.stop_signals import catch_stop_signals
+from sfm.distill.target_file import TARGET_FILE, encode_targets, read_target_file
 from sfm.distill.training_history import append_and_flush_history_row, open_truncated_history, sync_history
 from sfm.distill.worker_processes import spawn_workers
 from sfm.errors import InputError
@@ -93,12 +95,14 @@ def distill(config: DistillConfig, progress: ProgressCallback = no_progress) -> 
     Raises
     ------
     InputError
-        If the store holds no such entry or not what the run needs, the directory holds something else, the
-        run to resume is another one, the loss is not finite, or the directory cannot be written or is being
-        written by another process.
+        If the store holds no such entry or not what the run needs, the backbones' entries are not of the same
+        data, the directory holds something else, the run to resume is another one, the loss is not finite, or
+        the directory cannot be written or is being written by another process; or if `dry_run` is set.
     DistillInterrupt
         If SIGINT or SIGTERM came (main thread only); the run can be resumed.
     """
+    if config.dry_run:
+        raise InputError("dry_run is set: call sfm.distill.run_estimate.estimate_distillation")
     env = read_distributed_env()
     if env:
         config = config.model_copy(update={"devices": env.world_size})
@@ -129,9 +133,12 @@ def distill_in_process(
 def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: ProgressCallback) -> DistillResult:
     """Distil as one process of a group."""
     saved = find_resumable_checkpoint(config.out, config.resume)
-    entry, backbone = open_entry_and_backbone(config, progress)
-    resume_from = saved[1].config if saved else None
-    distiller = Distiller(config, entry, backbone, group, resume_from)
+    entries, backbones = open_entries_and_backbones(config, progress)
+    resume_from, targets = saved[1].config if saved else None, None
+    if resume_from and resume_from.targets:
+        feature_counts = [backbone.card.features for backbone in backbones]
+        targets = read_target_file(config.out / TARGET_FILE, resume_from, feature_counts)
+    distiller = Distiller(config, entries, backbones, group, resume_from, targets)
     if resume_from:
         require_resumable_config(resume_from, distiller.config, config.out)
         if (config.out / "run.json").exists():
@@ -170,13 +177,15 @@ def start_or_resume_run(
         of another config, or the first one cannot be written.
     """
     start = time.perf_counter()
-    choice = distiller.config.execution
-    require_no_unwanted_fallback(distiller.prepare(), choice, is_resumed=saved is not None)
+    choices = [each.execution for each in distiller.config.matched_backbones]
+    for prepared, choice in zip(distiller.prepare(), choices, strict=True):
+        require_no_unwanted_fallback(prepared, choice, is_resumed=saved is not None)
     if saved:
         path, checkpoint = saved
         require_resumable_config(checkpoint.config, distiller.config, config.out)
-        features = distiller.backbone.card.features
-        distiller.load_state_dict(read_state_dict(path, checkpoint, features, distiller.group))
+        distiller.load_state_dict(
+            read_state_dict(path, checkpoint, distiller.feature_counts, distiller.group)
+        )
         checkpoint = checkpoint.model_copy(update={"config": distiller.config})
     else:
         checkpoint = RunCheckpoint(config=distiller.config, step=0, loss=None, seconds=0.0)
@@ -185,6 +194,9 @@ def start_or_resume_run(
             with translate_run_write_errors(config.out):
                 config.out.mkdir(parents=True, exist_ok=True)
             save_checkpoint(config.out / "checkpoint", checkpoint, state_dict)
+    target_file = config.out / TARGET_FILE
+    if distiller.group.is_rank0 and distiller.computed_targets and not target_file.exists():
+        write_run_file(target_file, encode_targets(distiller.computed_targets))
     seconds = checkpoint.seconds + time.perf_counter() - start
     return checkpoint.model_copy(update={"seconds": seconds})
 
@@ -260,7 +272,8 @@ def write_results(out: Path, distiller: Distiller, levels: Sequence[Tensor], rec
     write_run_file(out / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False).encode())
     write_run_file(out / "run.json", json.dumps(record, indent=1).encode())
     delete_old_checkpoints(out / "checkpoint", 1)
-    title = f"{card.name}, distilled on {record['backbone']['spec']}"
+    specs = " + ".join(each["backbone"]["spec"] for each in record["backbones"])
+    title = f"{card.name}, distilled on {specs}"
     with log_write_errors_as_warnings(out / "preview.png"):
         write_run_file(out / "preview.png", draw_preview_png(out / "images", folders, names, title))
 

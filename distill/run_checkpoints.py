@@ -2,6 +2,7 @@
 
 import hashlib
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -140,7 +141,10 @@ def find_newest_intact_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | 
 
 
 def read_state_dict(
-    path: Path, checkpoint: RunCheckpoint, feature_count: int, group: ProcessGroup = SINGLE_PROCESS
+    path: Path,
+    checkpoint: RunCheckpoint,
+    feature_counts: Sequence[int],
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
     """Read the state that :func:`find_newest_intact_checkpoint` found: of all images, or of this process.
 
@@ -155,7 +159,7 @@ def read_state_dict(
         if checkpoint.step > config.steps:
             raise TensorFileError(f"{path} is of step {checkpoint.step} of {config.steps}")
         with open_safetensors(file, "pt", config.max_state_bytes()) as opened:
-            expected = list_expected_state_tensors(config, checkpoint.step, feature_count, group)
+            expected = list_expected_state_tensors(config, checkpoint.step, feature_counts, group)
             dtype = read_tensor_specs(opened).get(LAST_FEATURES, ("", ()))[0]
             if LAST_FEATURES in expected and dtype in ("BF16", "F16"):
                 expected[LAST_FEATURES] = dtype, expected[LAST_FEATURES][1]
@@ -183,17 +187,28 @@ def require_resumable_config(saved: ResolvedDistillConfig, config: ResolvedDisti
     InputError
         Lists the differences.
     """
+    before, now = (_list_fixed_values(each) for each in (saved, config))
     changes = [
-        f"{name} was {_shorten_value(getattr(saved, name))} "
-        f"and is {_shorten_value(getattr(config, name))} now"
-        for name in type(config).model_fields
-        if name not in CHANGEABLE_FIELDS and getattr(saved, name) != getattr(config, name)
+        f"{name} was {_shorten_value(before[name])} and is {_shorten_value(now[name])} now"
+        for name in now
+        if before[name] != now[name]
     ]
     if changes:
         raise InputError(
             f"cannot resume the run in {out}: {'; '.join(changes)}; "
             "repeat its own options, or choose another --out"
         )
+
+
+def _list_fixed_values(config: ResolvedDistillConfig) -> dict[str, object]:
+    """Return what a resumed run may not change, by name."""
+    values = {
+        name: getattr(config, name) for name in type(config).model_fields if name not in CHANGEABLE_FIELDS
+    }
+    values["further_backbones"] = [
+        each.model_dump(exclude={"execution"}) for each in config.further_backbones
+    ]
+    return values
 
 
 def _list_checkpoints_newest_first(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """The state of a run as named tensors: for ``state_dict``, checkpoints and resuming."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,11 +9,14 @@ from sfm.distill.adam import AdamState
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
-from sfm.distill.train_step import DistillState
+from sfm.distill.train_step import DistillState, FeatureState
 from sfm.tensor_files import TensorSpecs
 
 LAST_FEATURES, ADAM_STEPS = "seen", "age"
 """Names of tensors that are not of images, as checkpoints have them since version 0.1.0."""
+
+FEATURE_AVERAGE = "feature_average"
+"""Name of the moving average of features; names of backbones after the first end in ``_1``, ``_2``, ..."""
 
 
 def gather_levels(
@@ -34,10 +37,21 @@ def gather_state(
         for index, moment in enumerate(moments):
             tensors[f"{index}/adam/{name}"] = group.gather_to_rank0(moment, counts)
     tensors[ADAM_STEPS] = torch.tensor(state.adam.step_count)
-    return tensors if state.last_features is None else tensors | {LAST_FEATURES: state.last_features}
+    for index, features in enumerate(state.features):
+        for name, tensor in ((LAST_FEATURES, features.last), (FEATURE_AVERAGE, features.average)):
+            if tensor is not None:
+                tensors[make_backbone_tensor_name(name, index)] = tensor
+    return tensors
 
 
-def make_state(step: int, tensors: Mapping[str, Tensor], device: torch.device) -> DistillState:
+def make_backbone_tensor_name(name: str, index: int) -> str:
+    """Return the name of a tensor of one of several backbones."""
+    return f"{name}_{index}" if index else name
+
+
+def make_state(
+    step: int, tensors: Mapping[str, Tensor], device: torch.device, backbone_count: int = 1
+) -> DistillState:
     """Return the state of one process's images from copies of its tensors; see :func:`gather_state`."""
     tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
     count = sum(name.endswith("/level") for name in tensors)
@@ -45,15 +59,33 @@ def make_state(step: int, tensors: Mapping[str, Tensor], device: torch.device) -
     first, second = (
         [tensors[f"{index}/adam/{name}"] for index in range(count)] for name in ("first", "second")
     )
-    return DistillState(
-        step, levels, AdamState(first, second, int(tensors[ADAM_STEPS])), tensors.get(LAST_FEATURES)
-    )
+    features = [
+        FeatureState(
+            tensors.get(make_backbone_tensor_name(LAST_FEATURES, index)),
+            tensors.get(make_backbone_tensor_name(FEATURE_AVERAGE, index)),
+        )
+        for index in range(backbone_count)
+    ]
+    return DistillState(step, levels, AdamState(first, second, int(tensors[ADAM_STEPS])), features)
 
 
 def list_expected_state_tensors(
-    config: ResolvedDistillConfig, step: int, feature_count: int, group: ProcessGroup = SINGLE_PROCESS
+    config: ResolvedDistillConfig,
+    step: int,
+    feature_counts: Sequence[int],
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> TensorSpecs:
-    """Return types and shapes of the tensors of :func:`gather_state` after a number of steps."""
+    """Return types and shapes of the tensors of :func:`gather_state` after a number of steps.
+
+    Parameters
+    ----------
+    config : ResolvedDistillConfig
+    step : int
+        Steps done.
+    feature_counts : sequence of int
+        Length of each backbone's features, D.
+    group : ProcessGroup
+    """
     count = config.count_levels_at(max(step - 1, 0))
     shapes = {
         f"{index}/{name}": (config.image_count, 3, side, side)
@@ -63,8 +95,14 @@ def list_expected_state_tensors(
     types: TensorSpecs = {name: ("F32", shape) for name, shape in shapes.items()}
     types[ADAM_STEPS] = ("I64", ())
     is_split = config.micro_batch < group.count_rows_per_process(len(config.classes), config.ipc)[0]
+    rows = {}
     if step and config.gradient == "one-pass" and is_split:
-        types[LAST_FEATURES] = ("F32", (config.image_count * config.views, feature_count))
+        rows[LAST_FEATURES] = config.image_count * config.views
+    if step and config.feature_decay:
+        rows[FEATURE_AVERAGE] = config.image_count
+    for index, feature_count in enumerate(feature_counts):
+        for name, row_count in rows.items():
+            types[make_backbone_tensor_name(name, index)] = ("F32", (row_count, feature_count))
     return types
 
 

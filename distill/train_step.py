@@ -16,11 +16,15 @@ The same holds for images of other processes: once per step, all processes gathe
 
 A gradient is as large as the pyramids. So each micro-batch's gradient goes to a callback, and the whole
 gradient is never in memory.
+
+The images may be matched to several backbones: the loss is the weighted mean of theirs. The backbones take
+turns, so that activations of one are in memory at a time. The gradients of all but the last are added up in a
+buffer, which is as large as the pyramids.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -29,6 +33,7 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 from sfm.distill.adam import AdamState, adam_step, init_adam
 from sfm.distill.augment import AugmentationParameters, augment, draw_augmentation
+from sfm.distill.feature_average import take_gradient_at_average, update_feature_average
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.pyramid import append_level_and_rescale, decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
@@ -54,6 +59,41 @@ class NonFiniteLossError(ArithmeticError):
         self.loss = loss
 
 
+@dataclass(frozen=True)
+class LossTerm:
+    """One backbone's term of the loss.
+
+    Attributes
+    ----------
+    backbone : Backbone
+    objective : callable
+        From the backbone's features to a loss.
+    weight : float
+        Of the loss, in the weighted mean over all backbones.
+    """
+
+    backbone: Backbone
+    objective: Objective
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class FeatureState:
+    """What a step keeps of a backbone's features for the next one, unless the pyramid grows in between.
+
+    Attributes
+    ----------
+    last : Tensor, shape (C * K * A, D), or None
+        Features of all images in the last step, where the next one needs them: with several micro-batches in
+        one pass.
+    average : Tensor, shape (C * K, D), or None
+        Moving average over the steps since the pyramid grew, where the gradient is taken there.
+    """
+
+    last: Tensor | None = None
+    average: Tensor | None = None
+
+
 @dataclass
 class DistillState:
     """State that a training step updates.
@@ -66,15 +106,14 @@ class DistillState:
         The pyramids of this process's images: those of the first class first. One process has all of them.
     adam : AdamState
         Optimizer state.
-    last_features : Tensor, shape (C * K * A, D), or None
-        Features of all images in the last step, where the next one needs them: with several micro-batches in
-        one pass, and unless the pyramid has grown since.
+    features : list of FeatureState
+        One per backbone; empty before the first step, and when the pyramid has grown.
     """
 
     step: int
     levels: list[Tensor]
     adam: AdamState
-    last_features: Tensor | None = None
+    features: list[FeatureState] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -188,8 +227,7 @@ def add_pyramid_level(
 def train_step(
     state: DistillState,
     config: ResolvedDistillConfig,
-    backbone: Backbone,
-    objective: Objective,
+    terms: Sequence[LossTerm],
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> StepOutput:
     """Do one step in place: add a pyramid level if due, then update all images.
@@ -201,33 +239,119 @@ def train_step(
         is unchanged then.
     """
     if config.count_levels_at(state.step) > len(state.levels):
-        state.levels = add_pyramid_level(state.levels, config, backbone.device, group)
-        state.adam, state.last_features = init_adam(state.levels), None
+        state.levels = add_pyramid_level(state.levels, config, terms[0].backbone.device, group)
+        state.adam, state.features = init_adam(state.levels), []
 
     classes, ipc, views = shape = (len(config.classes), config.ipc, config.views)
     augmentation = draw_augmentation(config.seed, state.step, classes * ipc * views, config.canvas_pixels)
     augmentation = augmentation.select_views(group.own_rows(classes, ipc * views))
     batch = ImageBatch(state.levels, config.canvas_pixels, config.image_size, augmentation, shape, group)
-    batching = MicroBatching(config.micro_batch, config.gradient, config.graphs)
     learning_rate = config.learning_rate_at(state.step)
 
     def update_images(images: slice, gradients: list[Tensor]) -> None:
         adam_step(state.levels, state.adam, learning_rate, images, gradients)
 
     try:
-        loss, features = compute_gradients(
-            batch, backbone, objective, batching, state.last_features, update_images
-        )
+        loss, state.features = compute_joint_gradients(batch, config, terms, state, update_images)
     except NonFiniteLossError as error:
         raise InputError(
             f"the loss is {error.loss} in step {state.step + 1}: "
             f"lower the learning rate ({config.learning_rate:g})"
         ) from error
     state.adam.step_count += 1
-    if config.gradient == "one-pass" and config.micro_batch < group.count_rows_per_process(classes, ipc)[0]:
-        state.last_features = features
     state.step += 1
     return StepOutput(state.step, loss, learning_rate, state.levels[-1].shape[-1])
+
+
+def compute_joint_gradients(
+    batch: ImageBatch,
+    config: ResolvedDistillConfig,
+    terms: Sequence[LossTerm],
+    state: DistillState,
+    on_gradient: GradientCallback,
+) -> tuple[float, list[FeatureState]]:
+    """Compute the weighted mean of the backbones' losses, and pass its gradient to `on_gradient`.
+
+    Parameters
+    ----------
+    batch : ImageBatch
+        Each backbone gets its views, at the size of its own input.
+    config : ResolvedDistillConfig
+    terms : sequence of LossTerm
+    state : DistillState
+        Not changed here.
+    on_gradient : callable
+        Called once for every image of this process, while the last backbone's gradients are computed.
+
+    Returns
+    -------
+    loss : float
+        Loss of the images before the update.
+    features : list of FeatureState
+        What the next step needs of this one.
+
+    Raises
+    ------
+    NonFiniteLossError
+        See :func:`compute_gradients`.
+    """
+    batching = MicroBatching(config.micro_batch, config.gradient, config.graphs)
+    total_weight = math.fsum(term.weight for term in terms)
+    states_before = state.features or [FeatureState()] * len(terms)
+    joint_loss, feature_states = 0.0, []
+    callbacks = make_gradient_callbacks(len(terms), batch.levels, on_gradient)
+    for term, before, callback in zip(terms, states_before, callbacks, strict=True):
+        objective = scale_objective(term.objective, term.weight / total_weight)
+        if config.feature_decay:
+            count = state.adam.step_count + 1
+            objective = take_gradient_at_average(objective, before.average, config.feature_decay, count)
+        own_batch = replace(batch, image_size=term.backbone.card.preprocessing.input_size)
+        loss, features = compute_gradients(
+            own_batch, term.backbone, objective, batching, before.last, callback
+        )
+        joint_loss += loss
+        feature_states.append(make_feature_state(before, features, own_batch, config))
+    return joint_loss, feature_states
+
+
+def scale_objective(objective: Objective, factor: float) -> Objective:
+    """Return an objective times a factor; with a factor of 1, itself."""
+    return objective if factor == 1 else lambda features: factor * objective(features)
+
+
+def make_gradient_callbacks(
+    term_count: int, levels: Sequence[Tensor], on_gradient: GradientCallback
+) -> list[GradientCallback]:
+    """Return a callback per term: they add gradients up, and the last one passes the sum on.
+
+    One term needs no sum. That of several takes as much memory as the levels.
+    """
+    if term_count == 1:
+        return [on_gradient]
+    sums = [torch.zeros_like(level, requires_grad=False) for level in levels]
+
+    def add_to_sum(images: slice, gradients: list[Tensor]) -> None:
+        for total, gradient in zip(sums, gradients, strict=True):
+            total[images] += gradient
+
+    def add_and_pass_on(images: slice, gradients: list[Tensor]) -> None:
+        add_to_sum(images, gradients)
+        on_gradient(images, [total[images] for total in sums])
+
+    return [*[add_to_sum] * (term_count - 1), add_and_pass_on]
+
+
+def make_feature_state(
+    before: FeatureState, features: Tensor, batch: ImageBatch, config: ResolvedDistillConfig
+) -> FeatureState:
+    """Return what the next step needs of the features of this one, shape (C * K * A, D)."""
+    classes, ipc, views = batch.class_image_view_counts
+    is_split = config.micro_batch < batch.group.count_rows_per_process(classes, ipc)[0]
+    average = None
+    if config.feature_decay:
+        shaped = features.view(classes, ipc, views, -1)
+        average = update_feature_average(before.average, shaped, config.feature_decay)
+    return FeatureState(features if config.gradient == "one-pass" and is_split else None, average)
 
 
 def compute_features(

@@ -23,10 +23,12 @@ Examples
 >>> distill(config)  # doctest: +SKIP
 """
 
+from sfm.distill.backbone_entries import open_entries_and_backbones, open_entry_and_backbone
 from sfm.distill.config import DistillConfig
-from sfm.distill.distiller import Distiller, open_entry_and_backbone
+from sfm.distill.distiller import Distiller
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.run import DistillResult, distill
+from sfm.distill.run_estimate import DistillationEstimate, estimate_distillation
 from sfm.distill.train_step import StepOutput
 from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
@@ -43,6 +45,7 @@ from sfm.stats_store.store import Entry, Store, open_store
 __all__ = [
     "DistillConfig",
     "DistillResult",
+    "DistillationEstimate",
     "Distiller",
     "Entry",
     "EvaluateConfig",
@@ -58,12 +61,14 @@ __all__ = [
     "StepOutput",
     "Store",
     "distill",
+    "estimate_distillation",
     "estimate_extraction",
     "evaluate",
     "evaluate_runs",
     "export",
     "extract",
     "make_matrix",
+    "open_entries_and_backbones",
     "open_entry_and_backbone",
     "open_store",
     "report",

@@ -28,7 +28,7 @@ from sfm.extraction_output import make_extraction_document, print_extraction
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.progress_display import show_progress
 from sfm.store_commands import store_app
-from sfm.tables import print_extraction_plan
+from sfm.tables import print_distillation_plan, print_extraction_plan
 from sfm.terminal import configure_output_streams_and_logs, print_json, print_line, print_next_command
 
 app = StrictTyper(
@@ -114,6 +114,9 @@ def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     """Distil, then print where the images are and the command to run next."""
     configure_process(config.threads)
+    if config.dry_run:
+        run_distill_dry_run(config, as_json, quiet)
+        return
     from sfm.distill.run import DistillInterrupt, describe_resume_hint, distill
 
     try:
@@ -135,6 +138,19 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     )
     print_line(f"Look at {result.out / 'preview.png'}")
     print_next_command("evaluate", result.out, "--store", config.store)
+
+
+def run_distill_dry_run(config: DistillConfig, as_json: bool, quiet: bool) -> None:
+    """Print what a distillation would do; write nothing."""
+    with exit_with_message_on_interrupt("; a dry run saves nothing"), show_progress(quiet) as progress:
+        from sfm.distill.run_estimate import estimate_distillation
+
+        estimate = estimate_distillation(config, progress)
+    if as_json:
+        print_json({"store": config.store, "plan": asdict(estimate)})
+        return
+    print_distillation_plan(estimate)
+    print_line("Nothing was written. Run the same command without --dry-run to distil")
 
 
 def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None:
@@ -238,6 +254,7 @@ add_command(
     summary="Distil a few synthetic images per class from the statistics in a store.",
     examples=[
         "sfm distill --store ./store --backbone lite0 --dataset fashion-mnist-6k --out ./distilled",
+        "sfm distill --store ./store --backbone lite0 --backbone lite1 --dataset birds --out ./on-both",
         "sfm distill --config ./distilled/run.json --store ./store --seed 1 --out ./distilled-1",
     ],
 )

@@ -221,6 +221,28 @@ def print_extraction_plan(plan: Any) -> None:
     print_table(f"Plan for {plan.source}", ["what", "how much"], rows, right_aligned_heads=set())
 
 
+def print_distillation_plan(plan: Any) -> None:
+    """Print the plan of a distillation (a dry run)."""
+    decay = f", feature decay {plan.feature_decay:g}" if plan.feature_decay else ""
+    rows = [
+        ["images", f"{plan.images:,} of {plan.classes:,} classes, {plan.canvas} px"],
+        ["objective", plan.objective + decay],
+        ["steps", f"{plan.steps:,}, {plan.views} view(s) of every image in each"],
+        *(
+            [
+                "backbone",
+                f"{b.backbone} at {b.image_size} px, {b.features:,} features, weight {b.weight:g}, entry "
+                f"{plan.dataset}@{b.entry_digest[:12]}, {b.mode} ({b.reason})",
+            ]
+            for b in plan.backbones
+        ),
+        ["micro-batch", f"{plan.micro_batch:,} images, graphs of {plan.graphs:,} are kept"],
+        ["device", f"{plan.devices} x {plan.device}, {plan.precision}, {plan.threads} CPU thread(s) each"],
+        ["checkpoint", f"{plan.checkpoint_bytes / 2**20:,.1f} MiB, two are kept until the end"],
+    ]
+    print_table(f"Plan for {plan.dataset}", ["what", "how much"], rows, right_aligned_heads=set())
+
+
 def format_duration(seconds: float) -> str:
     """Return a time in seconds, minutes or hours."""
     if seconds < 120:

@@ -19,14 +19,14 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.distill import run_checkpoints as checkpoints
+from sfm.distill.config_resolution import resolve_distill_config
 from sfm.distill.distilled_images import iterate_decoded_pixels, make_class_folder_names, write_images
-from sfm.distill.distiller import resolve_distill_config
 from sfm.distill.objective import make_objective, read_target_centres
 from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval
 from sfm.distill.run_checkpoints import RunCheckpoint
 from sfm.distill.run_files import write_run_folder
 from sfm.distill.state_dict import gather_state, make_state
-from sfm.distill.train_step import DistillState, init_distill_state, train_step
+from sfm.distill.train_step import DistillState, LossTerm, init_distill_state, train_step
 from sfm.errors import InputError
 from sfm.pipeline.entry_rows import draw_held_out_mask
 from sfm.pipeline.selection import UNUSED_LABEL, select_samples_if_labels_known
@@ -205,7 +205,7 @@ def resume_run(
             f"{folder} has no snapshot of step {missing[0]}: use the interval of the run that wrote it, "
             f"or another --work"
         )
-    tensors = checkpoints.read_state_dict(*saved, context.backbone.card.features)
+    tensors = checkpoints.read_state_dict(*saved, [context.backbone.card.features])
     del tensors["step"]
     return make_state(step, tensors, context.backbone.device), seconds
 
@@ -268,7 +268,7 @@ def make_run_config(context: AccuracyContext, config: DistillConfig) -> Resolved
     """Return the resolved config that `sfm distill` makes of a config."""
     entry = context.entries["full"]
     return resolve_distill_config(
-        config, entry.summary.entry_digest, entry.dataset.class_ids, context.frozen_backbone
+        config, [entry.summary.entry_digest], entry.dataset.class_ids, [context.frozen_backbone]
     )
 
 
@@ -310,7 +310,7 @@ def run_sfm(context: AccuracyContext, config: AccuracyConfig, seed: int) -> list
         setup_seconds = time.perf_counter() - start
 
         def step(state: DistillState) -> float:
-            return train_step(state, run_config, quick, objective).loss
+            return train_step(state, run_config, [LossTerm(quick, objective)]).loss
 
         return run_with_snapshots(
             context, f"ours-seed-{seed}", "full", run_config, config.every, step, setup_seconds

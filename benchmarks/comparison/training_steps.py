@@ -17,13 +17,13 @@ from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_d
 from sfm.backbones.execution.preparation import count_cuda_graph_bytes, optimize_backbone
 from sfm.distill.activation_memory import measure_activation_bytes_per_view, measure_free_memory_bytes
 from sfm.distill.adam import init_adam
-from sfm.distill.distiller import resolve_distill_config
+from sfm.distill.config_resolution import resolve_distill_config
 from sfm.distill.execution_choice import choose_execution
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.mixed_precision import BFloat16AutocastModel, Precision, convert_precision
 from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
-from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
+from sfm.distill.train_step import DistillState, LossTerm, add_pyramid_level, train_step
 from sfm.pipeline.sources import open_source
 
 LGM_VIEWS = 10
@@ -84,7 +84,7 @@ class StepCase:
 def make_default_run_config(case: StepCase, backbone: Backbone) -> ResolvedDistillConfig:
     """Return the resolved config of `sfm distill`, but with a pyramid level per step."""
     config = DistillConfig(store="none", backbone=case.spec, dataset="none", out=Path("none"), grow_every=1)
-    return resolve_distill_config(config, "", [str(index) for index in range(case.classes)], backbone)
+    return resolve_distill_config(config, [""], [str(index) for index in range(case.classes)], [backbone])
 
 
 def init_full_pyramid(run_config: ResolvedDistillConfig, device: torch.device) -> DistillState:
@@ -181,7 +181,7 @@ def make_sfm_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callab
 
     def step() -> object:
         with tf32_disabled(), deterministic_algorithms(device):
-            return train_step(state, run_config, quick, objective)
+            return train_step(state, run_config, [LossTerm(quick, objective)])
 
     return step, count_cuda_graph_bytes(quick)
 

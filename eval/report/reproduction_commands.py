@@ -17,7 +17,7 @@ DISTILL_OPTIONS = frozenset(
         *LARGE_OPTIONS,
         *("store", "backbone", "image_size", "dataset", "classes", "objective", "alpha", "centres"),
         *("steps", "learning_rate", "final_rate", "grow_every", "gradient", "checkpoint_every", "seed"),
-        *("device", "threads", "precision", "execution", "compile"),
+        *("device", "threads", "precision", "execution", "compile", "backbone_weight", "feature_decay"),
     }
 )
 """Options of `sfm distill` that a reproduction command may hold."""

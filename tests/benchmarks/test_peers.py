@@ -17,11 +17,11 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.distill.adam import init_adam
 from sfm.distill.augment import augment, draw_augmentation
 from sfm.distill.config import DistillConfig
-from sfm.distill.distiller import resolve_distill_config
+from sfm.distill.config_resolution import resolve_distill_config
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.pyramid import decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
-from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
+from sfm.distill.train_step import DistillState, LossTerm, add_pyramid_level, train_step
 from sfm.pipeline.sources import open_source
 
 SIZE, CLASSES = 32, 3
@@ -43,7 +43,7 @@ def run_config(lite0: Backbone) -> ResolvedDistillConfig:
     config = DistillConfig(
         store="none", backbone="lite0", dataset="none", out=Path("none"), micro_batch=CLASSES, grow_every=1
     )
-    return resolve_distill_config(config, "", [str(index) for index in range(CLASSES)], lite0)
+    return resolve_distill_config(config, [""], [str(index) for index in range(CLASSES)], [lite0])
 
 
 def full_pyramid(run_config: ResolvedDistillConfig, step: int) -> list[Tensor]:
@@ -231,9 +231,8 @@ def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
     )
     ours, theirs = full_pyramid(run_config, step), full_pyramid(run_config, step)
     own = DistillState(step, ours, init_adam(ours))
-    expected = train_step(
-        own, run_config, lite0, lambda features: sfm_loss(features, compute_flow(means, means))
-    )
+    term = LossTerm(lite0, lambda features: sfm_loss(features, compute_flow(means, means)))
+    expected = train_step(own, run_config, [term])
     state = published.PublishedState(step, theirs, published.make_adam(theirs, run_config))
     assert published.run_published_step(state, run_config, trainable, means) == pytest.approx(
         expected.loss, rel=1e-4

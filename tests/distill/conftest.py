@@ -43,9 +43,19 @@ def features(lite0: Backbone) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def publish_entry(lite0: Backbone) -> Callable[..., str]:
-    """Publish statistics of class means and centres, by array name, as the entry `name` of a store."""
+    """Publish class means and centres, by array name, as the entry `name` of a store.
 
-    def publish_arrays(store: Path, name: str, arrays: dict[str, np.ndarray]) -> str:
+    The entry may be through another backbone than lite0, and of other images than `name` stands for.
+    """
+
+    def publish_arrays(
+        store: Path,
+        name: str,
+        arrays: dict[str, np.ndarray],
+        backbone: Backbone | None = None,
+        images: str | None = None,
+    ) -> str:
+        fingerprint = compute_sha256((images or name).encode())
         draft = Draft(open_or_create_store(str(store)))
         for array, values in arrays.items():
             draft.write_array(array, values)
@@ -56,8 +66,8 @@ def publish_entry(lite0: Backbone) -> Callable[..., str]:
             class_names=NAMES[: len(ids)],
             train_samples=8 * len(ids),
             test_samples=0,
-            fingerprint=compute_sha256(name.encode()),
-            leaves=[compute_sha256(name.encode())],
+            fingerprint=fingerprint,
+            leaves=[fingerprint],
         )
         extraction = ExtractionCard(
             options={}, role="full", versions={}, device="cpu", threads=1, seconds=0.0, images_per_second=0.0
@@ -65,7 +75,7 @@ def publish_entry(lite0: Backbone) -> Callable[..., str]:
         classifier = ClassifierCard(
             solver="none", l2=0.0, iterations=0, converged=True, held_out_top1=None, held_out_top5=None
         )
-        published = publish_draft(draft, lite0.card, dataset, extraction, classifier)
+        published = publish_draft(draft, (backbone or lite0).card, dataset, extraction, classifier)
         return published.summary.entry_digest
 
     return publish_arrays

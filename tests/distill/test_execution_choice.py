@@ -3,43 +3,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from resolved_run import make_resolved_config
 from safetensors.torch import load_file
 
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone, preparation
-from sfm.distill import distiller, execution_choice
+from sfm.distill import config_resolution, execution_choice
 from sfm.distill.config import DistillConfig
 from sfm.distill.execution_choice import MIN_VIEWS_TO_COMPILE, choose_execution, should_compile
 from sfm.distill.process_group import ProcessGroup
-from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig
+from sfm.distill.resolved_config import ExecutionChoice
 from sfm.distill.run import distill
 from sfm.errors import InputError
 from sfm.events import Progress
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-CONFIG = ResolvedDistillConfig(
-    dataset="",
-    classes=["a", "b", "c", "d"],
-    backbone="",
-    image_size=32,
-    objective="sfm",
-    alpha=1.0,
-    ipc=1,
-    centres="sub-class",
-    views=1,
-    steps=10,
-    learning_rate=0.02,
-    final_rate=1.0,
-    grow_every=2,
-    seed=0,
-    micro_batch=2,
-    gradient="exact",
-    graphs=0,
-    device="cpu",
-    precision="float32",
-    devices=1,
-    threads=1,
-)
+CONFIG = make_resolved_config(classes=4, steps=10, micro_batch=2)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -159,7 +138,9 @@ def test_a_run_that_was_recorded_is_not_resumed_where_it_cannot_be(
 ) -> None:
     begun = config.model_copy(update={"steps": 12, "checkpoint_every": 2})
     monkeypatch.setattr(
-        distiller, "choose_execution", lambda *_: ExecutionChoice(mode="cuda-graph", reason="on a GPU")
+        config_resolution,
+        "choose_execution",
+        lambda *_: ExecutionChoice(mode="cuda-graph", reason="on a GPU"),
     )
     monkeypatch.setattr(preparation, "CudaGraphModel", lambda model, example: model)
     with pytest.raises(PulledPlugError):

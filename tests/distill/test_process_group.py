@@ -46,7 +46,13 @@ def test_an_image_starts_from_the_same_noise_wherever_it_is(start: int, length: 
 def test_two_processes_that_torchrun_starts_give_the_gradient_of_one(tmp_path: Path) -> None:
     program = Path(__file__).parent / "distributed_gradients.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ended = subprocess.run([*torchrun, program, tmp_path], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [*torchrun, program, tmp_path],
+        env=os.environ | {"PYTHONPATH": str(program.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
     wanted = runpy.run_path(str(program))["gradients"](SINGLE_PROCESS)
     shared = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
@@ -86,11 +92,12 @@ def at_step(step: int, act: Callable[[], None]) -> Callable[[Progress], None]:
 def test_a_run_in_two_processes_writes_what_one_does_and_survives_an_interrupt_and_a_killed_process(
     config: DistillConfig, tmp_path: Path
 ) -> None:
-    config = config.model_copy(update={"checkpoint_every": 3, "ipc": 2})
+    config = config.model_copy(update={"checkpoint_every": 3, "ipc": 2, "feature_decay": 0.5})
     alone = config.model_copy(update={"out": tmp_path / "alone"})
     distill(alone)
     undisturbed = tmp_path / "undisturbed"
     options = ["--devices", "2", "--checkpoint-every", "3", "--ipc", "2", "--steps", "12", "--device", "cpu"]
+    options += ["--feature-decay", "0.5"]
     place = ["--store", config.store, "--backbone", "lite0", "--dataset", "patterns", "--out", undisturbed]
     subprocess.run(
         [sys.executable, "-m", "sfm", "distill", *options, *place], check=True, capture_output=True

@@ -155,7 +155,7 @@ def test_a_resumed_run_keeps_the_micro_batch_and_the_graphs_it_chose(
 ) -> None:
     with pytest.raises(PulledPlugError):
         distill(config, pull_the_plug_after(2))
-    monkeypatch.setattr("sfm.distill.distiller.measure_free_memory_bytes", lambda device: 1)
+    monkeypatch.setattr("sfm.distill.config_resolution.measure_free_memory_bytes", lambda device: 1)
     record = distill(config.model_copy(update={"resume": True})).record
     assert (record["micro_batch"], record["graphs"]) == (4, 4)
 
@@ -464,9 +464,9 @@ def test_an_empty_out_directory_is_used_and_a_file_is_refused(config: DistillCon
     ("change", "message"),
     [
         ({"dataset": "pattern"}, "did you mean patterns"),
-        ({"backbone": "lite1"}, "no entry of patterns through"),
-        ({"backbone": "lite9"}, "lite"),
-        ({"image_size": 48}, "at 48 px"),
+        ({"backbone": ["lite1"]}, "no entry of patterns through"),
+        ({"backbone": ["lite9"]}, "lite"),
+        ({"image_size": [48]}, "at 48 px"),
         ({"ipc": 3}, "choose --ipc from 1, 2, 8"),
         ({"store": "/nowhere/at/all"}, "/nowhere/at/all"),
     ],

@@ -4,39 +4,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from resolved_run import make_resolved_config
 
 from sfm.backbones.build import Backbone
 from sfm.backbones.views import apply_crops
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.pyramid import compute_canvas_size, decode_pyramid, list_level_resolutions
-from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval
-from sfm.distill.train_step import Objective, init_distill_state, train_step
+from sfm.distill.resolved_config import choose_growth_interval
+from sfm.distill.train_step import LossTerm, Objective, init_distill_state, train_step
 from sfm.errors import InputError
 
-CONFIG = ResolvedDistillConfig(
-    dataset="",
-    classes=["a", "b", "c"],
-    backbone="",
-    image_size=32,
-    objective="sfm",
-    alpha=1.0,
-    ipc=2,
-    centres="sub-class",
-    views=2,
-    steps=100,
-    learning_rate=1e-2,
-    final_rate=1.0,
-    grow_every=4,
-    seed=0,
-    micro_batch=6,
-    gradient="exact",
-    graphs=6,
-    device="cpu",
-    precision="float32",
-    devices=1,
-    threads=1,
-)
+CONFIG = make_resolved_config(classes=3, ipc=2, views=2, graphs=6)
 
 
 def objective(backbone: Backbone) -> Objective:
@@ -54,7 +33,8 @@ def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbo
     images = decode_pyramid(copied(state.levels), CONFIG.canvas_pixels)
     seen: list[torch.Tensor] = []
     wanted = objective(lite0)
-    train_step(state, CONFIG, lite0, lambda features: wanted(seen.append(features.detach()) or features))
+    term = LossTerm(lite0, lambda features: wanted(seen.append(features.detach()) or features))
+    train_step(state, CONFIG, [term])
 
     views = draw_augmentation(CONFIG.seed, 0, 12, CONFIG.canvas_pixels)
     quiet = [index for index in range(12) if not views.is_noisy[index]]
@@ -70,7 +50,7 @@ def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbo
 def test_the_first_step_of_adam_moves_against_the_gradient_by_the_learning_rate(lite0: Backbone) -> None:
     state = init_distill_state(CONFIG, lite0.device)
     before = copied(state.levels)[0]
-    train_step(state, CONFIG, lite0, objective(lite0))
+    train_step(state, CONFIG, [LossTerm(lite0, objective(lite0))])
     # The first of its means is the gradient times one minus its decay.
     gradient = state.adam.first_moments[0]
     assert gradient.abs().min() > 0
@@ -81,7 +61,7 @@ def test_the_pyramid_grows_on_time_with_a_fresh_optimizer(lite0: Backbone) -> No
     state, wanted = init_distill_state(CONFIG, lite0.device), objective(lite0)
     sides, ages = [], []
     for _ in range(10):
-        train_step(state, CONFIG, lite0, wanted)
+        train_step(state, CONFIG, [LossTerm(lite0, wanted)])
         sides.append(state.levels[-1].shape[-1])
         ages.append(state.adam.step_count)
     assert sides == [1, 1, 1, 1, 2, 2, 2, 2, 4, 4]
@@ -115,6 +95,6 @@ def test_a_loss_that_is_not_finite_leaves_the_images_alone(lite0: Backbone) -> N
     state = init_distill_state(CONFIG, lite0.device)
     before = copied(state.levels)
     with pytest.raises(InputError, match="loss is nan in step 1"):
-        train_step(state, CONFIG, lite0, lambda features: features.sum() * torch.nan)
+        train_step(state, CONFIG, [LossTerm(lite0, lambda features: features.sum() * torch.nan)])
     assert state.step == 0
     assert torch.equal(state.levels[0], before[0])

@@ -34,7 +34,7 @@ def again(
     finished: DistillConfig, lite0: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> DistillConfig:
     """A copy of it that a test may change; its backbone is loaded once for all tests."""
-    monkeypatch.setattr("sfm.distill.distiller.load_backbone", lambda *_, **__: lite0)
+    monkeypatch.setattr("sfm.distill.backbone_entries.load_backbone", lambda *_, **__: lite0)
     return finished.model_copy(update={"out": Path(shutil.copytree(finished.out, tmp_path / "run"))})
 
 

@@ -374,7 +374,7 @@ def read_reported_run(run: Path) -> ReportedRun:
 
 
 def test_commands_to_paste_hold_options_of_the_recipe_only(run: Path) -> None:
-    assert DistillConfig.model_fields.keys() - {"out", "resume"} == DISTILL_OPTIONS
+    assert DistillConfig.model_fields.keys() - {"out", "resume", "dry_run"} == DISTILL_OPTIONS
     config = {"trust_config": True, "config": "theirs.json", "x; y": 1, "resume": True}
     change_json("run.json", lambda document: document["config"].update(config))(run)
     words = shlex.split(make_distill_command(read_reported_run(run)))

@@ -176,6 +176,15 @@ def run_distill(store: str, out: Path, *more: object) -> Result:
         (["--dataset", DATASET, "--backbone", "lite2"], ["lite2", "lite0 32px"]),
         (["--dataset", DATASET, "--ipc", "7"], ["7"]),
         (["--dataset", DATASET, "--objective", "mse"], ["--objective mse", "sfm-decoupled"]),
+        (
+            ["--dataset", DATASET, "--backbone-weight", "1", "--backbone-weight", "2"],
+            ["--backbone-weight", "2 values for 1 --backbone: give one for each"],
+        ),
+        (["--dataset", DATASET, "--backbone-weight", "0"], ["--backbone-weight 0", "greater than 0"]),
+        (["--dataset", DATASET, "--backbone-weight", "nan"], ["--backbone-weight", "finite"]),
+        (["--dataset", DATASET, "--image-size", "32", "--image-size", "64"], ["--image-size", "2 values"]),
+        (["--dataset", DATASET, "--feature-decay", "1"], ["--feature-decay 1", "less than 1"]),
+        (["--dataset", DATASET, "--backbone", "lite0", "--backbone", "lite0"], ["lite0", "given twice"]),
     ],
 )
 def test_a_mistake_in_distill_is_one_line_and_leaves_nothing(fashion_store, tmp_path, more, words):

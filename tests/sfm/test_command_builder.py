@@ -32,7 +32,7 @@ def run_refused_command(capsys: pytest.CaptureFixture[str], *arguments: object) 
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        (["distill", "--store", "s", "--backbone", "a", "--backbone", "b", "--dataset", "d"], "--backbone"),
+        (["distill", "--store", "s", "--seed", 1, "--dataset", "d", "--seed", 1], "--seed"),
         (["distill", "--store", "s", "--backbone", "a", "--store=t", "--dataset", "d"], "--store"),
         (["distill", "--config", "run.json", "--config", "other.json"], "--config"),
         (["extract", "folder:x", "--store", "s", "--backbone", "a", "--seed", 1, "--seed", 1], "--seed"),

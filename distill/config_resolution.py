@@ -1,0 +1,141 @@
+"""Resolve what a config leaves open, by the free memory, the device and the number of steps."""
+
+from collections.abc import Sequence
+
+import torch
+
+from sfm.backbones.build import Backbone
+from sfm.distill.activation_memory import (
+    choose_kept_graph_image_count,
+    choose_micro_batch_size,
+    measure_activation_bytes_per_view,
+    measure_free_memory_bytes,
+)
+from sfm.distill.config import DistillConfig
+from sfm.distill.execution_choice import choose_execution, keep_saved_execution
+from sfm.distill.objective import OBJECTIVES
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.resolved_config import MatchedBackbone, ResolvedDistillConfig, choose_growth_interval
+from sfm.errors import InputError
+
+COPIED_FIELDS = (
+    *("objective", "alpha", "ipc", "centres", "views", "steps", "learning_rate", "final_rate", "seed"),
+    *("gradient", "precision"),
+)
+"""Fields of a config that a resolved one has as they are."""
+
+
+def resolve_distill_config(
+    config: DistillConfig,
+    entry_digests: Sequence[str],
+    class_ids: list[str],
+    backbones: Sequence[Backbone],
+    group: ProcessGroup = SINGLE_PROCESS,
+    resume_from: ResolvedDistillConfig | None = None,
+) -> ResolvedDistillConfig:
+    """Resolve the unset options of a config by the free memory, the device and the number of steps.
+
+    Parameters
+    ----------
+    config : DistillConfig
+    entry_digests : sequence of str
+        Of the entry of each backbone.
+    class_ids : list of str
+        Classes to distil.
+    backbones : sequence of Backbone
+        In their precision; the activations of one forward pass of each are measured.
+    group : ProcessGroup
+        All its processes get the same result.
+    resume_from : ResolvedDistillConfig, optional
+        Config of a saved run, whose micro-batch, graphs, threads and execution modes are kept.
+
+    Raises
+    ------
+    InputError
+        If there are more processes than classes, or a backbone is to be compiled and cannot be.
+    """
+    if group.size > len(class_ids):
+        raise InputError(
+            f"{len(class_ids)} classes cannot be shared among {group.size} processes: use fewer --devices"
+        )
+    first, *further = (
+        MatchedBackbone(
+            dataset=digest,
+            backbone=backbone.card.hash,
+            image_size=backbone.card.preprocessing.input_size,
+            weight=weight,
+        )
+        for digest, backbone, weight in zip(
+            entry_digests, backbones, config.weight_of_each_backbone, strict=True
+        )
+    )
+    largest_input = max(each.image_size for each in (first, *further))
+    decay, default_decay = config.feature_decay, OBJECTIVES[config.objective].default_feature_decay
+    micro_batch, graphs = choose_micro_batching(config, len(class_ids), backbones, group, resume_from)
+    resolved = ResolvedDistillConfig(
+        **{name: getattr(config, name) for name in COPIED_FIELDS},
+        **first.model_dump(exclude={"execution"}),
+        classes=class_ids,
+        further_backbones=further,
+        feature_decay=default_decay if decay is None else decay,
+        grow_every=config.grow_every or choose_growth_interval(config.steps, largest_input),
+        micro_batch=micro_batch,
+        graphs=graphs,
+        device=backbones[0].device.type,
+        devices=group.size,
+        threads=config.threads or (resume_from.threads if resume_from else torch.get_num_threads()),
+    )
+    return resolve_execution(resolved, config, backbones[0].device, group, resume_from)
+
+
+def choose_micro_batching(
+    config: DistillConfig,
+    class_count: int,
+    backbones: Sequence[Backbone],
+    group: ProcessGroup,
+    resume_from: ResolvedDistillConfig | None,
+) -> tuple[int, int]:
+    """Return micro-batch and graphs: as given or saved, else as the backbone of most activations allows."""
+    images = group.count_rows_per_process(class_count, config.ipc)[0]
+    micro_batch, graphs = config.micro_batch, config.graphs
+    if resume_from:
+        micro_batch = micro_batch or resume_from.micro_batch
+        graphs = resume_from.graphs if graphs is None else graphs
+    if micro_batch is None or graphs is None:
+        device = backbones[0].device
+        view_bytes = max(map(measure_activation_bytes_per_view, backbones))
+        # Processes on one CPU see the same free memory.
+        free = measure_free_memory_bytes(device) // (1 if device.type == "cuda" else group.size)
+        memory = (images, config.views, view_bytes, free, device.type)
+        # The process with the least free memory decides for all.
+        micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch_size(*memory))
+        graphs = -group.all_reduce_max(-choose_kept_graph_image_count(*memory)) if graphs is None else graphs
+    return min(micro_batch, images), min(graphs, images)
+
+
+def resolve_execution(
+    resolved: ResolvedDistillConfig,
+    config: DistillConfig,
+    device: torch.device,
+    group: ProcessGroup,
+    resume_from: ResolvedDistillConfig | None,
+) -> ResolvedDistillConfig:
+    """Return the config with the execution mode of a new run, which all backbones share, or those saved.
+
+    Raises
+    ------
+    InputError
+        See :func:`choose_execution` and :func:`keep_saved_execution`.
+    """
+    count = len(resolved.matched_backbones)
+    if resume_from is None:
+        execution = choose_execution(resolved, config.execution, config.compile, device, group)
+        return resolved.with_executions([execution] * count)
+    keep_saved_execution(resume_from, config.execution)
+    saved = [each.execution for each in resume_from.matched_backbones]
+    # A run of other backbones is refused when the configs are compared.
+    update = {
+        "repeatable": resume_from.repeatable,
+        "threads_before": resume_from.with_threads(resolved.threads).threads_before,
+    }
+    return resolved.with_executions((saved * count)[:count]).model_copy(update=update)

@@ -1,0 +1,85 @@
+"""Targets that an objective computes: written once, read when the run is resumed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sfm.distill import objective
+from sfm.distill.config import DistillConfig
+from sfm.distill.objective import ClassCentres
+from sfm.distill.run import distill
+from sfm.errors import DamageError
+from sfm.events import Progress
+from sfm.stats_store.store import Entry
+
+
+class PulledPlugError(Exception):
+    pass
+
+
+def pull_the_plug(event: Progress) -> None:
+    if event.stage == "distil" and event.done == 5:
+        raise PulledPlugError
+
+
+def spread_means(entry: Entry, classes: np.ndarray, centres: ClassCentres, seed: int) -> ClassCentres:
+    """Move class means away from their mean."""
+    middle = centres.class_means.mean(0)
+    return ClassCentres(2 * centres.class_means - middle, 2 * centres.own_centres - middle)
+
+
+@pytest.fixture
+def computing(config: DistillConfig, monkeypatch: pytest.MonkeyPatch) -> DistillConfig:
+    """A run whose objective computes its targets."""
+    set_targets(monkeypatch, spread_means)
+    return config.model_copy(update={"steps": 8, "checkpoint_every": 3})
+
+
+def set_targets(monkeypatch: pytest.MonkeyPatch, compute_targets: object) -> None:
+    kind = replace(objective.OBJECTIVES["sfm-decoupled"], compute_targets=compute_targets)
+    monkeypatch.setitem(objective.OBJECTIVES, "sfm", kind)
+
+
+def refuse_to_compute(*_: object) -> ClassCentres:
+    raise AssertionError("the targets are in the run directory")
+
+
+def test_the_targets_of_a_resumed_run_are_those_that_it_wrote(
+    computing: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = computing.model_copy(update={"out": computing.out.with_name("undisturbed")})
+    expected = distill(undisturbed).record
+    with pytest.raises(PulledPlugError):
+        distill(computing, pull_the_plug)
+    set_targets(monkeypatch, refuse_to_compute)
+    record = distill(computing.model_copy(update={"resume": True})).record
+    assert record["images"] == expected["images"]
+    assert record["resolved"]["targets"] == expected["resolved"]["targets"]
+    files = [each / "targets.safetensors" for each in (computing.out, undisturbed.out)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_targets_that_are_lost_are_computed_again_and_changed_ones_are_damage(
+    computing: DistillConfig,
+) -> None:
+    with pytest.raises(PulledPlugError):
+        distill(computing, pull_the_plug)
+    file, resumed = computing.out / "targets.safetensors", computing.model_copy(update={"resume": True})
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DamageError, match=r"targets\.safetensors is not as the run wrote it: delete it"):
+        distill(resumed)
+    file.write_bytes(data[:100])
+    with pytest.raises(DamageError, match=r"targets\.safetensors.*: delete it to have the targets computed"):
+        distill(resumed)
+    file.unlink()
+    assert distill(resumed).record["resolved"]["targets"]
+    assert file.exists()
+
+
+def test_an_objective_that_matches_the_entry_itself_writes_no_targets(config: DistillConfig) -> None:
+    record = distill(config.model_copy(update={"steps": 1})).record
+    assert record["resolved"]["targets"] is None
+    assert not (config.out / "targets.safetensors").exists()
