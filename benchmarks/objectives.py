@@ -15,9 +15,9 @@ equal time
     those of plain SFM, to 5 %, has the same runs for both.
 
 Every run is scored as `sfm evaluate --mode linear` scores it, on lite0, lite1 and lite2. Backbones that the
-images were not matched to are marked as unseen. The cosine is that of the images' flow, over 50 views of
-each, to the flow of the store's means, on every backbone that the images were matched to. Each run has a
-process of its own, so that its peak memory is its own.
+images were not matched to are marked as unseen. The cosines are those of the images' flow, over 50 views of
+each, to the flow that they were matched to and to that of the store's means. Each run has a process of its
+own, so that its peak memory is its own.
 
 The ceilings are accuracies of heads that are trained, by the same protocol, on the targets in the place of
 the features of images: what images would reach that follow their target exactly.

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from objective_comparison.arms import EVALUATED_BACKBONES, ComparedDataset, DistilledRole
+from objective_comparison.centres import compute_flow_cosine, read_real_centres
 from objective_comparison.entries import find_entry, read_held_out_tensors
 from objective_comparison.scored_runs import HeadTraining
 from torch import Tensor
 
-from sfm.distill.objective import read_target_centres
+from sfm.distill.objective import OBJECTIVES, ClassCentres
 from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed
 from sfm.eval.linear_probe import INITIAL_STD, train_linear_heads
 from sfm.eval.result import compute_mean_and_sample_std
@@ -29,8 +30,9 @@ def measure_ceilings(
     for backbone in EVALUATED_BACKBONES:
         entry = find_entry(dataset, role, backbone)
         samples, labels = read_held_out_tensors(entry, torch.device("cpu"))
-        for target, centres, cosine in iter_targets(entry, images_per_class):
-            heads = train_heads_on_centres(centres, training)
+        real = read_real_centres(entry, 1)
+        for target, centres in iter_targets(entry, images_per_class):
+            heads = train_heads_on_centres(torch.from_numpy(centres.own_centres), training)
             mean, std = compute_mean_and_sample_std(compute_accuracy_by_seed(heads, samples, labels).top1)
             rows.append(
                 {
@@ -41,7 +43,7 @@ def measure_ceilings(
                     "target": target,
                     "top1_mean": mean,
                     "top1_std": std,
-                    "cosine": cosine,
+                    "real_cosine": compute_flow_cosine(centres, real),
                     "full_data_top1": entry.summary.held_out_top1,
                 }
             )
@@ -69,12 +71,11 @@ def train_heads_on_centres(centres: Tensor, training: HeadTraining) -> LinearHea
     return train_linear_heads(centres.reshape(images, 1, width).float(), labels, schedule, weights)
 
 
-def iter_targets(entry: Entry, images_per_class: int) -> Iterator[tuple[str, Tensor, float]]:
-    """Yield name, centres (C, K, D) and cosine to the real flow of every target."""
-    indices = np.arange(len(entry.dataset.class_ids))
-    real = read_target_centres(entry, images_per_class, indices)
-    yield (
-        "real class means" if images_per_class == 1 else "real sub-class centres",
-        torch.from_numpy(real.own_centres),
-        1.0,
-    )
+def iter_targets(entry: Entry, images_per_class: int) -> Iterator[tuple[str, ClassCentres]]:
+    """Yield the entry's own centres, and those that every objective with targets of its own computes."""
+    real = read_real_centres(entry, images_per_class)
+    yield "real class means" if images_per_class == 1 else "real sub-class centres", real
+    for name, kind in OBJECTIVES.items():
+        if kind.compute_targets:
+            indices = np.arange(len(entry.dataset.class_ids))
+            yield f"targets of {name}", kind.compute_targets(entry, indices, real, 0)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
-import torch
+import safetensors.numpy
 from evaluation import train_by_evaluate
 from measurement import log_progress
 from objective_comparison.arms import (
@@ -19,14 +18,15 @@ from objective_comparison.arms import (
     list_matched_backbones,
     make_arm_config,
 )
+from objective_comparison.centres import compute_flow_cosine, read_real_centres
 from objective_comparison.entries import find_entry, read_held_out_tensors
 
-from sfm.api import Entry, EvaluateConfig, distill
+from sfm.api import DistillConfig, Entry, EvaluateConfig, distill
 from sfm.atomic import atomic_write
-from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.build import load_backbone
 from sfm.backbones.execution.preparation import optimize_for_cpu_inference
-from sfm.distill.flow import compute_flow, compute_image_and_class_centres
-from sfm.distill.objective import read_target_centres
+from sfm.distill.objective import ClassCentres
+from sfm.distill.target_file import TARGET_FILE
 from sfm.eval.distilled_run import read_distilled_run
 from sfm.eval.head_accuracy import compute_accuracy_by_seed
 from sfm.eval.result import compute_mean_and_sample_std
@@ -34,6 +34,26 @@ from sfm.eval.view_features import LabelledImages, compute_view_features, draw_v
 
 FOLLOWED_VIEWS = 50
 """Views of an image whose mean feature is compared with the target."""
+
+
+@dataclass(frozen=True)
+class BackboneScore:
+    """What images are worth on a backbone.
+
+    Attributes
+    ----------
+    top1 : float
+        Mean over heads.
+    real_cosine : float
+        Of the flow of the classes' images, over `FOLLOWED_VIEWS` views of each, to that of the real means.
+    target_cosine : float or None
+        The same, to the flow that the images were matched to.
+    """
+
+    top1: float
+    real_cosine: float
+    target_cosine: float | None
+
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -78,8 +98,11 @@ def distill_and_score_arm(run: ArmRun, runs_folder: Path, training: HeadTraining
     evaluate_config = EvaluateConfig(
         run=config.out, store=config.store, seeds=training.seeds, epochs=training.epochs
     )
+    targets = read_targets_by_backbone(run, config)
     scores = {
-        spec: score_on_backbone(find_entry(run.dataset, run.role, spec), images, config.ipc, evaluate_config)
+        spec: score_on_backbone(
+            find_entry(run.dataset, run.role, spec), images, config.ipc, targets.get(spec), evaluate_config
+        )
         for spec in EVALUATED_BACKBONES
     }
     return {
@@ -91,8 +114,9 @@ def distill_and_score_arm(run: ArmRun, runs_folder: Path, training: HeadTraining
         "ipc": config.ipc,
         "seen": list_matched_backbones(run.options),
         "options": dict(run.options),
-        "top1": {spec: score["top1"] for spec, score in scores.items()},
-        "cosine": {spec: score["cosine"] for spec, score in scores.items()},
+        "top1": {spec: score.top1 for spec, score in scores.items()},
+        "real_cosine": {spec: score.real_cosine for spec, score in scores.items()},
+        "target_cosine": {spec: scores[spec].target_cosine for spec in targets},
         "loss": record["loss"],
         "seconds": record["wall_seconds"],
         "seconds_per_step": record["wall_seconds"] / config.steps,
@@ -101,28 +125,46 @@ def distill_and_score_arm(run: ArmRun, runs_folder: Path, training: HeadTraining
     }
 
 
+def read_targets_by_backbone(run: ArmRun, config: DistillConfig) -> dict[str, ClassCentres]:
+    """Return what a run matched its images to: the targets that it computed, or the entries' centres."""
+    file = config.out / TARGET_FILE
+    computed = safetensors.numpy.load_file(file) if file.exists() else {}
+    targets = {}
+    for index, spec in enumerate(config.backbone):
+        if computed:
+            centres = [computed[f"{index}/{name}"] for name in ("class_means", "own_centres")]
+            targets[spec] = ClassCentres(*centres)
+        else:
+            entry = find_entry(run.dataset, run.role, spec)
+            # As several backbones are matched: only the first one to sub-class centres.
+            targets[spec] = read_real_centres(entry, 1 if index else config.ipc)
+    return targets
+
+
 def score_on_backbone(
-    entry: Entry, images: LabelledImages, images_per_class: int, config: EvaluateConfig
-) -> dict[str, float]:
-    """Return the top-1 accuracy of `sfm evaluate` in the mode linear, and the cosine of the flow."""
+    entry: Entry,
+    images: LabelledImages,
+    images_per_class: int,
+    target: ClassCentres | None,
+    config: EvaluateConfig,
+) -> BackboneScore:
+    """Return the top-1 accuracy of `sfm evaluate` in the mode linear, and how far images follow the target.
+
+    Parameters
+    ----------
+    target : ClassCentres or None
+        None for a backbone that the images were not matched to.
+    """
     loaded = load_backbone(entry.summary.backbone, image_size=IMAGE_SIZE, device="auto")
     backbone = optimize_for_cpu_inference(loaded)
     heads, _ = train_by_evaluate(backbone, images, config)
     accuracy = compute_accuracy_by_seed(heads, *read_held_out_tensors(entry, backbone.device))
-    return {
-        "top1": compute_mean_and_sample_std(accuracy.top1)[0],
-        "cosine": measure_flow_cosine(entry, backbone, images, images_per_class),
-    }
-
-
-def measure_flow_cosine(
-    entry: Entry, backbone: Backbone, images: LabelledImages, images_per_class: int
-) -> float:
-    """Return the cosine of the flow of images, over `FOLLOWED_VIEWS` views of each, to the real flow."""
     crops = draw_view_crops(images, FOLLOWED_VIEWS, 0)
     features = compute_view_features(backbone, images, crops).cpu().double()
-    by_class = features.view(-1, images_per_class, FOLLOWED_VIEWS, features.shape[-1])
-    flow = compute_flow(*compute_image_and_class_centres(by_class))
-    real = read_target_centres(entry, images_per_class, np.arange(len(by_class)))
-    real_flow = compute_flow(torch.from_numpy(real.own_centres), torch.from_numpy(real.class_means))
-    return torch.cosine_similarity(flow.flatten(), real_flow.flatten(), dim=0).item()
+    own_centres = features.mean(dim=1).view(-1, images_per_class, features.shape[-1])
+    reached = ClassCentres(own_centres.numpy(), own_centres.mean(dim=1).numpy())
+    return BackboneScore(
+        top1=compute_mean_and_sample_std(accuracy.top1)[0],
+        real_cosine=compute_flow_cosine(reached, read_real_centres(entry, 1)),
+        target_cosine=None if target is None else compute_flow_cosine(reached, target),
+    )
