@@ -5,12 +5,14 @@ r"""Make a dataset of class folders from Debian's package of clip art: drawings 
 
 OUT gets train/ and test/ with a folder per class, which `sfm extract folder:OUT` reads.
 
-- A class is a folder of the package with the drawings in it, not those in the folders below.
+- A class is a folder of the package that `CLASS_FOLDERS` lists, with the folders below it that are not listed
+  themselves. Icons, unsorted drawings and small folders are not used.
 - Drawings are put on white, in the middle of a square of 256 px, so that no crop to a square cuts them. Of
-  drawings with equal pixels one is kept, and none if they lie in several classes.
-- Drawings whose file names begin with the same word are a series: variants of one subject, or what one author
-  drew. A series is in one split, which the hash of its contents chooses: the held-out split shows no subject
-  that the training split shows.
+  drawings with equal pixels one is kept, and none if they lie in several classes. Drawings too large for
+  Pillow are not used.
+- Drawings whose file names begin with the same words are a series: variants of one subject, often of one
+  author. As many words count as leave a series at most a fifth of its class. A series is in one split, which
+  the hash of its contents chooses, so no variant of a held-out drawing is in the training split.
 - Classes with fewer than 40 drawings or fewer than 5 held-out ones are left out. The others are cut to 150.
 
 The same package gives the same files. It prints the number of images of every class.
@@ -19,7 +21,8 @@ The same package gives the same files. It prints the number of images of every c
 import argparse
 import hashlib
 import re
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,46 @@ MIN_PER_CLASS, MIN_HELD_OUT_PER_CLASS, MAX_PER_CLASS = 40, 5, 150
 HELD_OUT_SHARE = 0.25
 
 
+MAX_SERIES_SHARE = 0.2
+
+CLASS_FOLDERS = (
+    "animals",
+    "animals/birds",
+    "animals/bugs",
+    "animals/mammals",
+    "buildings",
+    "computer/buttons",
+    "computer/hardware",
+    "education",
+    "food",
+    "food/beverages",
+    "food/desserts",
+    "food/fruit",
+    "geography",
+    "office",
+    "people",
+    "people/clothing",
+    "people/smilies",
+    "people/stickmen",
+    "plants",
+    "recreation/games/cards",
+    "recreation/music",
+    "recreation/party",
+    "recreation/sports",
+    "shapes/arrows",
+    "shapes/stars",
+    "signs_and_symbols/flags",
+    "signs_and_symbols/led",
+    "special/gradients",
+    "special/patterns",
+    "tools",
+    "transportation",
+    "transportation/aiga-symbols",
+    "transportation/roadsigns",
+)
+"""Folders that are classes; a drawing belongs to the nearest one above it."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A drawing of the package.
@@ -43,7 +86,7 @@ class Drawing:
     ----------
     path : Path
     class_name : str
-        Its folder.
+        Its folder, with dashes for slashes.
     digest : str
         SHA-256 of its pixels on white.
     """
@@ -52,17 +95,22 @@ class Drawing:
     class_name: str
     digest: str
 
-    @property
-    def series(self) -> str:
-        """What variants of a drawing have in common: the first word of the file name."""
-        words = re.findall(r"[^\W\d_]+", self.path.stem.lower())
-        return words[0] if words else self.path.stem
-
 
 def render_drawing(path: Path) -> Image.Image:
-    """Return a drawing in the middle of a white square."""
-    with Image.open(path) as image:
-        drawn = image.convert("RGBA")
+    """Return a drawing in the middle of a white square.
+
+    Raises
+    ------
+    Image.DecompressionBombWarning
+        If it has more pixels than Pillow takes without a warning.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path) as image:
+                drawn = image.convert("RGBA")
+        except Image.DecompressionBombError as error:
+            raise Image.DecompressionBombWarning(str(error)) from error
     drawn.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
     square = Image.new("RGBA", (IMAGE_SIDE, IMAGE_SIDE), "white")
     square.alpha_composite(drawn, tuple((IMAGE_SIDE - side) // 2 for side in drawn.size))
@@ -76,12 +124,45 @@ def list_drawings(clipart: Path) -> list[Drawing]:
     """
     by_digest: dict[str, list[Drawing]] = defaultdict(list)
     for path in sorted(clipart.rglob("*.png")):
-        digest = hashlib.sha256(render_drawing(path).tobytes()).hexdigest()
-        name = "-".join(path.parent.relative_to(clipart).parts)
-        by_digest[digest].append(Drawing(path, name, digest))
+        folder = find_class_folder(path.relative_to(clipart))
+        if folder is None:
+            continue
+        try:
+            digest = hashlib.sha256(render_drawing(path).tobytes()).hexdigest()
+        except Image.DecompressionBombWarning as warning:
+            log_progress(f"not used: {path}: {warning}")
+            continue
+        by_digest[digest].append(Drawing(path, folder.replace("/", "-"), digest))
     return [
         copies[0] for copies in by_digest.values() if len({drawing.class_name for drawing in copies}) == 1
     ]
+
+
+def find_class_folder(path: Path) -> str | None:
+    """Return the nearest folder above a drawing that is a class."""
+    return next((str(folder) for folder in path.parents if str(folder) in CLASS_FOLDERS), None)
+
+
+def name_series(drawings: Sequence[Drawing]) -> list[str]:
+    """Return the series of every drawing: the words that its file name shares with its variants.
+
+    "dog_01" and "dog_sleeping" are of the series "dog", unless more than a fifth of their class are dogs:
+    then they are of "dog 01" and "dog sleeping".
+    """
+    words = [re.findall(r"[^\W\d_]+|\d+", drawing.path.stem.lower()) for drawing in drawings]
+    class_sizes = Counter(drawing.class_name for drawing in drawings)
+    prefix_sizes = Counter(
+        (drawing.class_name, *own[:length])
+        for drawing, own in zip(drawings, words, strict=True)
+        for length in range(1, len(own) + 1)
+    )
+
+    def name_one(drawing: Drawing, own: list[str]) -> str:
+        limit = MAX_SERIES_SHARE * class_sizes[drawing.class_name]
+        lengths = (n for n in range(1, len(own)) if prefix_sizes[drawing.class_name, *own[:n]] <= limit)
+        return " ".join(own[: next(lengths, len(own))])
+
+    return [name_one(drawing, own) for drawing, own in zip(drawings, words, strict=True)]
 
 
 def choose_splits(drawings: Sequence[Drawing]) -> dict[str, list[Drawing]]:
@@ -89,14 +170,14 @@ def choose_splits(drawings: Sequence[Drawing]) -> dict[str, list[Drawing]]:
 
     A series goes to the split that the smallest digest of its drawings chooses, in all classes alike.
     """
-    first_digests: dict[str, str] = {}
-    for drawing in drawings:
-        known = first_digests.get(drawing.series, drawing.digest)
-        first_digests[drawing.series] = min(known, drawing.digest)
+    series_names = name_series(drawings)
+    smallest: dict[str, str] = {}
+    for drawing, series in zip(drawings, series_names, strict=True):
+        smallest[series] = min(smallest.get(series, drawing.digest), drawing.digest)
     splits: dict[str, list[Drawing]] = {"train": [], "test": []}
-    for drawing in drawings:
+    for drawing, series in zip(drawings, series_names, strict=True):
         # The smallest of several digests is small: hash it again for a uniform number.
-        drawn = int(hashlib.sha256(first_digests[drawing.series].encode()).hexdigest()[:8], 16) / 16**8
+        drawn = int(hashlib.sha256(smallest[series].encode()).hexdigest()[:8], 16) / 16**8
         splits["test" if drawn < HELD_OUT_SHARE else "train"].append(drawing)
     return splits
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from clipart_dataset import (
     MAX_PER_CLASS,
+    Drawing,
     choose_splits,
     list_drawings,
+    name_series,
     render_drawing,
     select_classes,
     write_clipart_dataset,
@@ -30,14 +32,16 @@ def draw(folder: Path, name: str, colour: int) -> Path:
 
 @pytest.fixture(scope="module")
 def clipart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of 50 drawings in ten series each, which they share; and a class of three drawings."""
+    """Two classes of 50 drawings in ten series each, which they share; three tools; unsorted ones."""
     root = tmp_path_factory.mktemp("clipart")
-    for class_index, name in enumerate(("birds", "signs")):
+    for class_index, name in enumerate(("animals/birds", "plants/small")):
         for index in range(50):
             stem = f"{SERIES[index % 10].title()}_{index:02d}"
-            draw(root / "animals" / name, stem, 100 * class_index + index)
+            draw(root / name, stem, 100 * class_index + index)
     for index in range(3):
-        draw(root / "rare", f"thing_{index}", 500 + index)
+        draw(root / "tools", f"thing_{index}", 500 + index)
+    for index in range(50):
+        draw(root / "unsorted", f"thing_{index}", 600 + index)
     return root
 
 
@@ -54,8 +58,8 @@ def test_no_series_is_in_both_splits_not_even_in_several_classes(clipart: Path, 
     assert series["train"] | series["test"] == set(SERIES)
     assert series["train"].isdisjoint(series["test"])
     assert all(series.values())
-    # Classes are folders; one with too few drawings is left out.
-    assert counts.keys() == {"animals-birds", "animals-signs"}
+    # A class with too few drawings is left out.
+    assert counts.keys() == {"animals-birds", "plants"}
     assert [sum(by_split.values()) for by_split in counts.values()] == [50, 50]
     assert {path.name for path in (tmp_path / "dataset" / "test").iterdir()} == counts.keys()
 
@@ -73,11 +77,17 @@ def test_the_same_drawings_elsewhere_make_the_same_dataset(clipart: Path, tmp_pa
 
 
 def test_of_equal_drawings_one_is_kept_and_none_if_their_classes_differ(tmp_path: Path) -> None:
-    draw(tmp_path / "birds", "owl_01", 1)
-    draw(tmp_path / "birds", "owl_02", 1)
-    draw(tmp_path / "birds", "kite", 2)
-    draw(tmp_path / "toys", "kite", 2)
+    draw(tmp_path / "plants", "owl_01", 1)
+    draw(tmp_path / "plants", "owl_02", 1)
+    draw(tmp_path / "plants", "kite", 2)
+    draw(tmp_path / "tools", "kite", 2)
     assert [drawing.path.name for drawing in list_drawings(tmp_path)] == ["owl_01.png"]
+
+
+def test_a_series_shares_as_many_words_as_leave_it_a_fifth_of_its_class() -> None:
+    names = ["star_5pt_01", "star_5pt_02", "star-6pt", "Owl 1", "owl_b", "kite", "wren", "tit", "gull", "hen"]
+    drawings = [Drawing(Path(f"{name}.png"), "shapes", "") for name in names]
+    assert name_series(drawings)[:5] == ["star 5", "star 5", "star 6", "owl", "owl"]
 
 
 def test_a_drawing_is_on_white_in_the_middle_of_a_square(tmp_path: Path) -> None:
