@@ -7,7 +7,7 @@ OUT gets train/ and test/ with a folder per class, which `sfm extract folder:OUT
 
 - A class is a folder of the package that `CLASS_FOLDERS` lists, with the folders below it that are not listed
   themselves. Icons, unsorted drawings and small folders are not used.
-- Drawings are put on white, in the middle of a square of 256 px, so that no crop to a square cuts them. Of
+- Drawings are put on white and scaled to fill a square of 256 px, so that no crop to a square cuts them. Of
   drawings with equal pixels one is kept, and none if they lie in several classes. Drawings too large for
   Pillow are not used.
 - Drawings whose file names begin with the same words are a series: variants of one subject, often of one
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from measurement import log_progress
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps
 
 from sfm.atomic import atomic_folder
 
@@ -97,7 +97,7 @@ class Drawing:
 
 
 def render_drawing(path: Path) -> Image.Image:
-    """Return a drawing in the middle of a white square.
+    """Return a drawing in the middle of a white square that it fills, without its white margins.
 
     Raises
     ------
@@ -111,10 +111,12 @@ def render_drawing(path: Path) -> Image.Image:
                 drawn = image.convert("RGBA")
         except Image.DecompressionBombError as error:
             raise Image.DecompressionBombWarning(str(error)) from error
-    drawn.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
-    square = Image.new("RGBA", (IMAGE_SIDE, IMAGE_SIDE), "white")
-    square.alpha_composite(drawn, tuple((IMAGE_SIDE - side) // 2 for side in drawn.size))
-    return square.convert("RGB")
+    on_white = Image.new("RGBA", drawn.size, "white")
+    on_white.alpha_composite(drawn)
+    whole = on_white.convert("RGB")
+    inked = ImageChops.invert(whole).getbbox()
+    scaled = ImageOps.contain(whole.crop(inked), (IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
+    return ImageOps.pad(scaled, (IMAGE_SIDE, IMAGE_SIDE), color="white")
 
 
 def list_drawings(clipart: Path) -> list[Drawing]:

@@ -90,13 +90,19 @@ def test_a_series_shares_as_many_words_as_leave_it_a_fifth_of_its_class() -> Non
     assert name_series(drawings)[:5] == ["star 5", "star 5", "star 6", "owl", "owl"]
 
 
-def test_a_drawing_is_on_white_in_the_middle_of_a_square(tmp_path: Path) -> None:
+def test_a_drawing_fills_the_height_of_a_white_square(tmp_path: Path) -> None:
+    # Without its border it is twice as high as wide.
     pixels = np.array(render_drawing(draw(tmp_path, "owl", 7)))
-    assert pixels.shape == (256, 256, 3)
     drawn = np.argwhere((pixels != 255).any(axis=2))
-    assert drawn.min(axis=0).tolist() == [126, 127]
-    assert drawn.max(axis=0).tolist() == [129, 128]
-    assert pixels[126, 127].tolist() == [7, 0, 99]
+    assert pixels.shape == (256, 256, 3)
+    assert drawn.min(axis=0).tolist() == [0, 64]
+    assert drawn.max(axis=0).tolist() == [255, 191]
+    assert pixels[100, 100].tolist() == [7, 0, 99]
+
+
+def test_an_empty_drawing_is_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (9, 5)).save(tmp_path / "nothing.png")
+    assert (np.array(render_drawing(tmp_path / "nothing.png")) == 255).all()
 
 
 def test_a_large_class_is_cut_and_keeps_its_share_of_held_out_drawings(clipart: Path) -> None:
