@@ -23,7 +23,9 @@ def flatten_flow(centres: ClassCentres) -> Tensor:
 
 def average_own_centres(centres: ClassCentres) -> ClassCentres:
     """Return the same centres for one image per class: the means of the images' own ones."""
-    return ClassCentres(centres.class_means, centres.own_centres.mean(axis=1, keepdims=True))
+    return ClassCentres(
+        class_means=centres.class_means, own_centres=centres.own_centres.mean(axis=1, keepdims=True)
+    )
 
 
 def compute_flow_cosine(one: ClassCentres, other: ClassCentres) -> float:

@@ -132,8 +132,9 @@ def read_targets_by_backbone(run: ArmRun, config: DistillConfig) -> dict[str, Cl
     targets = {}
     for index, spec in enumerate(config.backbone):
         if computed:
-            centres = [computed[f"{index}/{name}"] for name in ("class_means", "own_centres")]
-            targets[spec] = ClassCentres(*centres)
+            targets[spec] = ClassCentres(
+                class_means=computed[f"{index}/class_means"], own_centres=computed[f"{index}/own_centres"]
+            )
         else:
             entry = find_entry(run.dataset, run.role, spec)
             # As several backbones are matched: only the first one to sub-class centres.
@@ -162,7 +163,7 @@ def score_on_backbone(
     crops = draw_view_crops(images, FOLLOWED_VIEWS, 0)
     features = compute_view_features(backbone, images, crops).cpu().double()
     own_centres = features.mean(dim=1).view(-1, images_per_class, features.shape[-1])
-    reached = ClassCentres(own_centres.numpy(), own_centres.mean(dim=1).numpy())
+    reached = ClassCentres(class_means=own_centres.mean(dim=1).numpy(), own_centres=own_centres.numpy())
     return BackboneScore(
         top1=compute_mean_and_sample_std(accuracy.top1)[0],
         real_cosine=compute_flow_cosine(reached, read_real_centres(entry, 1)),

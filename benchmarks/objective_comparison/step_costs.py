@@ -29,7 +29,7 @@ MAX_TIMED_STEPS = 10_000
 
 
 class StepCost(TypedDict):
-    """Median seconds of a step with all levels, and their ratio to plain SFM with as many images."""
+    """Seconds of a step with all levels, and their ratio to plain SFM with as many images: medians."""
 
     seconds: float
     ratio: float
@@ -82,8 +82,15 @@ def time_steps_in_turn(
     rounds = time_in_rounds(
         {key: distiller.step for key, distiller in distillers.items()}, budget_seconds, device
     )
-    medians = {key: statistics.median(seconds[key] for seconds in rounds) for key in distillers}
-    return {key: StepCost(seconds=s, ratio=s / medians[make_step_key(plain)]) for key, s in medians.items()}
+    plain_key = make_step_key(plain)
+    return {
+        key: StepCost(
+            seconds=statistics.median(seconds[key] for seconds in rounds),
+            # In every round, other processes slow all arms alike.
+            ratio=statistics.median(seconds[key] / seconds[plain_key] for seconds in rounds),
+        )
+        for key in distillers
+    }
 
 
 def make_full_pyramid_distiller(dataset: ComparedDataset, options: ArmOptions) -> Distiller:
