@@ -54,9 +54,10 @@ class DistillConfig(BaseModel):
         description="File with the ids or names of the classes to distil, one per line; default: all.",
     )
     out: LocationField[Path] = Field(description="Directory to write; must be new or empty, unless --resume.")
-    objective: RecipeField[Literal["sfm", "sfm-decoupled"]] = Field(
+    objective: RecipeField[Literal["sfm", "sfm-decoupled", "sfm-corrected"]] = Field(
         default="sfm",
-        description="sfm: cosine of the flows; sfm-decoupled: squared error of own and other-class centres.",
+        description="sfm: cosine of the flows; sfm-decoupled: squared error of own and other-class centres; "
+        "sfm-corrected: sfm between class means that are corrected for how heads are trained.",
     )
     alpha: RecipeField[float] = Field(
         default=1.0, ge=0, le=1, description="Weight of the own centres (sfm-decoupled only)."

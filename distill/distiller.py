@@ -108,6 +108,9 @@ class Distiller:
         dataset = self.entries[0].dataset
         indices = find_class_indices(config.classes, dataset)
         targets = list(targets or read_targets_of_backbones(self.entries, config, indices))
+        if OBJECTIVES[config.objective].compute_targets:
+            # Other processors compute other last bits.
+            targets = group.broadcast_object(targets)
         class_ids = [dataset.class_ids[index] for index in indices]
         views = config.steps * len(class_ids) * config.ipc * config.views
         device = self.backbone.device

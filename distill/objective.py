@@ -9,12 +9,16 @@ import numpy.typing as npt
 import torch
 
 from sfm.distill.config import DistillConfig
+from sfm.distill.corrected_means import correct_centres
 from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import Objective
 from sfm.errors import InputError
+from sfm.stats_store.class_moments import Float64Array
 from sfm.stats_store.schema import parse_sub_class_count, strip_sub_class_suffix
 from sfm.stats_store.store import Entry
+
+WITHIN_SCATTER = "train/within_scatter"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,50 @@ def read_target_centres(
     return ClassCentres(means, np.where(has_samples[:, :, None], centres, means[:, None]))
 
 
+def read_within_covariance(entry: Entry) -> Float64Array | None:
+    """Read the covariance of an entry's features within classes, pooled over all classes, shape (D, D).
+
+    Returns
+    -------
+    ndarray or None
+        None if the entry does not hold it, or features do not vary within classes.
+
+    Raises
+    ------
+    DamageError
+        If an array is damaged or has impossible values.
+    """
+    if WITHIN_SCATTER not in entry:
+        return None
+    counts = entry.read_array("train/count")
+    degrees_of_freedom = int(counts.sum()) - int((counts > 0).sum())
+    scatter = entry.read_array(WITHIN_SCATTER).astype(np.float64)
+    return scatter / degrees_of_freedom if degrees_of_freedom > 0 and np.trace(scatter) > 0 else None
+
+
+def compute_corrected_targets(
+    entry: Entry, class_indices: npt.NDArray[np.int64], centres: ClassCentres, seed: int
+) -> ClassCentres:
+    """Return centres on which a head is trained better, see :func:`correct_centres`; `seed` has no effect.
+
+    Raises
+    ------
+    InputError
+        If the entry has no covariance within classes.
+    DamageError
+        If an array is damaged or has impossible values.
+    """
+    covariance = read_within_covariance(entry)
+    if covariance is None:
+        raise InputError(
+            f"the entry of {entry.dataset.name} through {entry.summary.backbone} has no scatter within "
+            f"classes ({WITHIN_SCATTER}), which --objective sfm-corrected needs: extract it again, or choose "
+            "--objective sfm"
+        )
+    own = correct_centres(centres.class_means, centres.own_centres, covariance)
+    return ClassCentres(centres.class_means + (own - centres.own_centres).mean(axis=1), own)
+
+
 TargetFunction = Callable[[Entry, npt.NDArray[np.int64], ClassCentres, int], ClassCentres]
 """From an entry, indices of its classes, their centres and a seed to the centres to match instead."""
 
@@ -126,6 +174,9 @@ def make_decoupled_loss(
 OBJECTIVES: dict[str, ObjectiveKind] = {
     "sfm": ObjectiveKind(make_flow_loss),
     "sfm-decoupled": ObjectiveKind(make_decoupled_loss),
+    "sfm-corrected": ObjectiveKind(
+        make_flow_loss, default_feature_decay=0.9, compute_targets=compute_corrected_targets
+    ),
 }
 """The objectives by the names that ``DistillConfig.objective`` takes."""
 
@@ -148,12 +199,17 @@ def read_targets_of_backbones(
     use_sub_classes = config.centres == "sub-class"
     compute_targets = OBJECTIVES[config.objective].compute_targets
     for index, entry in enumerate(entries):
-        images = 1 if index and use_sub_classes else config.ipc
+        images = count_target_images(config.ipc, index, use_sub_classes)
         centres = read_target_centres(entry, images, class_indices, use_sub_classes)
         if compute_targets:
             centres = compute_targets(entry, class_indices, centres, config.seed)
         targets.append(centres)
     return targets
+
+
+def count_target_images(images_per_class: int, backbone_index: int, use_sub_classes: bool) -> int:
+    """Return the number of target centres per class of a backbone, see :func:`read_targets_of_backbones`."""
+    return 1 if backbone_index and use_sub_classes else images_per_class
 
 
 def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device) -> Objective:

@@ -15,6 +15,7 @@ from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat
 from sfm.distill.config import DistillConfig
 from sfm.distill.distiller import Distiller
 from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.distill.target_estimate import make_target_record
 from sfm.errors import InputError
 from sfm.stats_store.location import make_url_absolute
 from sfm.stats_store.store import Entry
@@ -69,6 +70,7 @@ def make_run_record_without_result(
             "obstacle": "; ".join(dict.fromkeys(obstacles)) or None,
         },
         "backbones": list_backbone_records(config, distiller),
+        "targets": make_target_record(distiller.entries, distiller.computed_targets, resolved),
         "devices": resolved.devices,
         "images": images_digest,
         "versions": {"python": platform.python_version()}

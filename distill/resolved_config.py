@@ -106,7 +106,7 @@ class ResolvedDistillConfig(BaseModel):
     classes: Annotated[list[Name], Field(fail_fast=True, min_length=1)]
     backbone: Name
     image_size: InputPixels
-    objective: Literal["sfm", "sfm-decoupled"]
+    objective: Literal["sfm", "sfm-decoupled", "sfm-corrected"]
     alpha: Annotated[float, Field(ge=0, le=1)]
     ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
     centres: Literal["sub-class", "none"]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from sfm.distill.process_group import ProcessGroup, read_distributed_env
 from sfm.distill.run import find_resumable_checkpoint
 from sfm.distill.run_checkpoints import require_resumable_config
 from sfm.distill.state_dict import list_expected_state_tensors
+from sfm.distill.target_estimate import TargetEstimate, estimate_targets
 from sfm.events import ProgressCallback, no_progress
 
 
@@ -29,6 +31,8 @@ class MatchedBackboneEstimate:
         Of its loss.
     mode, reason : str
         Execution mode, and why it was chosen. The run takes another one if this one fails.
+    targets : TargetEstimate or None
+        What the targets allow; None if the entry holds no scatter within classes to tell it from.
     """
 
     backbone: str
@@ -39,6 +43,7 @@ class MatchedBackboneEstimate:
     weight: float
     mode: str
     reason: str
+    targets: TargetEstimate | None
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,10 @@ class UnstartedProcessGroup(ProcessGroup):
     """A group of processes that are not started: each is taken to have as much memory as this one."""
 
     def all_reduce_max(self, value: int) -> int:
+        """Return the value."""
+        return value
+
+    def broadcast_object(self, value: Any) -> Any:
         """Return the value."""
         return value
 
@@ -139,8 +148,14 @@ def estimate_distillation(
                 weight=matched.weight,
                 mode=matched.execution.mode,
                 reason=matched.execution.reason,
+                targets=targets,
             )
-            for backbone, matched in zip(backbones, resolved.matched_backbones, strict=True)
+            for backbone, matched, targets in zip(
+                backbones,
+                resolved.matched_backbones,
+                estimate_targets(entries, distiller.computed_targets, resolved),
+                strict=True,
+            )
         ],
     )
 

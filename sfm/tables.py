@@ -236,11 +236,25 @@ def print_distillation_plan(plan: Any) -> None:
             ]
             for b in plan.backbones
         ),
+        *(["targets", describe_target_estimate(b)] for b in plan.backbones if b.targets),
         ["micro-batch", f"{plan.micro_batch:,} images, graphs of {plan.graphs:,} are kept"],
         ["device", f"{plan.devices} x {plan.device}, {plan.precision}, {plan.threads} CPU thread(s) each"],
         ["checkpoint", f"{plan.checkpoint_bytes / 2**20:,.1f} MiB, two are kept until the end"],
     ]
     print_table(f"Plan for {plan.dataset}", ["what", "how much"], rows, right_aligned_heads=set())
+
+
+def describe_target_estimate(backbone: Any) -> str:
+    """Describe what the targets of a backbone allow (a dry run)."""
+    ceilings, cosine = backbone.targets.ceilings, backbone.targets.cosine
+    real = f"{100 * ceilings.real:.1f} %"
+    if ceilings.corrected is None:
+        return f"{backbone.backbone}: a head trained on them has {real} of drawn samples right"
+    corrected = f"{100 * ceilings.corrected:.1f} %"
+    return (
+        f"{backbone.backbone}: a head trained on them has {corrected} of drawn samples right, on the real "
+        f"centres {real}; cosine of the flows {cosine:.3f}"
+    )
 
 
 def format_duration(seconds: float) -> str:
