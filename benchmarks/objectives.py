@@ -51,7 +51,6 @@ from objective_comparison.arms import (
     list_matched_backbones,
     select_arms,
 )
-from objective_comparison.ceilings import measure_ceilings
 from objective_comparison.comparison_tables import (
     TABLE_WIDTH,
     print_ceilings,
@@ -64,6 +63,7 @@ from objective_comparison.entries import extract_dataset, open_compared_dataset
 from objective_comparison.previews import draw_previews_side_by_side
 from objective_comparison.scored_runs import HeadTraining, read_or_score_run, run_in_child
 from objective_comparison.step_costs import StepCost, read_or_measure_step_costs
+from objective_comparison.target_scores import score_targets
 from rich.console import Console
 
 from sfm.atomic import atomic_write
@@ -97,7 +97,7 @@ NOMINAL_DATASETS = (ComparedDataset("fashion-mnist", "", 10), ComparedDataset("c
 
 def main() -> None:
     """Compare the arms, print tables, and write the figures."""
-    arguments = parse_arguments()
+    arguments = parse_comparison_options()
     with tempfile.TemporaryDirectory() as scratch:
         work = (arguments.work or Path(scratch)).absolute()
         try:
@@ -110,7 +110,7 @@ def main() -> None:
             raise SystemExit(2) from None
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_comparison_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -209,7 +209,7 @@ def add_measurements(
         for run in iter_arm_runs(dataset, role, arms, ratios, seeds):
             result["rows"].append(read_or_score_run(run, work, training))
         for images_per_class in dict.fromkeys(options.get("ipc", 1) for options in arms.values()):
-            result["ceilings"] += measure_ceilings(dataset, role, images_per_class, training)
+            result["ceilings"] += score_targets(dataset, role, images_per_class)
 
 
 def require_held_out_arms(work: Path, names: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from objective_comparison.step_costs import StepCost
 from rich.console import Console
 
 from sfm.eval.result import compute_mean_and_sample_std
+from sfm.text import format_percent
 
 TABLE_WIDTH = 150
 
@@ -47,15 +48,11 @@ def summarize_by_backbone(group: Sequence[dict[str, Any]], figure: str) -> dict[
     }
 
 
-def format_percent(mean: float, std: float, count: int) -> str:
-    """Return a fraction in percent, with its deviation if there is more than one measurement."""
-    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if count > 1 else "")
-
-
 def format_top1(summary: dict[str, Any], backbone: str) -> str:
     """Return the accuracy on a backbone; that on an unseen one is marked."""
     mark = "" if backbone in summary["seen"] else " (unseen)"
-    return format_percent(*summary["top1"][backbone], summary["distillations"]) + mark
+    mean, std = summary["top1"][backbone]
+    return format_percent(mean, std if summary["distillations"] > 1 else None) + mark
 
 
 def format_cosines(summary: dict[str, Any], figure: str) -> str:
@@ -109,8 +106,8 @@ def print_ceilings(console: Console, rows: Sequence[dict[str, Any]]) -> None:
             str(row["ipc"]),
             row["target"],
             f"{row['real_cosine']:.3f}",
-            format_percent(row["top1_mean"], row["top1_std"], 2),
-            "" if row["full_data_top1"] is None else f"{100 * row['full_data_top1']:.1f}",
+            format_percent(row["top1_mean"], row["top1_std"]),
+            format_percent(row["full_data_top1"]),
         )
     console.print(table)
 

@@ -18,7 +18,7 @@ from objective_comparison.arms import (
     list_matched_backbones,
     make_arm_config,
 )
-from objective_comparison.centres import compute_flow_cosine, read_real_centres
+from objective_comparison.centres import measure_flow_cosine, read_real_centres
 from objective_comparison.entries import find_entry, read_held_out_tensors
 
 from sfm.api import DistillConfig, Entry, EvaluateConfig, distill
@@ -166,6 +166,6 @@ def score_on_backbone(
     reached = ClassCentres(class_means=own_centres.mean(dim=1).numpy(), own_centres=own_centres.numpy())
     return BackboneScore(
         top1=compute_mean_and_sample_std(accuracy.top1)[0],
-        real_cosine=compute_flow_cosine(reached, read_real_centres(entry, 1)),
-        target_cosine=None if target is None else compute_flow_cosine(reached, target),
+        real_cosine=measure_flow_cosine(reached, read_real_centres(entry, 1)),
+        target_cosine=None if target is None else measure_flow_cosine(reached, target),
     )

@@ -1,0 +1,52 @@
+"""What the targets of the objectives allow: accuracies of heads trained on them, without any image."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ceilings import train_and_score
+from objective_comparison.arms import EVALUATED_BACKBONES, ComparedDataset, DistilledRole
+from objective_comparison.centres import measure_flow_cosine, read_real_centres
+from objective_comparison.entries import find_entry
+
+from sfm.distill.objective import OBJECTIVES, ClassCentres
+from sfm.stats_store.store import Entry
+
+
+def score_targets(
+    dataset: ComparedDataset, role: DistilledRole, images_per_class: int
+) -> list[dict[str, Any]]:
+    """Return, for every backbone and target, the accuracy of heads trained on the target itself.
+
+    Heads are trained as `sfm evaluate` trains them on images, and scored on the entry's held-out samples.
+    """
+    rows = []
+    for backbone in EVALUATED_BACKBONES:
+        entry = find_entry(dataset, role, backbone)
+        real = read_real_centres(entry, 1)
+        for target, centres in iter_targets(entry, images_per_class):
+            mean, std = train_and_score(entry, centres.own_centres)
+            rows.append(
+                {
+                    "dataset": dataset.name,
+                    "role": role,
+                    "backbone": backbone,
+                    "ipc": images_per_class,
+                    "target": target,
+                    "top1_mean": mean / 100,
+                    "top1_std": std / 100,
+                    "real_cosine": measure_flow_cosine(centres, real),
+                    "full_data_top1": entry.summary.held_out_top1,
+                }
+            )
+    return rows
+
+
+def iter_targets(entry: Entry, images_per_class: int) -> Iterator[tuple[str, ClassCentres]]:
+    """Yield the entry's own centres, and those that every objective with targets of its own computes."""
+    real = read_real_centres(entry, images_per_class)
+    yield "real class means" if images_per_class == 1 else "real sub-class centres", real
+    for name, kind in OBJECTIVES.items():
+        if kind.compute_targets:
+            indices = np.arange(len(entry.dataset.class_ids))
+            yield f"targets of {name}", kind.compute_targets(entry, indices, real, 0)
