@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from objective_comparison.arms import (
     ArmOptions,
@@ -13,10 +14,14 @@ from objective_comparison.arms import (
     list_matched_backbones,
     make_arm_config,
 )
+from objective_comparison.centres import measure_flow_cosine
 from objective_comparison.comparison_tables import format_top1, summarize_rows
+from objective_comparison.previews import draw_previews_side_by_side
 from objective_comparison.step_costs import make_plain_options, make_step_key
 from objectives import ARMS, require_held_out_arms
+from PIL import Image
 
+from sfm.distill.objective import ClassCentres
 from sfm.errors import InputError
 
 DATASET = ComparedDataset("garments", "store", 3)
@@ -135,3 +140,25 @@ def test_held_out_data_are_read_for_one_choice_of_arms(tmp_path: Path) -> None:
     require_held_out_arms(tmp_path, ["corrected", "sfm"])
     with pytest.raises(InputError, match="held-out data were read before, for other arms"):
         require_held_out_arms(tmp_path, ["sfm-long"])
+
+
+def test_several_images_of_a_class_follow_its_mean_where_that_is_the_target() -> None:
+    means = np.array([[1.0, 0.0], [0.0, 1.0]])
+    apart = np.array([[[3.0, 5.0], [-1.0, -5.0]], [[0.0, 4.0], [0.0, -2.0]]])
+    assert (apart.mean(axis=1) == means).all()
+    one, several = ClassCentres(means, means[:, None]), ClassCentres(means, apart)
+    assert measure_flow_cosine(several, one) == pytest.approx(1)
+    assert measure_flow_cosine(several, ClassCentres(-means, -means[:, None])) == pytest.approx(-1)
+    assert measure_flow_cosine(several, several) == pytest.approx(1)
+
+
+def test_previews_are_side_by_side_below_their_captions(tmp_path: Path) -> None:
+    for name, colour, size in (("plain", "red", (30, 20)), ("corrected", "blue", (30, 50))):
+        Image.new("RGB", size, colour).save(tmp_path / f"{name}.png")
+    captioned = [(name, tmp_path / f"{name}.png") for name in ("plain", "corrected")]
+    draw_previews_side_by_side(captioned, tmp_path / "work" / "both.png")
+    with Image.open(tmp_path / "work" / "both.png") as sheet:
+        pixels = np.array(sheet)
+    reds, blues = ((pixels == colour).all(axis=2) for colour in ((255, 0, 0), (0, 0, 255)))
+    assert (reds.sum(), blues.sum()) == (30 * 20, 30 * 50)
+    assert np.argwhere(reds)[:, 1].max() < np.argwhere(blues)[:, 1].min()
