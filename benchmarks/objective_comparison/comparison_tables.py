@@ -13,24 +13,23 @@ from rich.console import Console
 from sfm.eval.result import compute_mean_and_sample_std
 from sfm.text import format_percent
 
-TABLE_WIDTH = 150
+TABLE_WIDTH = 170
 
 
 def summarize_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a summary per dataset, role, budget and arm: means over its distillations.
+    """Return a summary per dataset, role, arm and number of steps: means over its distillations.
 
     Accuracies and cosines are mean and sample standard deviation by backbone, ``seen`` are the backbones that
     the images were matched to; every other one is unseen.
     """
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        for budget in row["budgets"]:
-            groups[row["dataset"], row["role"], budget, row["arm"]].append(row)
+        groups[row["dataset"], row["role"], row["arm"], row["steps"]].append(row)
     return [
         {
-            **dict(zip(("dataset", "role", "budget", "arm"), key, strict=True)),
+            **dict(zip(("dataset", "role", "arm", "steps"), key, strict=True)),
             "distillations": len(group),
-            **{name: group[0][name] for name in ("steps", "ipc", "seen")},
+            **{name: group[0][name] for name in ("budgets", "ipc", "seen")},
             **{name: summarize_by_backbone(group, name) for name in ("top1", "real_cosine", "target_cosine")},
             "loss": statistics.fmean(row["loss"] for row in group),
             "seconds": statistics.fmean(row["seconds"] for row in group),
@@ -50,7 +49,7 @@ def summarize_by_backbone(group: Sequence[dict[str, Any]], figure: str) -> dict[
 
 def format_top1(summary: dict[str, Any], backbone: str) -> str:
     """Return the accuracy on a backbone; that on an unseen one is marked."""
-    mark = "" if backbone in summary["seen"] else " (unseen)"
+    mark = "" if backbone in summary["seen"] else " unseen"
     mean, std = summary["top1"][backbone]
     return format_percent(mean, std if summary["distillations"] > 1 else None) + mark
 
@@ -61,14 +60,17 @@ def format_cosines(summary: dict[str, Any], figure: str) -> str:
 
 
 def print_comparison(console: Console, summaries: Iterable[dict[str, Any]]) -> None:
-    """Print a table per dataset, role and budget."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    """Print a table per dataset and role."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for summary in summaries:
-        groups[summary["dataset"], summary["role"], summary["budget"]].append(summary)
-    for (dataset, role, budget), group in groups.items():
+        groups[summary["dataset"], summary["role"]].append(summary)
+    for (dataset, role), group in groups.items():
         scored_on = "held-out data, read once" if role == "full" else "tuning samples"
         columns = (
             "arm",
+            "per class",
+            "matched to",
+            "equal",
             "steps",
             *(f"{name} top-1 %" for name in EVALUATED_BACKBONES),
             "loss",
@@ -78,10 +80,14 @@ def print_comparison(console: Console, summaries: Iterable[dict[str, Any]]) -> N
             "seconds",
             "peak MiB",
         )
-        table = make_table(f"{dataset}, {budget}, scored on {scored_on}", columns, ("arm",))
+        title = f"{dataset}, scored on {scored_on}, {group[0]['distillations']} distillations"
+        table = make_table(title, columns, ("arm", "matched to", "equal"))
         for each in group:
             table.add_row(
-                f"{each['arm']}: {each['ipc']} per class, {' + '.join(each['seen'])}",
+                each["arm"],
+                str(each["ipc"]),
+                " ".join(each["seen"]),
+                ", ".join(budget.removeprefix("equal ") for budget in each["budgets"]),
                 str(each["steps"]),
                 *(format_top1(each, name) for name in EVALUATED_BACKBONES),
                 f"{each['loss']:.3f}",
@@ -95,13 +101,21 @@ def print_comparison(console: Console, summaries: Iterable[dict[str, Any]]) -> N
 
 def print_ceilings(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     """Print the accuracy of heads on every target, and that of all data beside it."""
-    columns = ("dataset", "backbone", "per class", "target", "cosine to real flow", "top-1 %", "all data %")
-    table = make_table(
-        "Ceilings: heads trained on the targets themselves", columns, columns[:2] + columns[3:4]
+    columns = (
+        "dataset",
+        "entry",
+        "backbone",
+        "per class",
+        "target",
+        "cosine to real flow",
+        "top-1 %",
+        "all %",
     )
+    table = make_table("Ceilings: heads trained on the targets themselves", columns, (*columns[:3], "target"))
     for row in rows:
         table.add_row(
             row["dataset"],
+            row["role"],
             row["backbone"],
             str(row["ipc"]),
             row["target"],
