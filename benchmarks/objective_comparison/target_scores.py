@@ -1,6 +1,7 @@
 """What the targets of the objectives allow: accuracies of heads trained on them, without any image."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from objective_comparison.arms import EVALUATED_BACKBONES, ComparedDataset, Dist
 from objective_comparison.centres import measure_flow_cosine, read_real_centres
 from objective_comparison.entries import find_entry
 
-from sfm.distill.objective import OBJECTIVES, ClassCentres
+from sfm.api import DistillConfig
+from sfm.distill.objective import OBJECTIVES, ClassCentres, read_targets_of_backbones
 from sfm.stats_store.store import Entry
 
 
@@ -24,7 +26,7 @@ def score_targets(
     for backbone in EVALUATED_BACKBONES:
         entry = find_entry(dataset, role, backbone)
         real = read_real_centres(entry, 1)
-        for target, centres in iter_targets(entry, images_per_class):
+        for target, centres in iter_targets(dataset, entry, images_per_class):
             mean, std = train_and_score(entry, centres.own_centres)
             rows.append(
                 {
@@ -42,11 +44,23 @@ def score_targets(
     return rows
 
 
-def iter_targets(entry: Entry, images_per_class: int) -> Iterator[tuple[str, ClassCentres]]:
+def iter_targets(
+    dataset: ComparedDataset, entry: Entry, images_per_class: int
+) -> Iterator[tuple[str, ClassCentres]]:
     """Yield the entry's own centres, and those that every objective with targets of its own computes."""
-    real = read_real_centres(entry, images_per_class)
-    yield "real class means" if images_per_class == 1 else "real sub-class centres", real
+    yield (
+        "real class means" if images_per_class == 1 else "real sub-class centres",
+        read_real_centres(entry, images_per_class),
+    )
     for name, kind in OBJECTIVES.items():
         if kind.compute_targets:
-            indices = np.arange(len(entry.dataset.class_ids))
-            yield f"targets of {name}", kind.compute_targets(entry, indices, real, 0)
+            config = DistillConfig(
+                store=dataset.store,
+                backbone=entry.summary.backbone,
+                dataset=dataset.name,
+                out=Path("unused"),
+                objective=name,
+                ipc=images_per_class,
+            )
+            (targets,) = read_targets_of_backbones([entry], config, np.arange(len(entry.dataset.class_ids)))
+            yield f"targets of {name}", targets
