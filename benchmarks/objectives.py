@@ -63,7 +63,7 @@ from objective_comparison.entries import extract_dataset, open_compared_dataset
 from objective_comparison.previews import draw_previews_side_by_side
 from objective_comparison.scored_runs import HeadTraining, read_or_score_run, run_in_child
 from objective_comparison.step_costs import StepCost, read_or_measure_step_costs
-from objective_comparison.target_scores import score_targets
+from objective_comparison.target_scores import read_or_score_targets
 from rich.console import Console
 
 from sfm.atomic import atomic_write
@@ -209,7 +209,7 @@ def add_measurements(
         for run in iter_arm_runs(dataset, role, arms, ratios, seeds):
             result["rows"].append(read_or_score_run(run, work, training))
         for images_per_class in dict.fromkeys(options.get("ipc", 1) for options in arms.values()):
-            result["ceilings"] += score_targets(dataset, role, images_per_class)
+            result["ceilings"] += read_or_score_targets(dataset, role, images_per_class, work)
 
 
 def require_held_out_arms(work: Path, names: Sequence[str]) -> None:

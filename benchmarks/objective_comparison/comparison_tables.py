@@ -13,7 +13,7 @@ from rich.console import Console
 from sfm.eval.result import compute_mean_and_sample_std
 from sfm.text import format_percent
 
-TABLE_WIDTH = 170
+TABLE_WIDTH = 165
 
 
 def summarize_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -68,19 +68,19 @@ def print_comparison(console: Console, summaries: Iterable[dict[str, Any]]) -> N
         scored_on = "held-out data, read once" if role == "full" else "tuning samples"
         columns = (
             "arm",
-            "per class",
+            "ipc",
             "matched to",
             "equal",
             "steps",
-            *(f"{name} top-1 %" for name in EVALUATED_BACKBONES),
+            *(f"{name} %" for name in EVALUATED_BACKBONES),
             "loss",
-            "cosine to target",
-            "to real flow",
+            "cos target",
+            "cos real",
             "ms/step",
             "seconds",
             "peak MiB",
         )
-        title = f"{dataset}, scored on {scored_on}, {group[0]['distillations']} distillations"
+        title = f"{dataset}, scored on {scored_on}; distillations: {group[0]['distillations']}"
         table = make_table(title, columns, ("arm", "matched to", "equal"))
         for each in group:
             table.add_row(

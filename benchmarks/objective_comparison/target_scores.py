@@ -1,18 +1,35 @@
 """What the targets of the objectives allow: accuracies of heads trained on them, without any image."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ceilings import train_and_score
+from measurement import log_progress
 from objective_comparison.arms import EVALUATED_BACKBONES, ComparedDataset, DistilledRole
 from objective_comparison.centres import measure_flow_cosine, read_real_centres
 from objective_comparison.entries import find_entry
 
 from sfm.api import DistillConfig
+from sfm.atomic import atomic_write
 from sfm.distill.objective import OBJECTIVES, ClassCentres, read_targets_of_backbones
 from sfm.stats_store.store import Entry
+
+
+def read_or_score_targets(
+    dataset: ComparedDataset, role: DistilledRole, images_per_class: int, work: Path
+) -> list[dict[str, Any]]:
+    """Return the rows of :func:`score_targets`, from their file if they were measured before."""
+    file = work / "target_scores" / f"{dataset.key}-{role}-{images_per_class}.json"
+    if not file.exists():
+        log_progress(f"{dataset.name}, {role}: targets of {images_per_class} images per class")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = score_targets(dataset, role, images_per_class)
+        atomic_write(file, json.dumps(rows, indent=1).encode())
+    scored: list[dict[str, Any]] = json.loads(file.read_bytes())
+    return scored
 
 
 def score_targets(
