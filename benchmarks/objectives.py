@@ -89,6 +89,7 @@ PREVIEWED_ARMS = (PLAIN, "sfm-long", CORRECTED, "corrected-long")
 """Arms whose images are shown side by side."""
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+HELD_OUT_FILE = "held_out_arms.json"
 QUICK_STEPS, QUICK_LIMIT = 30, 40
 TIMING_SECONDS = 60.0
 NOMINAL_DATASETS = (ComparedDataset("fashion-mnist", "", 10), ComparedDataset("clipart", "", 24))
@@ -138,6 +139,8 @@ def parse_comparison_options() -> argparse.Namespace:
 def compare_objectives(arguments: argparse.Namespace, work: Path) -> None:
     """Do everything: the tuning entries first, held-out data last."""
     arms, training = choose_arms(arguments), choose_head_training(arguments)
+    if arguments.held_out:
+        require_no_other_held_out_arms(work, arguments.held_out)
     datasets = list(iter_datasets(arguments, work))
     budget = 0.0 if arguments.quick else TIMING_SECONDS
     costs = {dataset.key: read_or_measure_step_costs(dataset, arms, work, budget) for dataset in datasets}
@@ -152,7 +155,7 @@ def compare_objectives(arguments: argparse.Namespace, work: Path) -> None:
     add_measurements(result, "tuning", datasets, arms, costs, arguments.seeds, training, work)
     draw_previews(result["rows"], work)
     if arguments.held_out:
-        require_held_out_arms(work, arguments.held_out)
+        remember_held_out_arms(work, arguments.held_out)
         chosen = select_arms(arms, arguments.held_out)
         add_measurements(result, "full", datasets, chosen, costs, arguments.seeds, training, work)
     result["summaries"] = summarize_rows(result["rows"])
@@ -212,23 +215,26 @@ def add_measurements(
             result["ceilings"] += read_or_score_targets(dataset, role, images_per_class, work)
 
 
-def require_held_out_arms(work: Path, names: Sequence[str]) -> None:
-    """Remember for which arms held-out data are read; refuse others than those of an earlier call.
+def require_no_other_held_out_arms(work: Path, names: Sequence[str]) -> None:
+    """Refuse to read held-out data for other arms than an earlier call did.
 
     Raises
     ------
     InputError
         If held-out data were read for other arms before.
     """
-    file = work / "held_out_arms.json"
-    chosen = sorted(names)
-    if file.exists() and json.loads(file.read_bytes()) != chosen:
-        earlier = " ".join(json.loads(file.read_bytes()))
+    file = work / HELD_OUT_FILE
+    earlier: list[str] = json.loads(file.read_bytes()) if file.exists() else sorted(names)
+    if earlier != sorted(names):
         raise InputError(
-            f"held-out data were read before, for other arms: repeat --held-out {earlier}, or choose "
+            f"held-out data were read before, for other arms: repeat --held-out {' '.join(earlier)}, or choose "
             "again on the tuning entries in another --work"
         )
-    atomic_write(file, json.dumps(chosen).encode())
+
+
+def remember_held_out_arms(work: Path, names: Sequence[str]) -> None:
+    """Write down for which arms held-out data are read."""
+    atomic_write(work / HELD_OUT_FILE, json.dumps(sorted(names)).encode())
 
 
 def draw_previews(rows: Sequence[dict[str, Any]], work: Path) -> None:

@@ -18,7 +18,7 @@ from objective_comparison.centres import measure_flow_cosine
 from objective_comparison.comparison_tables import format_top1, summarize_rows
 from objective_comparison.previews import draw_previews_side_by_side
 from objective_comparison.step_costs import make_plain_options, make_step_key
-from objectives import ARMS, require_held_out_arms
+from objectives import ARMS, remember_held_out_arms, require_no_other_held_out_arms
 from PIL import Image
 
 from sfm.distill.objective import ClassCentres
@@ -141,10 +141,11 @@ def test_images_are_matched_to_the_first_backbone_unless_the_arm_says_otherwise(
 
 
 def test_held_out_data_are_read_for_one_choice_of_arms(tmp_path: Path) -> None:
-    require_held_out_arms(tmp_path, ["sfm", "corrected"])
-    require_held_out_arms(tmp_path, ["corrected", "sfm"])
-    with pytest.raises(InputError, match="held-out data were read before, for other arms"):
-        require_held_out_arms(tmp_path, ["sfm-long"])
+    require_no_other_held_out_arms(tmp_path, ["sfm-long"])
+    remember_held_out_arms(tmp_path, ["sfm", "corrected"])
+    require_no_other_held_out_arms(tmp_path, ["corrected", "sfm"])
+    with pytest.raises(InputError, match="read before, for other arms: repeat --held-out corrected sfm"):
+        require_no_other_held_out_arms(tmp_path, ["sfm-long"])
 
 
 def test_several_images_of_a_class_follow_its_mean_where_that_is_the_target() -> None:
