@@ -227,8 +227,8 @@ def require_no_other_held_out_arms(work: Path, names: Sequence[str]) -> None:
     earlier: list[str] = json.loads(file.read_bytes()) if file.exists() else sorted(names)
     if earlier != sorted(names):
         raise InputError(
-            f"held-out data were read before, for other arms: repeat --held-out {' '.join(earlier)}, or choose "
-            "again on the tuning entries in another --work"
+            f"held-out data were read before, for other arms: repeat --held-out {' '.join(earlier)}, or "
+            "choose again on the tuning entries in another --work"
         )
 
 
