@@ -25,8 +25,8 @@ from rich.table import Table
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from s3_faults import Proxy, breaking  # noqa: E402
-from s3_server import create_bucket, environment, objects_of, running_s3  # noqa: E402
+from s3_faults import Proxy, run_fault_proxy  # noqa: E402
+from s3_server import create_bucket, environment, open_bucket, run_s3_server  # noqa: E402
 from toy_entries import FEATURES, make_backbone_card, publish_random_draft, publish_random_entry  # noqa: E402
 
 from sfm.stats_store.publication import Draft  # noqa: E402
@@ -47,7 +47,7 @@ def write_benchmark_store(folder: Path, entries: int, chunks: int) -> None:
 
 def upload_store(folder: Path, url: str) -> None:
     """Upload the files of a store to a bucket."""
-    bucket = objects_of(url)
+    bucket = open_bucket(url)
     files = [file for file in folder.rglob("*") if file.is_file()]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda f: obstore.put(bucket, f.relative_to(folder).as_posix(), f.read_bytes()), files))
@@ -79,7 +79,11 @@ def main() -> None:
     arguments = parser.parse_args()
     checkouts = {"now": REPOSITORY} | ({"before": arguments.before.resolve()} if arguments.before else {})
     rows: dict[str, dict[str, dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory() as scratch, running_s3() as endpoint, breaking(endpoint) as proxy:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        run_s3_server() as endpoint,
+        run_fault_proxy(endpoint) as proxy,
+    ):
         write_benchmark_store(Path(scratch) / "store", arguments.entries, arguments.chunks)
         env = os.environ | environment(proxy.endpoint)
         os.environ.update(env)

@@ -12,7 +12,7 @@ from sfm.stats_store.store import Store
 from sfm.stats_store.verified_objects import make_object_record
 
 
-def run_of(store: Store, summary: Summary) -> Path:
+def get_run_folder(store: Store, summary: Summary) -> Path:
     """Return the folder of an entry's run."""
     return Path(store.url) / "runs" / store.read_entry_commit(summary).run
 
@@ -30,7 +30,7 @@ def rewrite_commit(store: Store, summary: Summary, change: Callable[[dict[str, A
 
 def change_object(store: Store, summary: Summary, name: str, data: bytes) -> None:
     """Write an object of a run, and list it in the commit."""
-    path = run_of(store, summary) / name
+    path = get_run_folder(store, summary) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     record = make_object_record(data).model_dump()
@@ -41,6 +41,6 @@ def change_metadata(
     store: Store, summary: Summary, array: str, change: Callable[[dict[str, Any]], None]
 ) -> None:
     """Change the ``zarr.json`` of an array."""
-    metadata = json.loads((run_of(store, summary) / array / "zarr.json").read_bytes())
+    metadata = json.loads((get_run_folder(store, summary) / array / "zarr.json").read_bytes())
     change(metadata)
     change_object(store, summary, f"{array}/zarr.json", json.dumps(metadata).encode())

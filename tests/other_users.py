@@ -14,7 +14,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as 
 
 
 @contextmanager
-def acting_as(user: int, umask: int = 0o022) -> Iterator[None]:
+def act_as_user(user: int, umask: int = 0o022) -> Iterator[None]:
     """Be this user, of the team's group, with this umask."""
     before = os.umask(umask)
     groups = os.getgroups()

@@ -72,7 +72,7 @@ class Proxy:
 
 
 @contextmanager
-def breaking(upstream: str) -> Iterator[Proxy]:
+def run_fault_proxy(upstream: str) -> Iterator[Proxy]:
     """Run a proxy in front of `upstream` on a free port."""
     host, port = urlsplit(upstream).hostname, urlsplit(upstream).port
     lock, creating, over = threading.Lock(), threading.Lock(), threading.Event()

@@ -28,7 +28,7 @@ def environment(endpoint: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_s3() -> Iterator[str]:
+def run_s3_server() -> Iterator[str]:
     """Run moto_server on a free port; yields its endpoint."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -37,14 +37,14 @@ def running_s3() -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(endpoint, process)
+        wait_for_server(endpoint, process)
         yield endpoint
     finally:
         process.terminate()
         process.wait()
 
 
-def wait_for(endpoint: str, process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+def wait_for_server(endpoint: str, process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
     """Wait until the server answers."""
     deadline = time.monotonic() + seconds
     while True:
@@ -72,7 +72,7 @@ def create_bucket(endpoint: str, bucket: str) -> None:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """The endpoint of an S3 server that lives as long as the session."""
-    with running_s3() as endpoint:
+    with run_s3_server() as endpoint:
         yield endpoint
 
 
@@ -89,6 +89,6 @@ def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{bucket}/team/stats"
 
 
-def objects_of(s3_url: str) -> S3Store:
+def open_bucket(s3_url: str) -> S3Store:
     """The bucket behind a URL, for looking at and damaging what is in it."""
     return S3Store.from_url(s3_url)

@@ -28,26 +28,26 @@ PRELOADED = [
 ]
 
 
-def processes() -> ForkServerContext:
+def make_forkserver_context() -> ForkServerContext:
     """Return a way to start processes that have the project's modules already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
 
 
-def aws() -> dict[str, str]:
+def get_aws_variables() -> dict[str, str]:
     """Return the variables that a child needs to reach the same place: the fork server has older ones."""
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
-def child(
+def start_process(
     context: ForkServerContext,
     target: Callable[..., None],
     *args: Any,
     environment: Mapping[str, str] | None = None,
 ) -> ForkServerProcess:
     """Start a process that runs ``target(*args)``."""
-    process = context.Process(target=run, args=(target, args, dict(environment or aws())))
+    process = context.Process(target=run, args=(target, args, dict(environment or get_aws_variables())))
     process.start()
     return process
 
@@ -58,7 +58,7 @@ def run(target: Callable[..., None], args: tuple[Any, ...], environment: dict[st
     target(*args)
 
 
-def digests_of(seed: int) -> dict[str, str]:
+def compute_toy_digests(seed: int) -> dict[str, str]:
     """Return the array digests of the toy entry that a seed gives, without publishing it."""
     from obstore.store import MemoryStore
 
@@ -75,19 +75,19 @@ def publish_toy(url: str, seed: int = 0, fingerprint: str = "f" * 64) -> None:
     publish_random_draft(draft, fingerprint=fingerprint)
 
 
-def fingerprint_of(number: int) -> str:
+def make_fingerprint(number: int) -> str:
     """Return the fingerprint of the number-th dataset."""
     return f"{number:064x}"
 
 
-def race(url: str, seed: int, rounds: int, start: Any, results: Any) -> None:
+def publish_in_race(url: str, seed: int, rounds: int, start: Any, results: Any) -> None:
     """Publish under the same keys as somebody else, at the same moments; put what became of it in a queue."""
     store = open_or_create_store(url)
     for number in range(rounds):
         draft = Draft(store)
         write_random_arrays(draft, seed)
         start.wait()
-        published = publish_random_draft(draft, fingerprint=fingerprint_of(number))
+        published = publish_random_draft(draft, fingerprint=make_fingerprint(number))
         results.put((number, seed, draft.run, published.outcome))
 
 
@@ -101,7 +101,7 @@ def publish_many(url: str, seed: int, fingerprints: list[str], start: Any) -> No
         publish_random_draft(draft, fingerprint=fingerprint)
 
 
-def publish_when_told(url: str, seed: int, fingerprint: str, written: Any, go: Any, results: Any) -> None:
+def publish_after_event(url: str, seed: int, fingerprint: str, written: Any, go: Any, results: Any) -> None:
     """Write a draft, say so, and wait before publishing it."""
     draft = Draft(open_or_create_store(url))
     write_random_arrays(draft, seed)
@@ -110,7 +110,7 @@ def publish_when_told(url: str, seed: int, fingerprint: str, written: Any, go: A
     results.put(publish_random_draft(draft, fingerprint=fingerprint).outcome)
 
 
-def sfm_command(arguments: list[str], output: str) -> None:
+def run_sfm_command(arguments: list[str], output: str) -> None:
     """Run the command line as its entry point does."""
     from sfm.cli import main
 
@@ -121,7 +121,7 @@ def sfm_command(arguments: list[str], output: str) -> None:
         main()
 
 
-def array_digests(store: Store) -> dict[str, dict[str, str]]:
+def compute_array_digests(store: Store) -> dict[str, dict[str, str]]:
     """Read every array of every entry and digest what came, by entry."""
     return {
         s.key: {name: compute_array_digest(entry.read_array(name)) for name in entry.list_array_names()}

@@ -12,7 +12,7 @@ ROOT = Path(sfm.__file__).parents[1]
 ROOMS = ("sfm", "backbones", "stats_store", "pipeline", "distill", "eval")
 
 
-def modules_with_examples() -> list[str]:
+def list_modules_with_examples() -> list[str]:
     files = [
         file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py")) if ">>> " in file.read_text()
     ]
@@ -20,8 +20,8 @@ def modules_with_examples() -> list[str]:
     return [name if name.startswith("sfm.") else f"sfm.{name}" for name in names]
 
 
-@pytest.mark.parametrize("name", modules_with_examples())
-def test_examples_in_docstrings_give_what_they_say(name: str) -> None:
+@pytest.mark.parametrize("name", list_modules_with_examples())
+def test_docstring_examples_run_as_doctests(name: str) -> None:
     failed, attempted = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert attempted > 0
     assert failed == 0

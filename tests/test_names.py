@@ -29,7 +29,7 @@ def find_repeated(pairs: Iterable[tuple[str, Path]]) -> dict[str, list[str]]:
     return {name: files for name, files in found.items() if len(files) > 1}
 
 
-def test_one_name_means_one_thing() -> None:
+def test_module_level_definitions_have_unique_names() -> None:
     definitions = (
         (node.name, file)
         for file in list_modules("sfm", *ROOMS, "benchmarks")
@@ -40,7 +40,7 @@ def test_one_name_means_one_thing() -> None:
     assert find_repeated(definitions) == {}
 
 
-def test_no_two_modules_have_one_name() -> None:
+def test_module_names_are_unique() -> None:
     # Benchmarks are commands that are named after what they measure.
     modules = [
         file

@@ -48,14 +48,14 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             )  # Fresh ones are all zero or one and hide mistakes.
     path = tmp_path_factory.mktemp(alias) / ("w.pth.tar" if alias == "mocov3-vitb16" else "w.safetensors")
     if alias == "mocov3-vitb16":
-        torch.save(moco_checkpoint(reference.state_dict()), path)
+        torch.save(make_moco_checkpoint(reference.state_dict()), path)
     else:
         save_file(reference.state_dict(), path)
     yield Case(alias, load_backbone(f"{alias}@{path}", device="cpu"), reference, path)
     path.unlink()
 
 
-def moco_checkpoint(weights: dict[str, Tensor]) -> dict[str, Any]:
+def make_moco_checkpoint(weights: dict[str, Tensor]) -> dict[str, Any]:
     """Lay weights out as MoCo v3 stores them: two encoders with an MLP for a head, and a predictor."""
     base = {f"module.base_encoder.{n}": t for n, t in weights.items() if not n.startswith("head.")}
     mlp = {f"module.base_encoder.head.{layer}.weight": torch.ones(8, 8) for layer in (0, 3, 6)}
@@ -66,11 +66,11 @@ def moco_checkpoint(weights: dict[str, Tensor]) -> dict[str, Any]:
     return {"epoch": 300, "arch": "vit_base", "state_dict": {**base, **mlp, **other}}
 
 
-def images() -> Tensor:
+def make_images() -> Tensor:
     return torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_alias_pins_model_size_mean_and_width(case: Case) -> None:
+def test_an_alias_sets_model_size_mean_and_width(case: Case) -> None:
     card = case.backbone.card
     size, mean, std, features, rule, resize, resampling = {
         "dinov2-vitb14": (224, *IMAGENET, 768, "pre-logits", 224, "bicubic"),
@@ -85,8 +85,8 @@ def test_the_alias_pins_model_size_mean_and_width(case: Case) -> None:
     assert card.preprocessing.resampling == resampling
 
 
-def test_the_feature_follows_the_head_rule_and_only_the_input_gets_a_gradient(case: Case) -> None:
-    ours = images().requires_grad_()
+def test_alias_features_follow_the_head_rule_and_only_the_input_gets_a_gradient(case: Case) -> None:
+    ours = make_images().requires_grad_()
     feature = case.backbone.features(ours)
     feature.sum().backward()
     assert ours.grad is not None
@@ -99,7 +99,7 @@ def test_the_feature_follows_the_head_rule_and_only_the_input_gets_a_gradient(ca
         for value in (case.backbone.card.preprocessing.mean, case.backbone.card.preprocessing.std)
     )
     with torch.no_grad():
-        tokens = model.forward_features((images() - mean) / std)
+        tokens = model.forward_features((make_images() - mean) / std)
         expected = {
             "dinov2-vitb14": lambda: tokens[:, 0],
             "clip-vitb16": lambda: model.head(tokens[:, 0]),
@@ -109,12 +109,12 @@ def test_the_feature_follows_the_head_rule_and_only_the_input_gets_a_gradient(ca
     torch.testing.assert_close(feature.detach(), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_digest_is_of_the_stored_tensors_that_reach_the_feature(case: Case) -> None:
+def test_the_weights_digest_covers_only_tensors_that_reach_the_feature(case: Case) -> None:
     # The reference was read before any position embedding was resampled, from the very values of the file.
     stored = (
         timm.models.load_state_dict(str(case.file))
         if case.alias != "mocov3-vitb16"
-        else moco_tensors(case.file)
+        else read_moco_tensors(case.file)
     )
     unused = [] if case.alias == "clip-vitb16" else ["head"]
     assert case.backbone.card.weights == digest_weights(select_feature_tensors(stored, unused))
@@ -122,7 +122,7 @@ def test_the_digest_is_of_the_stored_tensors_that_reach_the_feature(case: Case) 
         assert digest_weights(select_feature_tensors(stored, ["head"])) != case.backbone.card.weights
 
 
-def moco_tensors(path: Path) -> dict[str, Tensor]:
+def read_moco_tensors(path: Path) -> dict[str, Tensor]:
     state = torch.load(path, weights_only=True)["state_dict"]
     prefix = "module.base_encoder."
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

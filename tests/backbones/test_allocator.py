@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FAULTS = """
+COUNT_FAULTS_PROGRAM = """
 import resource, sys
 from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory, configure_malloc_single_heap
 
@@ -31,20 +31,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
 @pytest.mark.parametrize(("megabytes", "where"), [(8, "main"), (80, "thread")])
-def test_memory_that_is_freed_and_asked_for_again_is_not_cleared_by_the_kernel(
-    megabytes: int, where: str
-) -> None:
+def test_freed_memory_is_reused_without_page_faults(megabytes: int, where: str) -> None:
     eager = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
     def faults(how: str) -> int:
-        command = [sys.executable, "-c", FAULTS, how, str(megabytes), where]
+        command = [sys.executable, "-c", COUNT_FAULTS_PROGRAM, how, str(megabytes), where]
         ended = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | eager)
         return int(ended.stdout)
 
     assert faults("keep") < faults("leave") / 10
 
 
-HEAPS = """
+COUNT_HEAPS_PROGRAM = """
 import ctypes, sys
 from sfm.cli import app
 
@@ -59,12 +57,12 @@ library.fflush(out)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_info")
 @pytest.mark.slow
-def test_the_threads_of_an_extraction_share_a_heap_where_images_are_large(tmp_path: Path) -> None:
+def test_extraction_threads_share_one_heap_for_large_images(tmp_path: Path) -> None:
     def heaps(image_size: int) -> int:
         store = tmp_path / str(image_size)
         extract = ["extract", "builtin:fashion-mnist-6k", "--store", str(store), "--backbone", "lite0"]
         options = ["--image-size", str(image_size), "--limit-per-class", "6", "--quiet"]
-        command = [sys.executable, "-c", HEAPS, *extract, *options]
+        command = [sys.executable, "-c", COUNT_HEAPS_PROGRAM, *extract, *options]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("<heap nr=")
 
     assert heaps(160) == 1

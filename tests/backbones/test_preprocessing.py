@@ -18,7 +18,7 @@ from sfm.backbones.preprocessing import preprocessing_from_timm_config, resize_a
 MEAN = (0.485, 0.456, 0.406)
 
 
-def settings_for(
+def make_preprocessing(
     size: int, *, crop_pct: float = 0.875, crop_mode: str = "center", interpolation: str = "bicubic"
 ) -> Preprocessing:
     config = {
@@ -31,7 +31,7 @@ def settings_for(
     return preprocessing_from_timm_config(config, size)
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+def make_noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -45,82 +45,85 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     crop_mode=st.sampled_from(["center", "squash", "border"]),
     interpolation=st.sampled_from(["bilinear", "bicubic"]),
 )
-def test_the_crop_is_timms_evaluation_transform(
+def test_preprocessing_matches_the_timm_evaluation_transform(
     width: int, height: int, size: int, crop_pct: float, crop_mode: str, interpolation: str
 ) -> None:
     assume(max(width, height) <= 100 * min(width, height))
     # Where a side would be rounded to nothing, timm fails.
     assume(crop_mode != "border" or max(width, height) < size * min(width, height))
-    image = noise(width, height)
+    image = make_noise_image(width, height)
     rules = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
     transform: Any = create_transform((3, size, size), **rules, mean=MEAN, normalize=False)
-    got = resize_and_crop_image(image, settings_for(size, **rules))
+    got = resize_and_crop_image(image, make_preprocessing(size, **rules))
     np.testing.assert_array_equal(got, transform(image).permute(1, 2, 0).numpy())
 
 
-def test_the_share_that_is_kept_is_the_weights_own() -> None:
-    assert settings_for(224).resize == 256
-    assert settings_for(96).resize == 109
-    assert settings_for(240, crop_pct=0.882).resize == 272
-    assert settings_for(224, crop_pct=1.0).resize == 224
+def test_the_resize_follows_from_input_size_and_crop_pct() -> None:
+    assert make_preprocessing(224).resize == 256
+    assert make_preprocessing(96).resize == 109
+    assert make_preprocessing(240, crop_pct=0.882).resize == 272
+    assert make_preprocessing(224, crop_pct=1.0).resize == 224
 
 
-def test_an_image_of_extreme_shape_does_not_fill_the_memory() -> None:
+def test_an_image_of_extreme_shape_does_not_exhaust_memory() -> None:
     # Resized whole, this one would take 12 GB.
-    pixels = resize_and_crop_image(noise(60_000, 1), settings_for(224))
+    pixels = resize_and_crop_image(make_noise_image(60_000, 1), make_preprocessing(224))
     assert pixels.shape == (224, 224, 3)
     np.testing.assert_array_equal(
-        pixels, resize_and_crop_image(noise(60_000, 1).crop((29_900, 0, 30_100, 1)), settings_for(224))
+        pixels,
+        resize_and_crop_image(
+            make_noise_image(60_000, 1).crop((29_900, 0, 30_100, 1)), make_preprocessing(224)
+        ),
     )
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"])
-def test_every_mode_becomes_three_channels(mode: str) -> None:
+def test_every_image_mode_is_converted_to_three_channels(mode: str) -> None:
     via = {"RGBa": "RGBA", "LAB": "RGB"}.get(mode, mode)
-    image = noise(40, 30).convert(via)
+    image = make_noise_image(40, 30).convert(via)
     if mode == "LAB":
         image = Image.frombytes("LAB", image.size, image.tobytes())
     elif via != mode:
         image = image.convert(mode)
     assert image.mode == mode
-    pixels = resize_and_crop_image(image, settings_for(16))
+    pixels = resize_and_crop_image(image, make_preprocessing(16))
     assert (pixels.shape, pixels.dtype) == ((16, 16, 3), np.uint8)
 
 
-def test_grey_stays_grey() -> None:
-    pixels = resize_and_crop_image(noise(40, 40).convert("L"), settings_for(16))
+def test_grey_images_stay_grey() -> None:
+    pixels = resize_and_crop_image(make_noise_image(40, 40).convert("L"), make_preprocessing(16))
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 1])
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
-def test_grey_gives_the_pixels_that_it_gives_as_red_green_and_blue() -> None:
-    grey = noise(50, 40).convert("L")
+def test_grey_images_match_their_rgb_conversion() -> None:
+    grey = make_noise_image(50, 40).convert("L")
     for size in (16, 64):
         np.testing.assert_array_equal(
-            resize_and_crop_image(grey, settings_for(size)),
-            resize_and_crop_image(grey.convert("RGB"), settings_for(size)),
+            resize_and_crop_image(grey, make_preprocessing(size)),
+            resize_and_crop_image(grey.convert("RGB"), make_preprocessing(size)),
         )
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_sixteen_bit_grey_is_scaled_not_clipped(dtype: type) -> None:
+def test_16_bit_grey_is_scaled_not_clipped(dtype: type) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     deep = Image.fromarray((grey.astype(dtype) * 257).astype(dtype))
     np.testing.assert_array_equal(
-        resize_and_crop_image(deep, settings_for(24)),
-        resize_and_crop_image(Image.fromarray(grey), settings_for(24)),
+        resize_and_crop_image(deep, make_preprocessing(24)),
+        resize_and_crop_image(Image.fromarray(grey), make_preprocessing(24)),
     )
 
 
-def test_a_palette_with_transparency_warns_nobody() -> None:
-    image = noise(32, 32).convert("P")
+def test_a_palette_with_transparency_emits_no_warning() -> None:
+    image = make_noise_image(32, 32).convert("P")
     image.info["transparency"] = bytes(range(256))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        resize_and_crop_image(image, settings_for(16))
+        resize_and_crop_image(image, make_preprocessing(16))
 
 
-def test_pixels_become_a_batch_between_zero_and_one() -> None:
+def test_pixels_to_tensor_scales_to_between_zero_and_one() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
     pixels[0, 0, 0], pixels[0, 0, 1] = 0, 255
     pixels.setflags(write=False)

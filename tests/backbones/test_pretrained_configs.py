@@ -22,11 +22,11 @@ from sfm.errors import InputError
 SHAPES = ((61, 97), (360, 31), (333, 401), (530, 1100))
 
 
-def noise(height: int, width: int) -> Image.Image:
+def make_noise_image(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def distinct_configs() -> dict[str, dict[str, Any]]:
+def list_distinct_configs() -> dict[str, dict[str, Any]]:
     """Return what timm evaluates its weights with, without what is the same, by one of the weights' names."""
     found: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
     for name in timm.list_pretrained():
@@ -43,11 +43,11 @@ def distinct_configs() -> dict[str, dict[str, Any]]:
     return dict(found.values())
 
 
-CONFIGS = distinct_configs()
+CONFIGS = list_distinct_configs()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_pixels_are_those_of_timms_evaluation_or_the_input_is_refused(name: str) -> None:
+def test_pixels_match_the_timm_evaluation_or_the_input_is_refused(name: str) -> None:
     config = CONFIGS[name]
     _, rows, columns = config["input_size"]
     if rows != columns:
@@ -57,18 +57,18 @@ def test_the_pixels_are_those_of_timms_evaluation_or_the_input_is_refused(name: 
     transform: Any = create_transform(**config, normalize=False)
     preprocessing = preprocessing_from_timm_config(config, read_square_input_side(config))
     for height, width in SHAPES:
-        image = noise(height, width)
+        image = make_noise_image(height, width)
         expected = transform(image).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(resize_and_crop_image(image, preprocessing), expected)
 
 
-def test_every_way_of_cropping_is_among_the_distinct_configs() -> None:
+def test_the_distinct_configs_cover_every_crop_mode() -> None:
     modes = {preprocessing_from_timm_config(c, c["input_size"][-1]).crop_mode for c in CONFIGS.values()}
     assert modes == {"center", "pad", "squash", "border"}
     assert {c["interpolation"] for c in CONFIGS.values()} == {"bicubic", "bilinear"}
 
 
-def config_of(**changes: Any) -> dict[str, Any]:
+def make_config(**changes: Any) -> dict[str, Any]:
     return {
         "input_size": (3, 32, 32),
         "crop_pct": 0.875,
@@ -89,19 +89,19 @@ def config_of(**changes: Any) -> dict[str, Any]:
         ({"mean": (0.5,), "std": (0.5,)}, "inputs of 1 channels are not supported"),
     ],
 )
-def test_what_pixels_cannot_be_made_for_is_refused(changes: Mapping[str, Any], answer: str) -> None:
+def test_unsupported_preprocessing_configs_are_refused(changes: Mapping[str, Any], answer: str) -> None:
     with pytest.raises(InputError, match=answer):
-        preprocessing_from_timm_config(config_of(**changes), 32)
+        preprocessing_from_timm_config(make_config(**changes), 32)
 
 
-def card_of(preprocessing: Preprocessing) -> BackboneCard:
+def make_card(preprocessing: Preprocessing) -> BackboneCard:
     return BackboneCard(
         spec="x", model="x", rule="pre-logits", weights="0" * 64, preprocessing=preprocessing, features=1
     )
 
 
-def test_a_centre_crop_has_the_card_and_the_hash_that_it_had_before_there_were_others() -> None:
-    card = card_of(preprocessing_from_timm_config(config_of(), 32))
+def test_a_centre_crop_keeps_its_card_and_hash() -> None:
+    card = make_card(preprocessing_from_timm_config(make_config(), 32))
     assert card.preprocessing.model_dump() == {
         "input_size": 32,
         "resize": 36,
@@ -114,33 +114,33 @@ def test_a_centre_crop_has_the_card_and_the_hash_that_it_had_before_there_were_o
 
 
 @pytest.mark.parametrize("mode", ["squash", "border"])
-def test_another_way_of_cropping_is_another_backbone(mode: str) -> None:
+def test_another_crop_mode_changes_the_hash(mode: str) -> None:
     centre, other = (
-        card_of(preprocessing_from_timm_config(config_of(crop_mode=m), 32)) for m in ("center", mode)
+        make_card(preprocessing_from_timm_config(make_config(crop_mode=m), 32)) for m in ("center", mode)
     )
     assert centre.hash != other.hash
     assert describe_backbone_differences(centre, other) == [f"the preprocessing (crop_mode center -> {mode})"]
     assert BackboneCard.model_validate_json(other.model_dump_json()) == other
 
 
-def test_an_input_larger_than_the_resized_image_is_another_backbone_than_the_one_that_was_shifted() -> None:
+def test_a_padded_input_and_a_shifted_centre_crop_have_different_hashes() -> None:
     # Earlier versions put the image half a pixel elsewhere than timm, and called that a centre crop.
-    padded = card_of(preprocessing_from_timm_config(config_of(crop_pct=1.15), 32))
-    shifted = card_of(padded.preprocessing.model_copy(update={"crop_mode": "center"}))
+    padded = make_card(preprocessing_from_timm_config(make_config(crop_pct=1.15), 32))
+    shifted = make_card(padded.preprocessing.model_copy(update={"crop_mode": "center"}))
     assert padded.hash != shifted.hash
 
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
-def test_an_image_of_extreme_shape_has_the_size_of_any_other(mode: str) -> None:
-    preprocessing = preprocessing_from_timm_config(config_of(crop_mode=mode), 32)
+def test_images_of_extreme_shape_get_the_input_size(mode: str) -> None:
+    preprocessing = preprocessing_from_timm_config(make_config(crop_mode=mode), 32)
     for height, width in ((1, 40_000), (40_000, 1), (1, 1)):
-        assert resize_and_crop_image(noise(height, width), preprocessing).shape == (32, 32, 3)
+        assert resize_and_crop_image(make_noise_image(height, width), preprocessing).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
-def test_grey_gives_the_pixels_that_it_gives_as_red_green_and_blue(mode: str) -> None:
-    preprocessing = preprocessing_from_timm_config(config_of(crop_mode=mode, mean=(0.2, 0.5, 0.7)), 32)
-    grey = noise(50, 40).convert("L")
+def test_grey_images_match_their_rgb_conversion_in_every_crop_mode(mode: str) -> None:
+    preprocessing = preprocessing_from_timm_config(make_config(crop_mode=mode, mean=(0.2, 0.5, 0.7)), 32)
+    grey = make_noise_image(50, 40).convert("L")
     np.testing.assert_array_equal(
         resize_and_crop_image(grey, preprocessing), resize_and_crop_image(grey.convert("RGB"), preprocessing)
     )

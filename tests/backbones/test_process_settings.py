@@ -23,7 +23,7 @@ print(changed, "mallopt" in calls)
 """
 
 
-def changes_of(code: str) -> str:
+def list_changed_settings(code: str) -> str:
     """Return which variables a program changes, and whether it sets up the allocator."""
     clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     done = subprocess.run(
@@ -37,16 +37,16 @@ def changes_of(code: str) -> str:
 
 
 @pytest.mark.slow
-def test_importing_the_library_and_loading_a_backbone_changes_no_setting_of_the_process() -> None:
+def test_importing_sfm_and_loading_a_backbone_change_no_process_settings() -> None:
     code = """
 import sfm.api
 from sfm.backbones.build import load_backbone
 load_backbone("lite0", image_size=32, device="cpu")"""
-    assert changes_of(code) == "[] False"
+    assert list_changed_settings(code) == "[] False"
 
 
 @pytest.mark.slow
-def test_the_command_line_sets_up_the_process() -> None:
+def test_the_command_line_changes_process_settings() -> None:
     code = """
 from sfm.backbones.execution import wait_policy
 wait_policy.psutil.cpu_percent = lambda *_, **__: [0.0] * 1024
@@ -54,5 +54,5 @@ from sfm.cli import app
 app(["distill", "--store", "nowhere", "--backbone", "lite0", "--dataset", "d", "--out", "out"],
     standalone_mode=False)"""
     guarded = "try:\n" + "\n".join(f"    {line}" for line in code.strip().splitlines())
-    changed = changes_of(f"{guarded}\nexcept BaseException:\n    pass")
+    changed = list_changed_settings(f"{guarded}\nexcept BaseException:\n    pass")
     assert changed == "['CUBLAS_WORKSPACE_CONFIG'] True"

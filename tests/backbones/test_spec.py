@@ -18,7 +18,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", LITE_MODELS)
-def test_a_lite_spec_is_timms_model_with_the_weights_of_a_package(name: str) -> None:
+def test_a_lite_spec_resolves_to_a_timm_model_and_a_weights_package(name: str) -> None:
     spec = parse_spec(name)
     assert (spec.model, spec.weights_package) == (
         f"tf_efficientnet_{name}",
@@ -27,14 +27,14 @@ def test_a_lite_spec_is_timms_model_with_the_weights_of_a_package(name: str) -> 
     assert (spec.feature_rule, spec.weights_path, spec.image_size) == (PRE_LOGITS, None, None)
 
 
-def test_a_timm_spec_has_a_model_and_perhaps_a_tag() -> None:
+def test_a_timm_spec_has_a_model_and_an_optional_tag() -> None:
     assert (parse_spec("timm/resnet18").model, parse_spec("timm/resnet18").weights_tag) == ("resnet18", None)
     tagged = parse_spec("timm/vit_base_patch14_dinov2.lvd142m")
     assert (tagged.model, tagged.weights_tag) == ("vit_base_patch14_dinov2", "lvd142m")
     assert tagged.timm_name == "vit_base_patch14_dinov2.lvd142m"
 
 
-def test_a_file_follows_the_first_at_sign(tmp_path: Path) -> None:
+def test_the_file_path_starts_after_the_first_at_sign(tmp_path: Path) -> None:
     path = tmp_path / "a@b" / "weights@3.pth"
     path.parent.mkdir()
     path.touch()
@@ -56,7 +56,7 @@ def test_a_home_directory_is_expanded(file: Path, monkeypatch: pytest.MonkeyPatc
         ("mocov3-vitb16", "vit_base_patch16_224", PRE_LOGITS, None),
     ],
 )
-def test_an_alias_pins_model_rule_and_size_and_takes_a_file(
+def test_an_alias_spec_sets_model_rule_and_size_and_accepts_a_file(
     alias: str, model: str, rule: str, size: int | None, file: Path
 ) -> None:
     spec = parse_spec(f"{alias}@{file}")
@@ -83,13 +83,13 @@ def test_an_alias_with_published_weights_needs_no_file(alias: str) -> None:
         ("lite0@/nowhere", "timm/tf_efficientnet_lite0@FILE"),
     ],
 )
-def test_a_spec_that_names_nothing_is_answered_in_one_line(text: str, answer: str) -> None:
+def test_an_invalid_spec_raises_a_one_line_error(text: str, answer: str) -> None:
     with pytest.raises(InputError, match=answer) as caught:
         parse_spec(text)
     assert "\n" not in str(caught.value)
 
 
-def test_reading_a_spec_loads_neither_torch_nor_timm() -> None:
+def test_parsing_a_spec_imports_neither_torch_nor_timm() -> None:
     script = "import sys, sfm.backbones.spec, sfm.backbones.card; print({'torch', 'timm'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

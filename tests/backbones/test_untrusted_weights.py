@@ -35,28 +35,28 @@ class Command:
         return os.system, (self.command,)
 
 
-def endless() -> dict[str, Any]:
+def make_recursive_state() -> dict[str, Any]:
     found: dict[str, Any] = {}
     found["state_dict"] = found
     return found
 
 
-def nested(depth: int) -> dict[str, Any]:
+def make_nested_state(depth: int) -> dict[str, Any]:
     found: dict[str, Any] = {"weight": torch.zeros(2)}
     for _ in range(depth):
         found = {"state_dict": found}
     return found
 
 
-def saved(value: Any) -> Callable[[Path], None]:
+def save_value(value: Any) -> Callable[[Path], None]:
     return lambda path: torch.save(value, path)
 
 
-def written(content: bytes) -> Callable[[Path], None]:
+def write_content(content: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(content) and None
 
 
-def packed(record: str, size: int) -> Callable[[Path], None]:
+def write_compressed_record(record: str, size: int) -> Callable[[Path], None]:
     """A file of torch.save with a record that is packed, and so large once it is unpacked."""
 
     def write(path: Path) -> None:
@@ -72,42 +72,42 @@ def packed(record: str, size: int) -> Callable[[Path], None]:
     return write
 
 
-def old_tar(path: Path) -> None:
+def write_legacy_tar(path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         for name in ("storages", "tensors", "pickle"):
             archive.addfile(tarfile.TarInfo(name))
 
 
-ZEROS = b"\x80\x02}q\x00X\x01\x00\x00\x00ac__builtin__\nbytearray\nJ\xff\xff\xff\x3f\x85Rs."
+BYTEARRAY_PICKLE = b"\x80\x02}q\x00X\x01\x00\x00\x00ac__builtin__\nbytearray\nJ\xff\xff\xff\x3f\x85Rs."
 
-HOSTILE: dict[str, Callable[[Path], None]] = {
-    "packed pickle": packed("data.pkl", 256 * MIB),
-    "packed tensor": packed("data/0", 256 * MIB),
-    "a shape without values": saved({"weight": torch.zeros(1).expand(10**6, 10**6)}),
-    "sparse": saved({"weight": torch.eye(3).to_sparse()}),
-    "on no device": saved({"weight": torch.zeros(3, device="meta")}),
-    "complex": saved({"weight": torch.zeros(3, dtype=torch.complex64)}),
-    "in itself": saved(endless()),
-    "300 deep": saved(nested(300)),
-    "a number": saved(3),
-    "numbers for names": saved({1: {"a": torch.zeros(2)}}),
-    "a pickle that asks for zeros": written(ZEROS),
-    "a pickle 100,000 deep": written(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),
-    "a pickle of commands": saved({"weight": Command("touch pwned")}),
-    "an archive of before": old_tar,
+HOSTILE_FILES: dict[str, Callable[[Path], None]] = {
+    "packed pickle": write_compressed_record("data.pkl", 256 * MIB),
+    "packed tensor": write_compressed_record("data/0", 256 * MIB),
+    "a shape without values": save_value({"weight": torch.zeros(1).expand(10**6, 10**6)}),
+    "sparse": save_value({"weight": torch.eye(3).to_sparse()}),
+    "on no device": save_value({"weight": torch.zeros(3, device="meta")}),
+    "complex": save_value({"weight": torch.zeros(3, dtype=torch.complex64)}),
+    "in itself": save_value(make_recursive_state()),
+    "300 deep": save_value(make_nested_state(300)),
+    "a number": save_value(3),
+    "numbers for names": save_value({1: {"a": torch.zeros(2)}}),
+    "a pickle that asks for zeros": write_content(BYTEARRAY_PICKLE),
+    "a pickle 100,000 deep": write_content(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),
+    "a pickle of commands": save_value({"weight": Command("touch pwned")}),
+    "an archive of before": write_legacy_tar,
     "a pipe": lambda path: os.mkfifo(path),
     "a folder": lambda path: path.mkdir(),
-    "nothing": written(b""),
+    "nothing": write_content(b""),
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_a_pickle_that_was_made_to_harm_is_one_line(
+@pytest.mark.parametrize("what", HOSTILE_FILES)
+def test_a_hostile_pickle_raises_a_one_line_error(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pth"
-    HOSTILE[what](path)
+    HOSTILE_FILES[what](path)
     with (
         peak_memory() as growth,
         warnings.catch_warnings(action="error"),
@@ -130,7 +130,7 @@ def test_a_pickle_that_was_made_to_harm_is_one_line(
         + b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'[:78],
     ],
 )
-def test_safetensors_that_were_made_to_harm_are_one_line(content: bytes, tmp_path: Path) -> None:
+def test_hostile_safetensors_raise_a_one_line_error(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
     with peak_memory() as growth, pytest.raises(InputError, match=r"cannot read weights from .*weights"):
@@ -138,14 +138,14 @@ def test_safetensors_that_were_made_to_harm_are_one_line(content: bytes, tmp_pat
     assert growth[0] < 64 * MIB
 
 
-def test_a_file_of_neither_format_is_not_searched_to_its_end(tmp_path: Path) -> None:
+def test_a_file_of_unknown_format_is_not_read_to_its_end(tmp_path: Path) -> None:
     with (tmp_path / "w.pth").open("wb") as sparse:
         sparse.truncate(2**42)
     with pytest.raises(InputError, match="not a checkpoint of plain tensors"):
         read_weight_file(tmp_path / "w.pth")
 
 
-def test_names_of_tensors_are_told_in_part(tmp_path: Path) -> None:
+def test_tensor_names_in_errors_are_escaped_and_truncated(tmp_path: Path) -> None:
     state = timm.create_model(MODEL).state_dict()
     torch.save({**state, "a\x1b[2J" * 10_000: torch.zeros(2)}, tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"unknown a\\x1b\[2J") as raised:
@@ -154,7 +154,7 @@ def test_names_of_tensors_are_told_in_part(tmp_path: Path) -> None:
     assert len(str(raised.value)) < 500
 
 
-def test_a_position_embedding_makes_no_model_of_any_size(tmp_path: Path) -> None:
+def test_a_huge_position_embedding_is_refused_without_allocating_memory(tmp_path: Path) -> None:
     state = timm.create_model("test_vit").state_dict()
     torch.save({**state, "pos_embed": torch.zeros(1, 2**20 + 1, 1)}, tmp_path / "weights.pth")
     spec = f"timm/test_vit@{tmp_path / 'weights.pth'}"
@@ -164,7 +164,7 @@ def test_a_position_embedding_makes_no_model_of_any_size(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("suffix", ["zip.pth", "old.pth", "safetensors"])
-def test_any_damage_is_one_line(suffix: str, tmp_path: Path) -> None:
+def test_random_damage_to_weights_raises_a_one_line_error(suffix: str, tmp_path: Path) -> None:
     state = dict(list(timm.create_model(MODEL).state_dict().items())[:3])
     sound = tmp_path / f"sound.{suffix}"
     if suffix == "safetensors":
@@ -187,11 +187,11 @@ def test_any_damage_is_one_line(suffix: str, tmp_path: Path) -> None:
                     [b"]", b"}", b"R", b"\x85", b"J\xff\xff\xff\x7f", b"9"]
                 )
         path.write_bytes(damaged)
-        if told := fault_of(path):
+        if told := read_error_message(path):
             assert re.fullmatch(r".{,1000}", told)
 
 
-def fault_of(path: Path) -> str:
+def read_error_message(path: Path) -> str:
     """Return what is said about a file, or nothing if it can be read."""
     try:
         read_weight_file(path)

@@ -14,17 +14,17 @@ from sfm.random_streams import make_rng
 COUNTERS = st.lists(st.integers(0, 2**64 - 1), max_size=3)
 
 
-def whole(count: int, size: int, *, mirrored: bool = False) -> Crops:
+def make_full_crops(count: int, size: int, *, mirrored: bool = False) -> Crops:
     zero, side = np.zeros(count), np.full(count, float(size))
     return Crops(zero, zero, side, side, np.full(count, mirrored))
 
 
-def some_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
+def make_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 80), out=st.integers(1, 80), mirror=st.booleans())
-def test_the_weights_of_every_output_pixel_are_non_negative_and_sum_to_one(
+def test_interpolation_weights_are_non_negative_and_sum_to_one(
     seed: int, size: int, out: int, mirror: bool
 ) -> None:
     crops = draw_crops(make_rng(seed), 5, size)
@@ -37,14 +37,14 @@ def test_the_weights_of_every_output_pixel_are_non_negative_and_sum_to_one(
 @given(side=st.integers(1, 40), inset=st.integers(0, 10))
 def test_a_centre_crop_at_its_own_size_is_a_slice(side: int, inset: int) -> None:
     size = side + 2 * inset
-    images = some_images(2, size)
+    images = make_images(2, size)
     cut = apply_crops(images, make_centre_crops(2, size, side), side)
     torch.testing.assert_close(cut, images[..., inset : inset + side, inset : inset + side])
 
 
 @given(seed=st.integers(0, 2**32), size=st.integers(2, 40), out=st.integers(1, 40))
 def test_a_flipped_view_is_the_mirror_image_of_the_view(seed: int, size: int, out: int) -> None:
-    images, crops = some_images(3, size), draw_crops(make_rng(seed), 3, size)
+    images, crops = make_images(3, size), draw_crops(make_rng(seed), 3, size)
     seen = {
         flip: apply_crops(
             images, Crops(crops.top, crops.left, crops.height, crops.width, np.full(3, flip)), out
@@ -55,22 +55,24 @@ def test_a_flipped_view_is_the_mirror_image_of_the_view(seed: int, size: int, ou
 
 
 @given(size=st.integers(1, 40), factor=st.integers(1, 64))
-def test_enlarging_a_whole_image_agrees_with_torch(size: int, factor: int) -> None:
-    images, out = some_images(2, size), size + factor
+def test_upsampling_a_full_crop_matches_torch(size: int, factor: int) -> None:
+    images, out = make_images(2, size), size + factor
     expected = interpolate(images, size=(out, out), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(apply_crops(images, whole(2, size), out), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        apply_crops(images, make_full_crops(2, size), out), expected, atol=1e-5, rtol=0
+    )
 
 
-def test_each_image_is_seen_through_its_own_crop() -> None:
-    images, crops = some_images(4, 32), draw_crops(make_rng(3), 4, 32)
+def test_each_image_uses_its_own_crop() -> None:
+    images, crops = make_images(4, 32), draw_crops(make_rng(3), 4, 32)
     together = apply_crops(images, crops, 16)
     for i in range(4):
         one = Crops(*(value[i : i + 1] for value in vars(crops).values()))
         torch.testing.assert_close(together[i : i + 1], apply_crops(images[i : i + 1], one, 16))
 
 
-def test_gradient_reaches_every_pixel_that_is_looked_at() -> None:
-    images = some_images(2, 20).requires_grad_()
+def test_the_gradient_reaches_every_pixel_of_the_crop() -> None:
+    images = make_images(2, 20).requires_grad_()
     apply_crops(images, make_centre_crops(2, 20, 10), 10).sum().backward()
     expected = torch.zeros(2, 3, 20, 20)
     expected[..., 5:15, 5:15] = 1
@@ -96,7 +98,7 @@ def test_about_half_of_the_views_are_flipped() -> None:
 
 
 @given(seed=st.integers(0, 2**64 - 1), counter=COUNTERS)
-def test_a_generator_gives_the_same_numbers_whatever_was_drawn_before(seed: int, counter: list[int]) -> None:
+def test_random_numbers_of_a_seed_are_independent_of_previous_draws(seed: int, counter: list[int]) -> None:
     first = make_rng(seed, *counter).random(5)
     make_rng(seed, *counter).random(1000)
     make_rng(seed + 1, 7).random(3)
@@ -107,7 +109,7 @@ def test_a_generator_gives_the_same_numbers_whatever_was_drawn_before(seed: int,
     seeds=st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=2, unique=True),
     counters=st.lists(st.tuples(*[st.integers(0, 2**64 - 1)] * 3), min_size=2, max_size=2, unique=True),
 )
-def test_another_seed_or_another_counter_gives_other_numbers(
+def test_another_seed_or_counter_gives_other_random_numbers(
     seeds: list[int], counters: list[tuple[int, int, int]]
 ) -> None:
     first = make_rng(seeds[0], *counters[0]).random(5)
@@ -115,7 +117,7 @@ def test_another_seed_or_another_counter_gives_other_numbers(
     assert (make_rng(seeds[0], *counters[1]).random(5) != first).any()
 
 
-def test_streams_of_neighbouring_counters_do_not_overlap() -> None:
+def test_random_streams_of_adjacent_counters_do_not_overlap() -> None:
     drawn = np.concatenate([make_rng(0, step).random(4000) for step in range(5)])
     assert len(np.unique(drawn)) == len(drawn)
 

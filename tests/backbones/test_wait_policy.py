@@ -8,7 +8,7 @@ import pytest
 
 from sfm.backbones.execution.wait_policy import CoreWaitMonitor, advise_on_threads, are_cores_crowded
 
-TOLD = """
+WAIT_POLICY_PROGRAM = """
 import os
 from sfm.backbones.execution import wait_policy
 wait_policy.psutil.cpu_percent = lambda *_, **__: [%s] * 1024
@@ -17,56 +17,56 @@ print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
 """
 
 
-def chosen(share: float, threads: int | None = None, **environment: str) -> str:
+def read_wait_policy(share: float, threads: int | None = None, **environment: str) -> str:
     """Return how threads wait in a new process, on a machine whose cores are used so much."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP", "KMP"))}
-    code = TOLD % (share, threads)
+    code = WAIT_POLICY_PROGRAM % (share, threads)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean | environment
     )
     return done.stdout.strip()
 
 
-def test_threads_sleep_on_a_busy_machine_and_spin_on_an_idle_one() -> None:
+def test_openmp_waits_passively_on_a_busy_machine_and_actively_on_an_idle_one() -> None:
     cores = len(os.sched_getaffinity(0))
     if cores == 1:
         pytest.skip("one core has nobody to wait for")
-    assert chosen(100.0) == "PASSIVE None"
-    assert chosen(0.0) == "None None"
+    assert read_wait_policy(100.0) == "PASSIVE None"
+    assert read_wait_policy(0.0) == "None None"
 
 
-def test_what_the_user_set_is_kept() -> None:
-    assert chosen(100.0, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None"
-    assert chosen(100.0, GOMP_SPINCOUNT="7") == "None 7"
+def test_a_wait_policy_set_by_the_user_is_kept() -> None:
+    assert read_wait_policy(100.0, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None"
+    assert read_wait_policy(100.0, GOMP_SPINCOUNT="7") == "None 7"
 
 
-def test_one_thread_never_sleeps() -> None:
-    assert chosen(100.0, threads=1) == "None None"
-    assert chosen(100.0, OMP_NUM_THREADS="1") == "None None"
+def test_a_single_thread_never_waits_passively() -> None:
+    assert read_wait_policy(100.0, threads=1) == "None None"
+    assert read_wait_policy(100.0, OMP_NUM_THREADS="1") == "None None"
 
 
 @pytest.mark.parametrize(
     ("threads", "others", "cores", "crowded"),
     [(2, 0.1, 2, False), (2, 1.0, 2, True), (8, 4.0, 16, False), (16, 1.0, 16, True), (1, 9.0, 2, False)],
 )
-def test_a_machine_is_crowded_where_threads_and_others_want_more_cores_than_there_are(
+def test_cores_are_crowded_if_threads_and_other_load_exceed_them(
     threads: int, others: float, cores: int, crowded: bool
 ) -> None:
     assert are_cores_crowded(threads, others, cores) is crowded
 
 
-def test_a_run_that_waits_for_cores_is_advised_on_threads_unless_it_has_one() -> None:
+def test_a_run_that_waits_for_cores_is_advised_to_use_fewer_threads() -> None:
     assert "try --threads 1" in advise_on_threads(2, 0.5, is_passive_policy=False)
     assert advise_on_threads(2, 0.1, is_passive_policy=False) == ""
     assert advise_on_threads(1, 0.9, is_passive_policy=False) == ""
 
 
-def test_a_run_whose_threads_sleep_is_advised_when_the_machine_is_idle() -> None:
+def test_a_passively_waiting_run_is_advised_when_the_machine_is_idle() -> None:
     assert "--resume is faster" in advise_on_threads(2, 0.0, is_passive_policy=True)
     assert advise_on_threads(2, 0.5, is_passive_policy=True) == ""
 
 
-def test_a_run_is_advised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_advice_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = iter([0.0, 1e9, 2e9])
     monkeypatch.setattr(
         "sfm.backbones.execution.wait_policy.read_thread_core_wait_seconds", lambda: next(waited)
@@ -76,6 +76,6 @@ def test_a_run_is_advised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.advise_once() == ""
 
 
-def test_where_waiting_is_not_counted_there_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_advice_is_given_without_wait_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_thread_core_wait_seconds", lambda: None)
     assert CoreWaitMonitor(2, interval=0.0).advise_once() == ""

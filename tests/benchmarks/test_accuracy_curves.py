@@ -15,7 +15,7 @@ from sfm.stats_store.store import open_store
 
 
 @pytest.mark.parametrize("role", ["full", "tuning"])
-def test_lgm_sees_the_images_whose_statistics_ours_is_given(fashion_store: str, role: str) -> None:
+def test_lgm_uses_the_images_of_our_statistics(fashion_store: str, role: str) -> None:
     lite0 = load_backbone("lite0", image_size=32, device="cpu")
     config = ExtractConfig(
         source="builtin:fashion-mnist-6k",
@@ -51,7 +51,7 @@ def make_curve(*pairs: tuple[float, float]) -> list[dict[str, float]]:
     return [{"step": 1.0, "seconds": seconds, "top1": top1} for seconds, top1 in pairs]
 
 
-def test_curves_are_averaged_mark_by_mark() -> None:
+def test_curves_are_averaged_point_by_point() -> None:
     mean = average_curves([make_curve((1, 0.2), (3, 0.6)), make_curve((2, 0.4), (5, 0.8))])
     assert [(p["seconds"], p["top1"]) for p in mean] == [
         (1.5, pytest.approx(0.3)),
@@ -59,7 +59,7 @@ def test_curves_are_averaged_mark_by_mark() -> None:
     ]
 
 
-def test_an_accuracy_is_reached_at_the_first_mark_that_has_it() -> None:
+def test_time_to_accuracy_is_the_first_point_that_reaches_it() -> None:
     assert find_time_to_accuracy(make_curve((1, 0.2), (2, 0.5), (3, 0.4), (4, 0.9)), 0.45) == 2
     assert find_time_to_accuracy(make_curve((1, 0.2), (2, 0.5)), 0.5) == 2
     assert find_time_to_accuracy(make_curve((1, 0.2), (2, 0.5)), 0.6) is None

@@ -46,7 +46,7 @@ def run_config(lite0: Backbone) -> ResolvedDistillConfig:
     return resolve_distill_config(config, [""], [str(index) for index in range(CLASSES)], [lite0])
 
 
-def full_pyramid(run_config: ResolvedDistillConfig, step: int) -> list[Tensor]:
+def make_full_pyramid(run_config: ResolvedDistillConfig, step: int) -> list[Tensor]:
     levels: list[Tensor] = []
     for _ in list_level_resolutions(run_config.canvas_pixels):
         levels = add_pyramid_level(levels, run_config, torch.device("cpu"))
@@ -58,7 +58,7 @@ def draw_normal(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def cosine(one: list[Tensor], other: list[Tensor]) -> float:
+def compute_cosine(one: list[Tensor], other: list[Tensor]) -> float:
     flat = [torch.cat([part.flatten() for part in parts]).double() for parts in (one, other)]
     return torch.cosine_similarity(*flat, dim=0).item()
 
@@ -78,13 +78,13 @@ def compute_gradient(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor
     )
 
 
-def test_the_gradient_of_a_head_with_even_odds_by_hand() -> None:
+def test_the_head_gradient_at_even_odds_matches_the_hand_computed_value() -> None:
     features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
     gradient = lgm.compute_head_gradient(features, labels, torch.zeros(2, 2))
     assert gradient.tolist() == [-0.25, 0.25, 0.25, -0.25, 0, 0]
 
 
-def test_the_gradient_of_a_head_with_odds_of_three_to_one_by_hand() -> None:
+def test_the_head_gradient_at_odds_of_3_to_1_matches_the_hand_computed_value() -> None:
     weight = torch.tensor([[math.log(3)], [0.0]])
     gradient = lgm.compute_head_gradient(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]), weight)
     # Odds 3:1 and 9:1 for the first class, which is the label of the first sample only.
@@ -92,7 +92,7 @@ def test_the_gradient_of_a_head_with_odds_of_three_to_one_by_hand() -> None:
     assert gradient.tolist() == pytest.approx([weights, -weights, biases, -biases])
 
 
-def test_the_loss_of_lgm_by_hand() -> None:
+def test_the_lgm_loss_matches_the_hand_computed_value() -> None:
     labels, weight = torch.tensor([0, 1]), torch.zeros(2, 2)
     real = lgm.compute_head_gradient(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), labels, weight)
     assert lgm.lgm_loss(torch.eye(2), labels, real, weight).item() == pytest.approx(1 - 2 / math.sqrt(5))
@@ -100,7 +100,7 @@ def test_the_loss_of_lgm_by_hand() -> None:
 
 
 @given(classes=st.integers(2, 5), width=st.integers(1, 6), count=st.integers(1, 9), scale=st.floats(0, 10))
-def test_the_gradient_is_that_of_cross_entropy(classes: int, width: int, count: int, scale: float) -> None:
+def test_the_head_gradient_matches_autograd(classes: int, width: int, count: int, scale: float) -> None:
     features, weight = draw_normal(count, width), scale * draw_normal(classes, width)
     labels = torch.arange(count) % classes
     torch.testing.assert_close(
@@ -108,7 +108,7 @@ def test_the_gradient_is_that_of_cross_entropy(classes: int, width: int, count: 
     )
 
 
-def test_pixels_are_pulled_as_by_differentiating_twice() -> None:
+def test_the_lgm_pixel_gradient_matches_double_differentiation() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)).double()
     images, labels = draw_normal(6, 3, 2, 2).requires_grad_(), torch.arange(6) % 3
@@ -121,7 +121,7 @@ def test_pixels_are_pulled_as_by_differentiating_twice() -> None:
     torch.testing.assert_close(torch.autograd.grad(once, images), torch.autograd.grad(twice, images))
 
 
-def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(
+def test_an_lgm_step_follows_the_gradient_of_its_definition(
     lite0: Backbone, run_config: ResolvedDistillConfig
 ) -> None:
     run_config, step = run_config.model_copy(update={"ipc": 2, "views": 2}), 20
@@ -130,7 +130,7 @@ def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(
         0, 256, (30, run_config.canvas_pixels, run_config.canvas_pixels, 3), dtype=np.uint8
     )
     real = lgm.RealImages(pixels, np.arange(30) % CLASSES)
-    levels = full_pyramid(run_config, step)
+    levels = make_full_pyramid(run_config, step)
     before = [level.detach().clone().requires_grad_() for level in levels]
     state = DistillState(step, levels, init_adam(levels))
     loss = lgm.run_lgm_step(state, run_config, lite0, real)
@@ -148,10 +148,10 @@ def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(
     gradient = compute_gradient(lite0.features(synthetic), labels, weight)
     expected = 1 - gradient @ target / (gradient.norm() * target.norm())
     assert loss == pytest.approx(expected.item(), rel=1e-4)
-    assert cosine(state.adam.first_moments, list(torch.autograd.grad(expected, before))) > 0.9999
+    assert compute_cosine(state.adam.first_moments, list(torch.autograd.grad(expected, before))) > 0.9999
 
 
-def test_every_step_of_lgm_has_a_head_of_its_own(run_config: ResolvedDistillConfig) -> None:
+def test_each_lgm_step_draws_its_own_head(run_config: ResolvedDistillConfig) -> None:
     heads = [lgm.draw_head(run_config, 500, step, torch.device("cpu")) for step in (0, 1, 1)]
     assert not torch.equal(heads[0], heads[1])
     assert torch.equal(heads[1], heads[2])
@@ -159,7 +159,7 @@ def test_every_step_of_lgm_has_a_head_of_its_own(run_config: ResolvedDistillConf
 
 
 @given(count=st.integers(4, 40), batch=st.integers(1, 4))
-def test_an_epoch_shows_no_real_image_twice(count: int, batch: int) -> None:
+def test_an_epoch_uses_no_real_image_twice(count: int, batch: int) -> None:
     steps = count // batch
     first, second = (
         np.concatenate([lgm.select_batch_rows(3, step, count, batch) for step in range(at, at + steps)])
@@ -171,7 +171,7 @@ def test_an_epoch_shows_no_real_image_twice(count: int, batch: int) -> None:
     assert count < 20 or first.tolist() != second.tolist()
 
 
-def test_real_images_are_decoded_at_the_size_of_the_canvas_with_their_labels(lite0: Backbone) -> None:
+def test_real_images_are_decoded_at_canvas_size_with_their_labels(lite0: Backbone) -> None:
     source, rows = open_source("builtin:fashion-mnist-6k"), np.array([3, 50, 4000])
     real = lgm.decode_real_images(source, rows, lite0, 37)
     assert real.pixels.shape == (3, 37, 37, 3)
@@ -185,21 +185,21 @@ def test_real_images_are_decoded_at_the_size_of_the_canvas_with_their_labels(lit
 # SFM as published
 
 
-def test_with_one_image_per_class_the_published_loss_is_ours() -> None:
+def test_the_published_loss_equals_ours_with_one_image_per_class() -> None:
     features, means = draw_normal(5, 1, 7), draw_normal(5, 7)
     ours = sfm_loss(features[:, :, None], compute_flow(means, means))
     assert published.published_loss(features, means).item() == pytest.approx(ours.item(), rel=1e-12)
 
 
-def test_with_two_images_per_class_the_published_others_are_all_other_images() -> None:
+def test_the_published_loss_averages_all_other_images_with_two_images_per_class() -> None:
     features, means = torch.tensor([[[1.0], [2.0]], [[4.0], [8.0]]]), torch.tensor([[0.0], [1.0]])
     # Others (2+4+8)/3, (1+4+8)/3, (1+2+8)/3, (1+2+4)/3, less own: 11/3, 7/3, -1/3, -17/3; real 1, 1, -1, -1.
     expected = 1 - (11 + 7 + 1 + 17) / (2 * math.sqrt(11**2 + 7**2 + 1**2 + 17**2))
     assert published.published_loss(features, means).item() == pytest.approx(expected)
 
 
-def test_what_is_published_decodes_and_looks_as_we_do(run_config: ResolvedDistillConfig) -> None:
-    levels = [level.detach() for level in full_pyramid(run_config, 20)]
+def test_published_decoding_and_augmentation_match_ours(run_config: ResolvedDistillConfig) -> None:
+    levels = [level.detach() for level in make_full_pyramid(run_config, 20)]
     images = decode_pyramid(levels, run_config.canvas_pixels)
     torch.testing.assert_close(
         published.decode_at_full_size(levels, run_config.canvas_pixels), images, atol=1e-5, rtol=0
@@ -220,7 +220,7 @@ def test_what_is_published_decodes_and_looks_as_we_do(run_config: ResolvedDistil
     assert changed[views.is_noisy].std().item() == pytest.approx(0.2, abs=0.02)
 
 
-def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
+def test_the_published_step_has_the_loss_and_gradient_of_ours(
     lite0: Backbone, trainable: Backbone, run_config: ResolvedDistillConfig
 ) -> None:
     means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
@@ -229,7 +229,7 @@ def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
         for step in range(20, 200)
         if not draw_augmentation(run_config.seed, step, CLASSES, run_config.canvas_pixels).is_noisy.any()
     )
-    ours, theirs = full_pyramid(run_config, step), full_pyramid(run_config, step)
+    ours, theirs = make_full_pyramid(run_config, step), make_full_pyramid(run_config, step)
     own = DistillState(step, ours, init_adam(ours))
     term = LossTerm(lite0, lambda features: sfm_loss(features, compute_flow(means, means)))
     expected = train_step(own, run_config, [term])
@@ -237,14 +237,17 @@ def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
     assert published.run_published_step(state, run_config, trainable, means) == pytest.approx(
         expected.loss, rel=1e-4
     )
-    assert cosine(own.adam.first_moments, [level.grad for level in theirs if level.grad is not None]) > 0.9999
+    assert (
+        compute_cosine(own.adam.first_moments, [level.grad for level in theirs if level.grad is not None])
+        > 0.9999
+    )
 
 
-def test_the_published_step_adds_up_weight_gradients_that_nobody_uses(
+def test_the_published_step_accumulates_unused_weight_gradients(
     lite0: Backbone, trainable: Backbone, run_config: ResolvedDistillConfig
 ) -> None:
     means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
-    levels = full_pyramid(run_config, 20)
+    levels = make_full_pyramid(run_config, 20)
     state = published.PublishedState(20, levels, published.make_adam(levels, run_config))
     first = next(iter(trainable.model.parameters()))
     weights = first.detach().clone()

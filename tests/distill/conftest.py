@@ -24,7 +24,7 @@ def lite0() -> Backbone:
     return load_backbone("lite0", image_size=SIZE, device="cpu")
 
 
-def pictures(kind: int) -> torch.Tensor:
+def draw_pattern_crops(kind: int) -> torch.Tensor:
     """Eight crops of a picture that is unlike the other kinds': colour, stripes, direction."""
     rng = make_rng(7, kind)
     y, x = np.mgrid[0:64, 0:64] / 64
@@ -38,7 +38,11 @@ def pictures(kind: int) -> torch.Tensor:
 def features(lite0: Backbone) -> np.ndarray:
     """Features of shape (class, sample, feature)."""
     with torch.no_grad():
-        return torch.stack([lite0.features(pictures(kind)) for kind in range(len(NAMES))]).double().numpy()
+        return (
+            torch.stack([lite0.features(draw_pattern_crops(kind)) for kind in range(len(NAMES))])
+            .double()
+            .numpy()
+        )
 
 
 @pytest.fixture(scope="session")

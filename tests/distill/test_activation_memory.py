@@ -11,17 +11,17 @@ from sfm.distill.activation_memory import (
 )
 
 
-def test_activations_of_one_view_are_more_than_its_pixels(lite0: Backbone) -> None:
+def test_measured_activation_bytes_exceed_the_input_size(lite0: Backbone) -> None:
     assert measure_activation_bytes_per_view(lite0) > 20 * 3 * 32 * 32 * 4
 
 
-def test_a_micro_batch_fits_a_quarter_of_the_free_memory() -> None:
+def test_micro_batch_size_fits_a_quarter_of_the_free_memory() -> None:
     assert (
         choose_micro_batch_size(image_count=1000, views_per_image=2, bytes_per_view=10, free_bytes=400) == 5
     )
 
 
-def test_a_micro_batch_has_at_least_one_image_and_no_more_than_there_are_or_are_of_use() -> None:
+def test_micro_batch_size_is_clamped_to_one_the_image_count_and_the_maximum() -> None:
     assert (
         choose_micro_batch_size(image_count=1000, views_per_image=1, bytes_per_view=10**9, free_bytes=1) == 1
     )
@@ -37,7 +37,7 @@ def test_a_micro_batch_has_at_least_one_image_and_no_more_than_there_are_or_are_
         )
 
 
-def test_a_micro_batch_of_several_views_has_fewer_images() -> None:
+def test_micro_batch_size_shrinks_with_the_views_per_image() -> None:
     most = MAX_VIEWS["cpu"]
     assert (
         choose_micro_batch_size(
@@ -53,14 +53,14 @@ def test_a_micro_batch_of_several_views_has_fewer_images() -> None:
     )
 
 
-def test_all_micro_batches_are_about_as_large() -> None:
+def test_micro_batches_have_nearly_equal_sizes() -> None:
     one_too_many = 3 * MAX_VIEWS["cpu"] + 1
     assert choose_micro_batch_size(
         image_count=one_too_many, views_per_image=1, bytes_per_view=1, free_bytes=10**12
     ) == -(-one_too_many // 4)
 
 
-def test_graphs_take_a_quarter_of_the_free_memory_and_no_more_however_many_images_there_are() -> None:
+def test_kept_graphs_fit_a_quarter_of_the_free_memory_and_a_fixed_limit() -> None:
     assert (
         choose_kept_graph_image_count(image_count=1000, views_per_image=2, bytes_per_view=10, free_bytes=400)
         == 5
@@ -84,7 +84,7 @@ def test_graphs_take_a_quarter_of_the_free_memory_and_no_more_however_many_image
     )
 
 
-def test_a_gpu_keeps_the_graph_of_one_micro_batch() -> None:
+def test_on_a_gpu_only_the_current_micro_batch_keeps_its_graph() -> None:
     assert (
         choose_kept_graph_image_count(
             image_count=1000, views_per_image=1, bytes_per_view=1, free_bytes=10**12, device_type="cuda"
@@ -93,5 +93,5 @@ def test_a_gpu_keeps_the_graph_of_one_micro_batch() -> None:
     )
 
 
-def test_some_memory_is_free_here() -> None:
+def test_free_cpu_memory_is_measured() -> None:
     assert 10**8 < measure_free_memory_bytes(torch.device("cpu")) < 10**14

@@ -10,7 +10,7 @@ COUNT = 7
 
 
 @given(cuts=st.lists(st.integers(1, COUNT - 1), unique=True), steps=st.integers(1, 4))
-def test_images_that_move_part_by_part_move_as_torch_moves_them_together(cuts: list[int], steps: int) -> None:
+def test_partial_adam_steps_match_torch_adam(cuts: list[int], steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(COUNT, 3, side, side) for side in (1, 2, 5)]
     ours = [torch.randn(shape, generator=generator) for shape in shapes]

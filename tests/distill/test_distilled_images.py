@@ -27,12 +27,12 @@ from sfm.distill.pyramid import append_level_and_rescale, decode_pyramid, list_l
         ("猫", ""),
     ],
 )
-def test_a_slug_is_a_name_in_plain_letters(name: str, short: str) -> None:
+def test_make_slug_reduces_a_name_to_ascii(name: str, short: str) -> None:
     assert make_slug(name) == short
 
 
 @given(st.lists(st.tuples(st.text(max_size=80), st.text(max_size=80)), min_size=1, max_size=120))
-def test_folders_sort_in_the_order_of_the_classes_and_are_safe_on_any_disk(
+def test_class_folder_names_sort_in_class_order_and_are_portable(
     classes: list[tuple[str, str]],
 ) -> None:
     folders = make_class_folder_names([class_id for class_id, _ in classes], [name for _, name in classes])
@@ -41,15 +41,15 @@ def test_folders_sort_in_the_order_of_the_classes_and_are_safe_on_any_disk(
     assert all(re.fullmatch(r"\d+(_[a-z0-9-]{1,48})?", folder) for folder in folders)
 
 
-def test_classes_of_the_same_display_name_stay_apart() -> None:
+def test_classes_with_the_same_display_name_get_distinct_folders() -> None:
     assert make_class_folder_names(["n1", "n2"], ["crane", "crane"]) == ["0_crane", "1_crane"]
 
 
-def test_a_name_without_letters_gives_way_to_the_class_id() -> None:
+def test_a_name_without_ascii_letters_falls_back_to_the_class_id() -> None:
     assert make_class_folder_names(["n02123045", "猫"], ["猫", "猫"]) == ["0_n02123045", "1"]
 
 
-def test_files_hold_the_decoded_pyramids_rounded_to_eight_bits(tmp_path: Path) -> None:
+def test_image_files_hold_the_decoded_pyramid_rounded_to_uint8(tmp_path: Path) -> None:
     levels: list[torch.Tensor] = []
     for resolution in list_level_resolutions(20):
         levels = append_level_and_rescale(levels, resolution, 70, 0, torch.device("cpu"))

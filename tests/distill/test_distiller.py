@@ -43,7 +43,7 @@ def open_entry(config: DistillConfig) -> Entry:
     return store.open_entry(summary)
 
 
-def test_iterating_does_every_step_and_yields_its_output(
+def test_iterating_a_distiller_yields_one_output_per_step(
     config: DistillConfig, make_distiller: MakeDistiller
 ) -> None:
     distiller = make_distiller()
@@ -56,7 +56,7 @@ def test_iterating_does_every_step_and_yields_its_output(
     assert not config.out.exists()
 
 
-def test_from_a_config_alone_it_gives_the_images_of_the_command(config: DistillConfig) -> None:
+def test_distiller_from_config_gives_the_images_of_the_distill_command(config: DistillConfig) -> None:
     distiller = Distiller.from_config(config.model_copy(update={"ipc": 2, "views": 2}))
     assert len(distiller.run()) == 12
     images = distiller.decode_images()
@@ -68,7 +68,7 @@ def test_from_a_config_alone_it_gives_the_images_of_the_command(config: DistillC
 
 
 @pytest.mark.parametrize("changes", [{}, SPLIT, {"micro_batch": 2, "graphs": 0, "views": 2}])
-def test_a_saved_state_goes_on_to_the_same_bits(
+def test_a_loaded_state_dict_resumes_bit_for_bit(
     make_distiller: MakeDistiller, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     uninterrupted = make_distiller(**changes)
@@ -86,7 +86,7 @@ def test_a_saved_state_goes_on_to_the_same_bits(
             assert torch.equal(one, other)
 
 
-def test_a_loaded_state_is_a_copy(make_distiller: MakeDistiller) -> None:
+def test_load_state_dict_copies_its_tensors(make_distiller: MakeDistiller) -> None:
     distiller = make_distiller()
     distiller.step()
     saved = copy.deepcopy(distiller.state_dict())
@@ -105,7 +105,7 @@ def test_a_loaded_state_is_a_copy(make_distiller: MakeDistiller) -> None:
         ({"0/level": torch.full((4, 3, 1, 1), torch.nan)}, "values in 0/level that no run can have"),
     ],
 )
-def test_a_state_of_another_run_is_refused(
+def test_a_state_dict_of_another_run_is_refused(
     make_distiller: MakeDistiller, changes: dict[str, torch.Tensor], message: str
 ) -> None:
     distiller = make_distiller()
@@ -140,20 +140,20 @@ def test_a_step_neither_changes_the_weights_nor_computes_their_gradients(
     assert all(torch.equal(tensor, before[name]) for name, tensor in lite0.model.state_dict().items())
 
 
-def test_there_is_no_step_after_the_last(make_distiller: MakeDistiller) -> None:
+def test_a_step_after_the_last_raises_an_error(make_distiller: MakeDistiller) -> None:
     distiller = make_distiller(steps=1)
     distiller.step()
     with pytest.raises(InputError, match="all 1 steps are done"):
         distiller.step()
 
 
-def test_a_backbone_of_other_statistics_is_refused(config: DistillConfig) -> None:
+def test_a_backbone_that_does_not_match_the_statistics_is_refused(config: DistillConfig) -> None:
     other = load_backbone("lite0", image_size=48, device="cpu")
     with pytest.raises(InputError, match="another backbone than this lite0: load lite0 at 32 px"):
         Distiller(config, open_entry(config), other)
 
 
-def test_a_step_leaves_the_threads_of_its_caller_alone(make_distiller: MakeDistiller) -> None:
+def test_a_step_restores_the_thread_count_of_its_caller(make_distiller: MakeDistiller) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -164,7 +164,7 @@ def test_a_step_leaves_the_threads_of_its_caller_alone(make_distiller: MakeDisti
         torch.set_num_threads(before)
 
 
-def test_everything_left_open_is_decided_and_kept_in_record_and_checkpoint(config: DistillConfig) -> None:
+def test_the_resolved_config_is_complete_in_run_record_and_checkpoint(config: DistillConfig) -> None:
     record = distill(config.model_copy(update={"classes": ("class3", "class0", "class1")})).record
     resolved = ResolvedDistillConfig.model_validate(record["resolved"])
     assert resolved.classes == ["class0", "class1", "class3"]
@@ -184,9 +184,7 @@ def test_everything_left_open_is_decided_and_kept_in_record_and_checkpoint(confi
         ({"compiled": True, "captured": True}, "compiled"),
     ],
 )
-def test_the_execution_of_a_run_of_version_0_1_0_is_understood(
-    flags: dict[str, bool], execution: str
-) -> None:
+def test_execution_flags_of_version_0_1_0_are_converted(flags: dict[str, bool], execution: str) -> None:
     (checkpoint,) = RUN_OF_VERSION_0_1_0.glob("checkpoint/*/checkpoint.json")
     recipe = json.loads(checkpoint.read_text())["recipe"] | flags
     assert ResolvedDistillConfig.model_validate(recipe).execution.mode == execution
@@ -220,7 +218,7 @@ def test_a_checkpoint_of_version_0_1_0_is_resumed(old_run: DistillConfig) -> Non
     assert len(losses) == 12
 
 
-def test_a_finished_run_of_version_0_1_0_is_given_back_and_its_config_repeated(
+def test_a_finished_run_of_version_0_1_0_is_returned_and_its_config_is_reproducible(
     old_run: DistillConfig, tmp_path: Path
 ) -> None:
     record = json.loads((RUN_OF_VERSION_0_1_0 / "run.json").read_text())

@@ -26,7 +26,7 @@ from sfm.distill.train_step import (
 
 CLASSES, IPC, VIEWS, SIZE = 4, 2, 2, 32
 SHAPE = (CLASSES, IPC, VIEWS)
-WHOLE = MicroBatching(CLASSES * IPC, "exact", CLASSES * IPC)
+FULL_BATCH = MicroBatching(CLASSES * IPC, "exact", CLASSES * IPC)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def double(lite0: Backbone) -> Backbone:
     return replace(lite0, model=copy.deepcopy(lite0.model).double())
 
 
-def batch(dtype: torch.dtype) -> ImageBatch:
+def make_batch(dtype: torch.dtype) -> ImageBatch:
     levels: list[Tensor] = []
     canvas = compute_canvas_size(SIZE)
     for resolution in list_level_resolutions(canvas):
@@ -43,7 +43,7 @@ def batch(dtype: torch.dtype) -> ImageBatch:
     return ImageBatch(levels, canvas, SIZE, draw_augmentation(3, 7, CLASSES * IPC * VIEWS, canvas), SHAPE)
 
 
-def objective(name: str, dtype: torch.dtype, features: int) -> Objective:
+def make_objective(name: str, dtype: torch.dtype, features: int) -> Objective:
     generator = torch.Generator().manual_seed(1)
     means = torch.rand(CLASSES, features, dtype=dtype, generator=generator)
     own = means[:, None] + 0.1 * torch.rand(CLASSES, IPC, features, dtype=dtype, generator=generator)
@@ -52,7 +52,7 @@ def objective(name: str, dtype: torch.dtype, features: int) -> Objective:
     return lambda seen: decoupled_loss(seen, own, means, 0.7)
 
 
-def cosine(one: BatchGradients, other: BatchGradients) -> float:
+def compute_cosine(one: BatchGradients, other: BatchGradients) -> float:
     flat = [torch.cat([level.flatten() for level in found.levels]).double() for found in (one, other)]
     return torch.cosine_similarity(*flat, dim=0).item()
 
@@ -60,11 +60,11 @@ def cosine(one: BatchGradients, other: BatchGradients) -> float:
 @pytest.mark.parametrize("name", ["sfm", "sfm-decoupled"])
 @pytest.mark.parametrize("micro_batch", range(1, 8))
 @pytest.mark.parametrize("graphs", [0, 5, 8])
-def test_in_float64_micro_batches_of_any_size_give_the_gradient_of_the_whole_batch(
+def test_float64_micro_batch_gradients_match_the_full_batch(
     double: Backbone, name: str, micro_batch: int, graphs: int
 ) -> None:
-    images, wanted = batch(torch.float64), objective(name, torch.float64, double.card.features)
-    whole = collect_gradients(compute_exact_gradients, images, double, wanted, WHOLE)
+    images, wanted = make_batch(torch.float64), make_objective(name, torch.float64, double.card.features)
+    whole = collect_gradients(compute_exact_gradients, images, double, wanted, FULL_BATCH)
     cut = collect_gradients(
         compute_exact_gradients, images, double, wanted, MicroBatching(micro_batch, "exact", graphs)
     )
@@ -74,11 +74,11 @@ def test_in_float64_micro_batches_of_any_size_give_the_gradient_of_the_whole_bat
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 7])
-def test_in_float32_they_point_the_same_way(lite0: Backbone, micro_batch: int) -> None:
-    images, wanted = batch(torch.float32), objective("sfm", torch.float32, lite0.card.features)
-    whole = collect_gradients(compute_exact_gradients, images, lite0, wanted, WHOLE)
+def test_float32_micro_batch_gradients_have_cosine_near_one(lite0: Backbone, micro_batch: int) -> None:
+    images, wanted = make_batch(torch.float32), make_objective("sfm", torch.float32, lite0.card.features)
+    whole = collect_gradients(compute_exact_gradients, images, lite0, wanted, FULL_BATCH)
     assert (
-        cosine(
+        compute_cosine(
             collect_gradients(
                 compute_exact_gradients, images, lite0, wanted, MicroBatching(micro_batch, "exact", 0)
             ),
@@ -88,19 +88,19 @@ def test_in_float32_they_point_the_same_way(lite0: Backbone, micro_batch: int) -
     )
 
 
-def test_in_one_pass_the_gradient_is_exact_where_the_others_have_not_moved(double: Backbone) -> None:
-    images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
-    whole = collect_gradients(compute_exact_gradients, images, double, wanted, WHOLE)
+def test_one_pass_gradients_are_exact_with_up_to_date_features(double: Backbone) -> None:
+    images, wanted = make_batch(torch.float64), make_objective("sfm", torch.float64, double.card.features)
+    whole = collect_gradients(compute_exact_gradients, images, double, wanted, FULL_BATCH)
     cut = collect_gradients(compute_stale_gradients, images, double, wanted, 3, whole.features)
     assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
-    assert cosine(cut, whole) == pytest.approx(1, abs=1e-10)
+    assert compute_cosine(cut, whole) == pytest.approx(1, abs=1e-10)
 
 
-def test_in_one_pass_the_others_are_as_they_were_last_seen(double: Backbone) -> None:
-    images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
+def test_one_pass_gradients_use_the_last_features_of_other_images(double: Backbone) -> None:
+    images, wanted = make_batch(torch.float64), make_objective("sfm", torch.float64, double.card.features)
     before = torch.rand(CLASSES * IPC * VIEWS, double.card.features, dtype=torch.float64)
     cut = collect_gradients(compute_stale_gradients, images, double, wanted, 4, before)
-    now = collect_gradients(compute_exact_gradients, images, double, wanted, WHOLE).features
+    now = collect_gradients(compute_exact_gradients, images, double, wanted, FULL_BATCH).features
     assert torch.allclose(cut.features, now, atol=1e-12)
     levels = [level.detach()[:4].requires_grad_() for level in images.levels]
     mixed = torch.cat([compute_features(images, double, levels, slice(0, 4)), before[4 * VIEWS :]])
@@ -109,8 +109,8 @@ def test_in_one_pass_the_others_are_as_they_were_last_seen(double: Backbone) -> 
         torch.testing.assert_close(found[:4], expected, atol=1e-12, rtol=1e-9)
 
 
-def test_one_pass_begins_with_an_exact_step(double: Backbone) -> None:
-    images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
+def test_one_pass_starts_with_an_exact_step(double: Backbone) -> None:
+    images, wanted = make_batch(torch.float64), make_objective("sfm", torch.float64, double.card.features)
     begun = collect_gradients(
         compute_gradients, images, double, wanted, MicroBatching(3, "one-pass", 0), None
     )
@@ -118,9 +118,9 @@ def test_one_pass_begins_with_an_exact_step(double: Backbone) -> None:
     assert all(map(torch.equal, begun.levels, exact.levels))
 
 
-def forwards(lite0: Backbone, micro_batch: int, graphs: int) -> list[tuple[int, bool]]:
+def record_forward_passes(lite0: Backbone, micro_batch: int, graphs: int) -> list[tuple[int, bool]]:
     """Return how many views went through the backbone in each forward pass of a step, and if with a graph."""
-    images, wanted = batch(torch.float32), objective("sfm", torch.float32, lite0.card.features)
+    images, wanted = make_batch(torch.float32), make_objective("sfm", torch.float32, lite0.card.features)
     seen: list[tuple[int, bool]] = []
     convolution = next(m for m in lite0.model.modules() if isinstance(m, torch.nn.Conv2d))
     handle = convolution.register_forward_pre_hook(
@@ -133,16 +133,16 @@ def forwards(lite0: Backbone, micro_batch: int, graphs: int) -> list[tuple[int, 
     return seen
 
 
-def test_images_whose_graphs_are_kept_go_forward_once_and_the_others_twice(lite0: Backbone) -> None:
+def test_images_with_kept_graphs_need_one_forward_pass_and_others_two(lite0: Backbone) -> None:
     with_graph, without = (2 * VIEWS, True), (2 * VIEWS, False)
-    assert forwards(lite0, 2, 8) == 4 * [with_graph]
-    assert forwards(lite0, 2, 5) == 2 * [without] + 4 * [with_graph]
-    assert forwards(lite0, 2, 0) == 3 * [without] + 4 * [with_graph]
+    assert record_forward_passes(lite0, 2, 8) == 4 * [with_graph]
+    assert record_forward_passes(lite0, 2, 5) == 2 * [without] + 4 * [with_graph]
+    assert record_forward_passes(lite0, 2, 0) == 3 * [without] + 4 * [with_graph]
 
 
 @pytest.mark.parametrize("graphs", [0, 8])
-def test_who_takes_a_gradient_may_change_the_images_that_it_is_of(double: Backbone, graphs: int) -> None:
-    images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
+def test_a_gradient_callback_may_modify_its_images_in_place(double: Backbone, graphs: int) -> None:
+    images, wanted = make_batch(torch.float64), make_objective("sfm", torch.float64, double.card.features)
     cut = MicroBatching(3, "exact", graphs)
     untouched = collect_gradients(compute_exact_gradients, images, double, wanted, cut)
     found: dict[int, list[Tensor]] = {}
@@ -158,11 +158,11 @@ def test_who_takes_a_gradient_may_change_the_images_that_it_is_of(double: Backbo
 
 
 @pytest.mark.parametrize("graphs", [0, 8])
-def test_nobody_is_given_the_gradient_of_a_loss_that_is_not_finite(lite0: Backbone, graphs: int) -> None:
+def test_a_non_finite_loss_raises_before_any_gradient_callback(lite0: Backbone, graphs: int) -> None:
     given: list[slice] = []
     with pytest.raises(NonFiniteLossError, match="nan"):
         compute_exact_gradients(
-            batch(torch.float32),
+            make_batch(torch.float32),
             lite0,
             lambda seen: seen.sum() * torch.nan,
             MicroBatching(3, "exact", graphs),
@@ -171,5 +171,5 @@ def test_nobody_is_given_the_gradient_of_a_loss_that_is_not_finite(lite0: Backbo
     assert not given
 
 
-def test_parts_cover_every_image_once() -> None:
+def test_split_images_covers_every_image_once() -> None:
     assert [(part.start, part.stop) for part in split_images(7, 3)] == [(0, 3), (3, 6), (6, 7)]

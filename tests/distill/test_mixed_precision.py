@@ -32,7 +32,7 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return load_backbone(f"timm/vit_tiny_patch16_224@{file}", image_size=32, device="cpu")
 
 
-def gradient(backbone: Backbone) -> Tensor:
+def compute_gradient(backbone: Backbone) -> Tensor:
     size = backbone.card.preprocessing.input_size
     canvas = compute_canvas_size(size)
     levels: list[Tensor] = []
@@ -48,18 +48,16 @@ def gradient(backbone: Backbone) -> Tensor:
     return torch.cat([level.flatten() for level in found.levels]).double()
 
 
-def cosine(backbone: Backbone) -> float:
-    pair = gradient(backbone), gradient(convert_precision(backbone, "bf16"))
+def compute_bf16_cosine(backbone: Backbone) -> float:
+    pair = compute_gradient(backbone), compute_gradient(convert_precision(backbone, "bf16"))
     return torch.cosine_similarity(*pair, dim=0).item()
 
 
-def test_float32_is_the_backbone_itself(lite0: Backbone) -> None:
+def test_converting_to_float32_returns_the_same_backbone(lite0: Backbone) -> None:
     assert convert_precision(lite0, "float32") is lite0
 
 
-def test_features_are_to_the_bit_those_of_autocast_as_extraction_uses_it(
-    lite0: Backbone, transformer: Backbone
-) -> None:
+def test_bf16_features_match_autocast_bit_for_bit(lite0: Backbone, transformer: Backbone) -> None:
     for backbone in (lite0, transformer):
         images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -69,17 +67,17 @@ def test_features_are_to_the_bit_those_of_autocast_as_extraction_uses_it(
             assert not torch.equal(backbone.features(images), wanted)
 
 
-def test_the_gradient_through_a_transformer_stays_what_it_is(transformer: Backbone) -> None:
-    assert cosine(transformer) >= 0.999
+def test_bf16_gradient_through_a_transformer_is_accurate(transformer: Backbone) -> None:
+    assert compute_bf16_cosine(transformer) >= 0.999
 
 
-def test_the_gradient_through_lite0_stays_within_what_its_kinks_allow(lite0: Backbone) -> None:
+def test_bf16_gradient_through_lite0_is_within_its_noise_limit(lite0: Backbone) -> None:
     # Fifty layers of depthwise convolutions and clipped activations: noise of 1e-3 on the pixels alone turns
     # this gradient to a cosine between 0.95 and 0.99. Measured in bf16: 0.86 to 0.94.
-    assert cosine(lite0) >= 0.8
+    assert compute_bf16_cosine(lite0) >= 0.8
 
 
-def test_converted_weights_are_not_kept_for_every_batch(lite0: Backbone) -> None:
+def test_bf16_weights_are_not_kept_for_every_batch(lite0: Backbone) -> None:
     mixed = convert_precision(lite0, "bf16")
     autocast = replace(lite0, model=BFloat16AutocastModel(lite0.model))
     assert (
@@ -89,7 +87,9 @@ def test_converted_weights_are_not_kept_for_every_batch(lite0: Backbone) -> None
     )
 
 
-def test_a_run_in_bf16_keeps_its_images_in_float32_and_says_so(config: DistillConfig, tmp_path: Path) -> None:
+def test_a_bf16_run_records_its_precision_and_the_same_backbone(
+    config: DistillConfig, tmp_path: Path
+) -> None:
     mixed = distill(config.model_copy(update={"precision": "bf16", "micro_batch": 3}))
     single = distill(config.model_copy(update={"out": tmp_path / "single", "micro_batch": 3}))
     assert mixed.record["precision"] == "bf16"

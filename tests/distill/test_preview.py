@@ -31,7 +31,7 @@ from sfm.stats_store.digests import compute_array_digest
         ([], []),
     ],
 )
-def test_captions_leave_out_what_all_names_begin_with(names: list[str], shown: list[str]) -> None:
+def test_captions_drop_the_common_prefix_of_all_names(names: list[str], shown: list[str]) -> None:
     assert strip_common_caption_prefix(names) == shown
 
 
@@ -44,7 +44,7 @@ def draw_sheet(folder: Path, classes: int, ipc: int) -> Image.Image:
 
 
 @pytest.mark.parametrize(("classes", "ipc", "shown"), [(2, 1, 2), (10, 1, 10), (130, 1, 100), (3, 12, 30)])
-def test_the_preview_shows_the_first_hundred_classes_and_ten_images_of_each(
+def test_the_preview_shows_at_most_100_classes_and_10_images_of_each(
     tmp_path: Path, classes: int, ipc: int, shown: int
 ) -> None:
     picture = np.asarray(draw_sheet(tmp_path, classes, ipc)).astype(int)
@@ -56,16 +56,16 @@ def test_the_preview_shows_the_first_hundred_classes_and_ten_images_of_each(
     assert not written[:, -20:].any()
 
 
-HOSTILE = ["cat\nFelis", "pets[/raw]\x1b[2J", "safe\u202etxt.exe", "x" * 1_000_000, "猫", ""]
+HOSTILE_NAMES = ["cat\nFelis", "pets[/raw]\x1b[2J", "safe\u202etxt.exe", "x" * 1_000_000, "猫", ""]
 
 
 @pytest.mark.parametrize("ipc", [1, 2])
-def test_any_name_has_a_caption_of_one_line(tmp_path: Path, ipc: int) -> None:
-    folders = make_class_folder_names(HOSTILE, HOSTILE)
+def test_any_class_name_gives_a_one_line_caption(tmp_path: Path, ipc: int) -> None:
+    folders = make_class_folder_names(HOSTILE_NAMES, HOSTILE_NAMES)
     grey = np.full((8, 8, 3), 128, dtype=np.uint8)
-    write_images(tmp_path, iter([grey] * (len(HOSTILE) * ipc)), folders, ipc)
-    data = draw_preview_png(tmp_path, folders, HOSTILE, "a title\nof two lines")
-    plain = draw_preview_png(tmp_path, folders, ["a name"] * len(HOSTILE), "a title")
+    write_images(tmp_path, iter([grey] * (len(HOSTILE_NAMES) * ipc)), folders, ipc)
+    data = draw_preview_png(tmp_path, folders, HOSTILE_NAMES, "a title\nof two lines")
+    plain = draw_preview_png(tmp_path, folders, ["a name"] * len(HOSTILE_NAMES), "a title")
     with Image.open(BytesIO(data)) as sheet, Image.open(BytesIO(plain)) as other:
         assert sheet.size == other.size
 
@@ -74,12 +74,12 @@ def read_sheets(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((out / "growth").iterdir())}
 
 
-def test_a_sheet_is_kept_of_every_level_when_it_is_done(config: DistillConfig) -> None:
+def test_a_growth_sheet_is_written_at_the_end_of_every_level(config: DistillConfig) -> None:
     distill(config)
     assert list(read_sheets(config.out)) == [f"step_{step:08d}.png" for step in (1, 2, 3, 4, 5, 6, 12)]
 
 
-def test_the_last_sheet_shows_the_first_image_of_every_class(config: DistillConfig) -> None:
+def test_the_last_growth_sheet_shows_the_first_image_of_every_class(config: DistillConfig) -> None:
     distill(config.model_copy(update={"ipc": 2}))
     files = sorted((config.out / "images").glob("*/0.png"))
     with Image.open(config.out / "growth" / "step_00000012.png") as sheet:
@@ -88,24 +88,22 @@ def test_the_last_sheet_shows_the_first_image_of_every_class(config: DistillConf
     assert (shown == np.concatenate([np.asarray(Image.open(file)) for file in files], axis=1)).all()
 
 
-def test_a_run_that_was_resumed_has_the_sheets_of_one_that_was_not(
-    config: DistillConfig, tmp_path: Path
-) -> None:
+def test_a_resumed_run_writes_identical_growth_sheets(config: DistillConfig, tmp_path: Path) -> None:
     whole = config.model_copy(update={"out": tmp_path / "whole", "checkpoint_every": 3})
     broken = whole.model_copy(update={"out": tmp_path / "broken"})
     distill(whole)
 
-    def pull_the_plug(event: Progress) -> None:
+    def crash_at_step_5(event: Progress) -> None:
         if event.done == 5:
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        distill(broken, pull_the_plug)
+        distill(broken, crash_at_step_5)
     distill(broken.model_copy(update={"resume": True}))
     assert read_sheets(broken.out) == read_sheets(whole.out)
 
 
-def test_the_record_knows_the_pixels_that_were_written(config: DistillConfig) -> None:
+def test_run_record_holds_the_digest_of_the_written_pixels(config: DistillConfig) -> None:
     distill(config.model_copy(update={"ipc": 2}))
     files = sorted((config.out / "images").glob("*/*.png"))
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])

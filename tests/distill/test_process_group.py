@@ -26,7 +26,7 @@ from sfm.events import Progress, no_progress
 
 
 @given(classes=st.integers(1, 50), size=st.integers(1, 9), each=st.integers(1, 4))
-def test_every_class_falls_to_one_process_whole(classes: int, size: int, each: int) -> None:
+def test_split_rows_assigns_each_class_to_one_process(classes: int, size: int, each: int) -> None:
     shares = ProcessGroup(0, size).split_rows(classes, each)
     assert [row for share in shares for row in range(share.start, share.stop)] == list(range(classes * each))
     lengths = [(share.stop - share.start) / each for share in shares]
@@ -35,7 +35,9 @@ def test_every_class_falls_to_one_process_whole(classes: int, size: int, each: i
 
 
 @given(start=st.integers(0, 6), length=st.integers(1, 3), resolution=st.integers(1, 5))
-def test_an_image_starts_from_the_same_noise_wherever_it_is(start: int, length: int, resolution: int) -> None:
+def test_initial_noise_of_an_image_is_independent_of_its_process(
+    start: int, length: int, resolution: int
+) -> None:
     device, part = torch.device("cpu"), slice(start, start + length)
     (whole,) = append_level_and_rescale([], resolution, 9, 5, device)
     (some,) = append_level_and_rescale([], resolution, 9, 5, device, part)
@@ -43,7 +45,7 @@ def test_an_image_starts_from_the_same_noise_wherever_it_is(start: int, length: 
 
 
 @pytest.mark.slow
-def test_two_processes_that_torchrun_starts_give_the_gradient_of_one(tmp_path: Path) -> None:
+def test_gradients_of_two_torchrun_processes_match_a_single_process(tmp_path: Path) -> None:
     program = Path(__file__).parent / "distributed_gradients.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
@@ -69,27 +71,27 @@ def test_two_processes_that_torchrun_starts_give_the_gradient_of_one(tmp_path: P
     torch.testing.assert_close(shared[0]["one/0"][:3], wanted["one/0"][:3], rtol=1e-9, atol=1e-10 * largest)
 
 
-def files(out: Path) -> dict[str, bytes]:
+def read_reproducible_files(out: Path) -> dict[str, bytes]:
     """Return what must not depend on when a run was interrupted, by name."""
     same = [*out.glob("images/*/*.png"), *out.glob("growth/*"), *out.glob("checkpoint/*/state.safetensors")]
     return {str(path.relative_to(out)): path.read_bytes() for path in same}
 
 
-def losses(out: Path) -> list[str]:
+def read_losses(out: Path) -> list[str]:
     with (out / "history.csv").open() as file:
         return [row["loss"] for row in csv.DictReader(file)]
 
 
-def workers() -> list[psutil.Process]:
+def list_worker_processes() -> list[psutil.Process]:
     return [each for each in psutil.Process().children() if "sfm.distill.worker_processes" in each.cmdline()]
 
 
-def at_step(step: int, act: Callable[[], None]) -> Callable[[Progress], None]:
+def call_at_step(step: int, act: Callable[[], None]) -> Callable[[Progress], None]:
     return lambda event: act() if event.done == step else None
 
 
 @pytest.mark.slow
-def test_a_run_in_two_processes_writes_what_one_does_and_survives_an_interrupt_and_a_killed_process(
+def test_a_two_process_run_matches_one_process_and_survives_interrupts_and_kills(
     config: DistillConfig, tmp_path: Path
 ) -> None:
     config = config.model_copy(update={"checkpoint_every": 3, "ipc": 2, "feature_decay": 0.5})
@@ -105,23 +107,23 @@ def test_a_run_in_two_processes_writes_what_one_does_and_survives_an_interrupt_a
     names = [{str(path.relative_to(out)) for path in out.rglob("*")} for out in (alone.out, undisturbed)]
     assert names[0] == names[1]
     # Later steps differ: where a gradient is next to nothing, rounding decides on the sign of Adam's step.
-    assert float(losses(undisturbed)[0]) == pytest.approx(float(losses(alone.out)[0]), rel=1e-6)
+    assert float(read_losses(undisturbed)[0]) == pytest.approx(float(read_losses(alone.out)[0]), rel=1e-6)
     record = json.loads((undisturbed / "run.json").read_bytes())
     assert (record["devices"], record["micro_batch"]) == (2, 4)
 
     config = config.model_copy(update={"devices": 2})
     with pytest.raises(DistillInterrupt):
-        distill(config, at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        distill(config, call_at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
     resumed = config.model_copy(update={"resume": True})
     with pytest.raises(InputError, match=r"process 1 of 2 was killed by SIGKILL.*--resume"):
-        distill(resumed, at_step(8, lambda: workers()[1].kill()))
-    assert not workers()
+        distill(resumed, call_at_step(8, lambda: list_worker_processes()[1].kill()))
+    assert not list_worker_processes()
     seen: list[Progress] = []
     distill(resumed, seen.append)
     assert (seen[-1].done, seen[-1].total) == (12, 12)
-    assert not workers()
-    assert files(config.out) == files(undisturbed)
-    assert losses(config.out) == losses(undisturbed)
+    assert not list_worker_processes()
+    assert read_reproducible_files(config.out) == read_reproducible_files(undisturbed)
+    assert read_losses(config.out) == read_losses(undisturbed)
 
     with pytest.raises(InputError, match="devices was 2 and is 1 now"):
         distill(resumed.model_copy(update={"devices": 1}))

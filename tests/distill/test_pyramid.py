@@ -17,7 +17,7 @@ from sfm.distill.pyramid import (
 CPU = torch.device("cpu")
 
 
-def pyramid(canvas: int, count: int, levels: int, seed: int = 0) -> list[torch.Tensor]:
+def make_pyramid(canvas: int, count: int, levels: int, seed: int = 0) -> list[torch.Tensor]:
     grown: list[torch.Tensor] = []
     for resolution in list_level_resolutions(canvas)[:levels]:
         grown = append_level_and_rescale(grown, resolution, count, seed, CPU)
@@ -25,16 +25,16 @@ def pyramid(canvas: int, count: int, levels: int, seed: int = 0) -> list[torch.T
 
 
 @pytest.mark.parametrize(("input_size", "canvas"), [(224, 256), (96, 110), (32, 37), (48, 55)])
-def test_the_canvas_leaves_an_eighth_of_room_around_the_input(input_size: int, canvas: int) -> None:
+def test_the_canvas_margin_is_an_eighth_of_the_canvas(input_size: int, canvas: int) -> None:
     assert compute_canvas_size(input_size) == canvas
 
 
-def test_levels_double_up_to_the_canvas() -> None:
+def test_level_resolutions_double_up_to_the_canvas() -> None:
     assert list_level_resolutions(256) == (1, 2, 4, 8, 16, 32, 64, 128, 256)
     assert list_level_resolutions(110) == (1, 2, 4, 8, 16, 32, 64, 110)
 
 
-def test_the_colour_matrix_has_columns_of_length_one_at_most() -> None:
+def test_colour_matrix_columns_have_norm_at_most_one() -> None:
     norms = make_decorrelated_to_rgb_matrix().norm(dim=0)
     assert norms.max() == pytest.approx(1.0)
     assert (make_decorrelated_to_rgb_matrix()[:, 0] > 0).all(), "the first component is brightness"
@@ -42,10 +42,10 @@ def test_the_colour_matrix_has_columns_of_length_one_at_most() -> None:
 
 @given(canvas=st.integers(9, 40), levels=st.integers(1, 7), scale=st.floats(0.01, 50))
 @settings(max_examples=25)
-def test_decoding_is_the_sum_of_upsampled_levels_through_colours_and_sigmoid(
+def test_decoding_sums_upsampled_levels_then_applies_colours_and_sigmoid(
     canvas: int, levels: int, scale: float
 ) -> None:
-    stack = [scale * level.detach().double() for level in pyramid(canvas, 2, levels)]
+    stack = [scale * level.detach().double() for level in make_pyramid(canvas, 2, levels)]
     upsampled = [F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in stack]
     mixed = torch.einsum(
         "ij,njyx->niyx", make_decorrelated_to_rgb_matrix().double(), torch.stack(upsampled).sum(0)
@@ -56,8 +56,8 @@ def test_decoding_is_the_sum_of_upsampled_levels_through_colours_and_sigmoid(
     assert images.max() <= 1
 
 
-def test_every_level_receives_the_gradient_of_the_upsampling_it_went_through() -> None:
-    levels = pyramid(20, 2, 6)
+def test_decoding_gradients_of_all_levels_match_bilinear_upsampling() -> None:
+    levels = make_pyramid(20, 2, 6)
     images = decode_pyramid(levels, 20)
     got = torch.autograd.grad(images.square().sum(), levels)
     total = sum(F.interpolate(level, size=(20, 20), mode="bilinear") for level in levels)
@@ -67,14 +67,14 @@ def test_every_level_receives_the_gradient_of_the_upsampling_it_went_through() -
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_an_untrained_pyramid_of_n_levels_has_standard_deviation_one_nth_in_each() -> None:
-    levels = pyramid(110, 20, 8)
+def test_each_of_n_initial_levels_has_standard_deviation_one_over_n() -> None:
+    levels = make_pyramid(110, 20, 8)
     for level in levels[3:]:
         assert level.std().item() == pytest.approx(1 / 8, rel=0.1)
 
 
-def test_growing_keeps_the_layout_and_neither_saturates_nor_flattens_the_pictures() -> None:
-    before = pyramid(110, 20, 5)
+def test_adding_a_level_keeps_image_layout_and_contrast() -> None:
+    before = make_pyramid(110, 20, 5)
     after = append_level_and_rescale(before, 32, 20, 0, CPU)
     old, new = decode_pyramid(before, 110).detach(), decode_pyramid(after, 110).detach()
     assert torch.corrcoef(torch.stack([old.flatten(), new.flatten()]))[0, 1] > 0.8
@@ -82,18 +82,18 @@ def test_growing_keeps_the_layout_and_neither_saturates_nor_flattens_the_picture
     assert 0.05 < new.std().item() < 0.3
 
 
-def test_levels_depend_on_the_seed_and_on_their_number_only() -> None:
+def test_initial_levels_depend_only_on_seed_and_level_count() -> None:
     torch.manual_seed(1)
-    first = pyramid(37, 3, 4)
+    first = make_pyramid(37, 3, 4)
     torch.manual_seed(2)
-    again, other = pyramid(37, 3, 4), pyramid(37, 3, 4, seed=1)
+    again, other = make_pyramid(37, 3, 4), make_pyramid(37, 3, 4, seed=1)
     for one, two, three in zip(first, again, other, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
         assert not torch.equal(one, three)
 
 
 @pytest.mark.parametrize("canvas", [9, 37, 55])
-def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
+def test_dense_and_summed_row_upsampling_agree(canvas: int) -> None:
     sides = list_level_resolutions(canvas)[:-1]
     random = torch.Generator().manual_seed(canvas)
     widened = torch.rand(6, sum(sides), canvas, generator=random)
@@ -106,8 +106,8 @@ def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
 
 
 @pytest.mark.parametrize(("canvas", "levels"), [(9, 1), (9, 4), (9, 5), (37, 7)])
-def test_the_way_back_through_decoding_is_that_of_finite_differences(canvas: int, levels: int) -> None:
-    stack = [level.detach().double().requires_grad_() for level in pyramid(canvas, 2, levels)]
+def test_decoding_backward_matches_finite_differences(canvas: int, levels: int) -> None:
+    stack = [level.detach().double().requires_grad_() for level in make_pyramid(canvas, 2, levels)]
     assert torch.autograd.gradcheck(
         lambda *given: decode_pyramid(given, canvas), stack, atol=1e-7, rtol=1e-5, fast_mode=True
     )

@@ -16,7 +16,7 @@ from sfm.distill.resample import (
 @given(
     rows=st.integers(1, 12), columns=st.integers(1, 12), per_row=st.integers(1, 4), seed=st.integers(0, 999)
 )
-def test_resampling_multiplies_by_a_matrix_and_its_gradient_by_the_transpose(
+def test_resample_rows_and_its_backward_match_dense_matrix_products(
     rows: int, columns: int, per_row: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -33,7 +33,7 @@ def test_resampling_multiplies_by_a_matrix_and_its_gradient_by_the_transpose(
 
 
 @given(size=st.integers(1, 30), out=st.integers(1, 30), seed=st.integers(0, 999))
-def test_two_taps_per_pixel_are_the_rows_of_the_interpolation_matrix(size: int, out: int, seed: int) -> None:
+def test_bilinear_taps_match_the_interpolation_matrix(size: int, out: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     start, length = rng.uniform(-1, size, 4), rng.uniform(0.1, size, 4)
     mirror = rng.uniform(size=4) < 0.5
@@ -46,7 +46,7 @@ def test_two_taps_per_pixel_are_the_rows_of_the_interpolation_matrix(size: int, 
 
 @given(each=st.integers(1, 3), count=st.integers(1, 3), size=st.integers(8, 20), seed=st.integers(0, 999))
 @settings(max_examples=30)
-def test_looking_equals_the_matrix_products_of_the_backbones_views(
+def test_apply_several_crops_per_image_matches_apply_crops_and_its_gradient(
     each: int, count: int, size: int, seed: int
 ) -> None:
     crops = draw_crops(np.random.default_rng(seed), count * each, size)

@@ -21,33 +21,33 @@ from sfm.errors import DamageError, InputError
 from sfm.events import Progress
 
 
-def images(out: Path) -> dict[str, bytes]:
+def read_image_files(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.glob("images/*/*.png"))}
 
 
-def history(out: Path) -> list[dict[str, str]]:
+def read_history(out: Path) -> list[dict[str, str]]:
     with (out / "history.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def course(out: Path) -> list[tuple[str, ...]]:
+def read_history_without_seconds(out: Path) -> list[tuple[str, ...]]:
     """The history without its clock."""
-    return [tuple(value for name, value in row.items() if name != "seconds") for row in history(out)]
+    return [tuple(value for name, value in row.items() if name != "seconds") for row in read_history(out)]
 
 
-class PulledPlugError(Exception):
+class SimulatedCrashError(Exception):
     pass
 
 
-def pull_the_plug_after(step: int) -> Callable[[Progress], None]:
+def crash_after_step(step: int) -> Callable[[Progress], None]:
     def listen(event: Progress) -> None:
         if event.stage == "distil" and event.done == step:
-            raise PulledPlugError
+            raise SimulatedCrashError
 
     return listen
 
 
-def test_a_run_leaves_images_classes_record_history_and_preview(config: DistillConfig) -> None:
+def test_a_run_writes_images_classes_record_history_and_preview(config: DistillConfig) -> None:
     seen: list[Progress] = []
     result = distill(config, seen.append)
     out = config.out
@@ -73,7 +73,7 @@ def test_a_run_leaves_images_classes_record_history_and_preview(config: DistillC
     assert (record["image_size"], record["canvas"], record["ipc"]) == (32, 37, 1)
     assert record["backbone"]["hash"]
     assert record["peak_memory_bytes"] > 1e8
-    rows = history(out)
+    rows = read_history(out)
     assert [int(row["step"]) for row in rows] == list(range(1, 13))
     assert [int(row["resolution"]) for row in rows] == [1, 2, 4, 8, 16, 32] + [37] * 6
     assert float(rows[-1]["loss"]) == pytest.approx(record["loss"], rel=1e-6)
@@ -82,7 +82,7 @@ def test_a_run_leaves_images_classes_record_history_and_preview(config: DistillC
         assert min(sheet.size) > 100
 
 
-def test_image_folder_reads_the_images_in_the_order_of_the_classes(config: DistillConfig) -> None:
+def test_image_folder_reads_the_images_in_class_order(config: DistillConfig) -> None:
     distill(config.model_copy(update={"ipc": 2, "steps": 2}))
     dataset = ImageFolder(config.out / "images")
     assert dataset.classes == ["0_t-shirt-top", "1_sock-left", "2_strasse", "3_class3"]
@@ -96,11 +96,11 @@ def test_distilling_lowers_the_loss(config: DistillConfig, objective: str) -> No
     distill(
         config.model_copy(update={"objective": objective, "steps": 60, "views": 2, "learning_rate": 0.03})
     )
-    losses = [float(row["loss"]) for row in history(config.out)]
+    losses = [float(row["loss"]) for row in read_history(config.out)]
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
 
 
-def test_the_images_of_a_class_differ_and_only_a_missing_centre_gives_way_to_the_mean(
+def test_images_of_a_class_differ_and_a_missing_centre_falls_back_to_the_mean(
     config: DistillConfig,
 ) -> None:
     distill(config.model_copy(update={"ipc": 2}))
@@ -109,63 +109,63 @@ def test_the_images_of_a_class_differ_and_only_a_missing_centre_gives_way_to_the
         assert one.read_bytes() != two.read_bytes()
 
 
-def test_equal_seeds_give_equal_images_and_others_do_not(config: DistillConfig, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_images_and_other_seeds_do_not(config: DistillConfig, tmp_path: Path) -> None:
     runs = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(len(runs))
         distill(config.model_copy(update={"out": tmp_path / name, "seed": seed, "steps": 4}))
-        runs[name] = images(tmp_path / name)
+        runs[name] = read_image_files(tmp_path / name)
     assert runs["a"] == runs["b"]
     assert set(runs["a"].values()).isdisjoint(runs["c"].values())
 
 
 @pytest.mark.parametrize("lost_after", [1, 5, 6, 9, 12])
-def test_a_run_that_died_and_is_resumed_ends_as_if_nothing_had_happened(
+def test_a_crashed_and_resumed_run_matches_an_uninterrupted_run(
     config: DistillConfig, tmp_path: Path, lost_after: int
 ) -> None:
     undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
     every = {"checkpoint_every": 3, "views": 2}
     distill(config.model_copy(update={"out": undisturbed, **every}))
-    with pytest.raises(PulledPlugError):
-        distill(config.model_copy(update={"out": broken, **every}), pull_the_plug_after(lost_after))
+    with pytest.raises(SimulatedCrashError):
+        distill(config.model_copy(update={"out": broken, **every}), crash_after_step(lost_after))
     assert not (broken / "images").exists()
     distill(config.model_copy(update={"out": broken, "resume": True, **every}))
-    assert images(broken) == images(undisturbed)
-    assert course(broken) == course(undisturbed)
+    assert read_image_files(broken) == read_image_files(undisturbed)
+    assert read_history_without_seconds(broken) == read_history_without_seconds(undisturbed)
 
 
 @pytest.mark.parametrize(("gradient", "graphs"), [("exact", 0), ("exact", 4), ("one-pass", 0)])
 @pytest.mark.parametrize("lost_after", [5, 8])
-def test_a_run_in_micro_batches_is_resumed_exactly_too(
+def test_a_run_with_micro_batches_resumes_exactly(
     config: DistillConfig, tmp_path: Path, gradient: str, graphs: int, lost_after: int
 ) -> None:
     cut = {"micro_batch": 3, "gradient": gradient, "graphs": graphs}
     config = config.model_copy(update={"checkpoint_every": 4, "final_rate": 0.1, **cut})
     undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed"})
     distill(undisturbed)
-    with pytest.raises(PulledPlugError):
-        distill(config, pull_the_plug_after(lost_after))
+    with pytest.raises(SimulatedCrashError):
+        distill(config, crash_after_step(lost_after))
     distill(config.model_copy(update={"resume": True}))
-    assert images(config.out) == images(undisturbed.out)
-    assert course(config.out) == course(undisturbed.out)
+    assert read_image_files(config.out) == read_image_files(undisturbed.out)
+    assert read_history_without_seconds(config.out) == read_history_without_seconds(undisturbed.out)
 
 
-def test_a_resumed_run_keeps_the_micro_batch_and_the_graphs_it_chose(
+def test_a_resumed_run_keeps_its_micro_batch_and_graph_counts(
     config: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(PulledPlugError):
-        distill(config, pull_the_plug_after(2))
+    with pytest.raises(SimulatedCrashError):
+        distill(config, crash_after_step(2))
     monkeypatch.setattr("sfm.distill.config_resolution.measure_free_memory_bytes", lambda device: 1)
     record = distill(config.model_copy(update={"resume": True})).record
     assert (record["micro_batch"], record["graphs"]) == (4, 4)
 
 
-def test_a_run_goes_on_with_the_threads_it_began_with(config: DistillConfig) -> None:
+def test_a_resumed_run_keeps_its_thread_count(config: DistillConfig) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        with pytest.raises(PulledPlugError):
-            distill(config, pull_the_plug_after(2))
+        with pytest.raises(SimulatedCrashError):
+            distill(config, crash_after_step(2))
         torch.set_num_threads(1)
         assert distill(config.model_copy(update={"resume": True})).record["threads"] == 2
         assert torch.get_num_threads() == 1
@@ -173,9 +173,9 @@ def test_a_run_goes_on_with_the_threads_it_began_with(config: DistillConfig) -> 
         torch.set_num_threads(before)
 
 
-def test_a_run_goes_on_with_other_threads_if_asked_and_says_so(config: DistillConfig) -> None:
-    with pytest.raises(PulledPlugError):
-        distill(config.model_copy(update={"threads": 2, "checkpoint_every": 2}), pull_the_plug_after(3))
+def test_a_resumed_run_with_another_thread_count_records_a_note(config: DistillConfig) -> None:
+    with pytest.raises(SimulatedCrashError):
+        distill(config.model_copy(update={"threads": 2, "checkpoint_every": 2}), crash_after_step(3))
     told: list[str] = []
     before = torch.get_num_threads()
     again = config.model_copy(update={"resume": True, "threads": 1})
@@ -189,7 +189,7 @@ def test_a_run_goes_on_with_other_threads_if_asked_and_says_so(config: DistillCo
     assert distill(config.model_copy(update={"resume": True})).record == record
 
 
-def test_some_classes_are_distilled_by_their_own_flow(config: DistillConfig, tmp_path: Path) -> None:
+def test_a_class_subset_is_distilled_with_its_own_flow(config: DistillConfig, tmp_path: Path) -> None:
     chosen = tmp_path / "chosen.txt"
     chosen.write_bytes("\ufeff# two\r\nclass3\tthe last\r\n\r\nT-shirt/top\r\n".encode())
     distill(config.model_copy(update={"classes": chosen, "ipc": 2}))
@@ -211,7 +211,7 @@ def test_some_classes_are_distilled_by_their_own_flow(config: DistillConfig, tmp
         ("class0\nclass0\n", "line 2 of class list .* repeats"),
     ],
 )
-def test_a_list_of_classes_that_cannot_be_used_is_refused_in_one_line(
+def test_an_invalid_class_list_is_refused_before_any_output(
     config: DistillConfig, tmp_path: Path, text: str, message: str
 ) -> None:
     file = tmp_path / "chosen.txt"
@@ -223,18 +223,18 @@ def test_a_list_of_classes_that_cannot_be_used_is_refused_in_one_line(
     assert not config.out.exists()
 
 
-def test_without_sub_class_centres_all_images_of_a_class_are_matched_to_its_mean(
+def test_without_sub_class_centres_images_are_matched_to_the_class_mean(
     config: DistillConfig,
 ) -> None:
     result = distill(config.model_copy(update={"ipc": 3, "centres": "none"}))
     assert result.record["ipc"] == 3
-    assert len(images(config.out)) == 12
+    assert len(read_image_files(config.out)) == 12
 
 
-def test_checkpoints_are_bounded_in_number_and_one_is_left_in_the_end(config: DistillConfig) -> None:
+def test_old_checkpoints_are_deleted_and_one_is_left_at_the_end(config: DistillConfig) -> None:
     config = config.model_copy(update={"checkpoint_every": 2})
-    with pytest.raises(PulledPlugError):
-        distill(config, pull_the_plug_after(9))
+    with pytest.raises(SimulatedCrashError):
+        distill(config, crash_after_step(9))
     assert sorted(path.name for path in (config.out / "checkpoint").iterdir()) == [
         "step_00000006",
         "step_00000008",
@@ -243,26 +243,26 @@ def test_checkpoints_are_bounded_in_number_and_one_is_left_in_the_end(config: Di
     assert [path.name for path in (config.out / "checkpoint").iterdir()] == ["step_00000012"]
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(config: DistillConfig, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(config: DistillConfig, tmp_path: Path) -> None:
     config = config.model_copy(update={"checkpoint_every": 4})
     undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed"})
     distill(undisturbed)
-    with pytest.raises(PulledPlugError):
-        distill(config, pull_the_plug_after(10))
+    with pytest.raises(SimulatedCrashError):
+        distill(config, crash_after_step(10))
     newest = config.out / "checkpoint" / "step_00000008" / "state.safetensors"
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(data)
     distill(config.model_copy(update={"resume": True}))
-    assert images(config.out) == images(undisturbed.out)
+    assert read_image_files(config.out) == read_image_files(undisturbed.out)
 
 
-def test_resuming_where_nothing_is_yet_starts_from_the_beginning(config: DistillConfig) -> None:
+def test_resuming_without_a_checkpoint_starts_from_scratch(config: DistillConfig) -> None:
     distill(config.model_copy(update={"resume": True, "steps": 2}))
-    assert len(history(config.out)) == 2
+    assert len(read_history(config.out)) == 2
 
 
-def test_resuming_a_finished_run_gives_it_back_untouched(config: DistillConfig) -> None:
+def test_resuming_a_finished_run_returns_it_unchanged(config: DistillConfig) -> None:
     first = distill(config.model_copy(update={"steps": 3}))
     before = {path: path.stat().st_mtime_ns for path in config.out.rglob("*")}
     again = distill(config.model_copy(update={"steps": 3, "resume": True}))
@@ -288,24 +288,24 @@ def test_resuming_a_finished_run_gives_it_back_untouched(config: DistillConfig) 
         ("precision", "bf16"),
     ],
 )
-def test_a_run_is_not_resumed_as_another_one(config: DistillConfig, field: str, value: object) -> None:
-    with pytest.raises(PulledPlugError):
-        distill(config, pull_the_plug_after(2))
+def test_resuming_with_changed_options_is_refused(config: DistillConfig, field: str, value: object) -> None:
+    with pytest.raises(SimulatedCrashError):
+        distill(config, crash_after_step(2))
     with pytest.raises(InputError, match=rf"cannot resume .*: {field} was .* now"):
         distill(config.model_copy(update={"resume": True, field: value}))
 
 
-def test_a_run_of_another_dataset_is_not_resumed(
+def test_resuming_with_another_dataset_is_refused(
     config: DistillConfig, features: np.ndarray, publish_entry: Callable[..., str], tmp_path: Path
 ) -> None:
     publish_entry(tmp_path / "store", "patterns", {"train/mean": features.mean(1) * 2})
-    with pytest.raises(PulledPlugError):
-        distill(config, pull_the_plug_after(2))
+    with pytest.raises(SimulatedCrashError):
+        distill(config, crash_after_step(2))
     with pytest.raises(InputError, match="dataset was"):
         distill(config.model_copy(update={"resume": True, "store": str(tmp_path / "store")}))
 
 
-RUN = """
+DISTILL_PROGRAM = """
 import sys
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import DistillInterrupt, distill
@@ -319,8 +319,8 @@ except DistillInterrupt as stop:
 """
 
 
-def start(config: DistillConfig) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", RUN, config.model_dump_json()]
+def start_run(config: DistillConfig) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", DISTILL_PROGRAM, config.model_dump_json()]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE)
 
 
@@ -334,13 +334,13 @@ def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.slow
-def test_a_real_process_that_is_told_to_stop_can_be_resumed_bit_for_bit(
+def test_a_process_stopped_by_a_signal_resumes_bit_for_bit(
     config: DistillConfig, tmp_path: Path, number: signal.Signals
 ) -> None:
     config = config.model_copy(update={"steps": 40, "checkpoint_every": 7})
     undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed"})
     distill(undisturbed)
-    process = start(config)
+    process = start_run(config)
     wait_for_step(process, 10)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
@@ -352,13 +352,13 @@ def test_a_real_process_that_is_told_to_stop_can_be_resumed_bit_for_bit(
         assert "of 40" in stdout
         assert "--resume" in stdout
         newest = max((config.out / "checkpoint").iterdir()).name
-        assert len(history(config.out)) == int(newest.removeprefix("step_")) < 40
+        assert len(read_history(config.out)) == int(newest.removeprefix("step_")) < 40
     distill(config.model_copy(update={"resume": True}))
-    assert images(config.out) == images(undisturbed.out)
-    assert course(config.out) == course(undisturbed.out)
+    assert read_image_files(config.out) == read_image_files(undisturbed.out)
+    assert read_history_without_seconds(config.out) == read_history_without_seconds(undisturbed.out)
 
 
-def test_previous_signal_handlers_are_back_after_a_run(config: DistillConfig) -> None:
+def test_signal_handlers_are_restored_after_a_run(config: DistillConfig) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def interrupt(event: Progress) -> None:
@@ -371,9 +371,9 @@ def test_previous_signal_handlers_are_back_after_a_run(config: DistillConfig) ->
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_an_out_directory_that_holds_a_run_is_refused(config: DistillConfig) -> None:
-    with pytest.raises(PulledPlugError):
-        distill(config, pull_the_plug_after(2))
+def test_an_out_directory_with_a_run_is_refused(config: DistillConfig) -> None:
+    with pytest.raises(SimulatedCrashError):
+        distill(config, crash_after_step(2))
     with pytest.raises(InputError, match=r"saved at step 0.*--resume"):
         distill(config)
     distill(config.model_copy(update={"resume": True}))
@@ -381,7 +381,7 @@ def test_an_out_directory_that_holds_a_run_is_refused(config: DistillConfig) -> 
         distill(config)
 
 
-def test_an_out_directory_of_folders_without_end_counts_as_not_empty(tmp_path: Path) -> None:
+def test_a_very_deep_out_directory_counts_as_not_empty(tmp_path: Path) -> None:
     here = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1200):
         os.mkdir("a", dir_fd=here)
@@ -395,7 +395,7 @@ def test_an_out_directory_of_folders_without_end_counts_as_not_empty(tmp_path: P
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_an_out_directory_that_holds_something_else_is_refused_and_left_alone(
+def test_an_out_directory_with_user_files_is_refused_and_left_unchanged(
     config: DistillConfig, resume: bool
 ) -> None:
     config.out.mkdir()
@@ -406,7 +406,7 @@ def test_an_out_directory_that_holds_something_else_is_refused_and_left_alone(
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
+def user_folder(tmp_path: Path) -> Path:
     """A folder of somebody who has no part in it."""
     folder = tmp_path / "elsewhere"
     (folder / "thesis").mkdir(parents=True)
@@ -416,39 +416,39 @@ def elsewhere(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("name", ["checkpoint", "growth"])
-def test_a_link_in_the_place_of_a_folder_that_a_run_clears_is_refused_before_any_work(
-    config: DistillConfig, elsewhere: Path, name: str, resume: bool
+def test_a_symlinked_checkpoint_or_growth_folder_is_refused_before_any_work(
+    config: DistillConfig, user_folder: Path, name: str, resume: bool
 ) -> None:
     config.out.mkdir()
-    (config.out / name).symlink_to(elsewhere)
+    (config.out / name).symlink_to(user_folder)
     with pytest.raises(InputError, match=rf"run/{name} is a symbolic link.*put a folder in its place"):
         distill(config.model_copy(update={"resume": resume}))
-    assert [path.relative_to(elsewhere).as_posix() for path in elsewhere.rglob("*")] == [
+    assert [path.relative_to(user_folder).as_posix() for path in user_folder.rglob("*")] == [
         "thesis",
         "thesis/chapter1.tex",
     ]
 
 
-def test_checkpoints_are_not_deleted_behind_a_link(tmp_path: Path, elsewhere: Path) -> None:
-    (tmp_path / "checkpoint").symlink_to(elsewhere)
+def test_checkpoints_are_not_deleted_through_a_symlink(tmp_path: Path, user_folder: Path) -> None:
+    (tmp_path / "checkpoint").symlink_to(user_folder)
     with pytest.raises(InputError, match="checkpoint is a symbolic link"):
         delete_old_checkpoints(tmp_path / "checkpoint", 1)
-    assert (elsewhere / "thesis" / "chapter1.tex").read_text() == "mine"
+    assert (user_folder / "thesis" / "chapter1.tex").read_text() == "mine"
 
 
-def test_links_among_checkpoints_and_in_the_place_of_images_go_and_what_is_behind_stays(
-    config: DistillConfig, elsewhere: Path
+def test_symlinks_among_checkpoints_and_images_are_replaced_and_their_targets_kept(
+    config: DistillConfig, user_folder: Path
 ) -> None:
-    with pytest.raises(PulledPlugError):
-        distill(config.model_copy(update={"checkpoint_every": 2}), pull_the_plug_after(5))
+    with pytest.raises(SimulatedCrashError):
+        distill(config.model_copy(update={"checkpoint_every": 2}), crash_after_step(5))
     checkpoints = config.out / "checkpoint"
     for path in (config.out / "images", config.out / ".images.partial", checkpoints / "step_00000001"):
-        path.symlink_to(elsewhere)
-    (checkpoints / ".step_00000012.partial").symlink_to(elsewhere)
+        path.symlink_to(user_folder)
+    (checkpoints / ".step_00000012.partial").symlink_to(user_folder)
     distill(config.model_copy(update={"checkpoint_every": 2, "resume": True}))
     assert [path.name for path in checkpoints.iterdir()] == ["step_00000012"]
     assert not (config.out / "images").is_symlink()
-    assert (elsewhere / "thesis" / "chapter1.tex").read_text() == "mine"
+    assert (user_folder / "thesis" / "chapter1.tex").read_text() == "mine"
 
 
 def test_an_empty_out_directory_is_used_and_a_file_is_refused(config: DistillConfig, tmp_path: Path) -> None:
@@ -471,7 +471,7 @@ def test_an_empty_out_directory_is_used_and_a_file_is_refused(config: DistillCon
         ({"store": "/nowhere/at/all"}, "/nowhere/at/all"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(
+def test_invalid_input_raises_a_one_line_error_and_writes_nothing(
     config: DistillConfig, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:
@@ -480,7 +480,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(
     assert not config.out.exists()
 
 
-def test_a_dataset_of_one_class_has_no_flow(
+def test_a_dataset_with_one_class_is_refused(
     config: DistillConfig, features: np.ndarray, publish_entry: Callable[..., str], tmp_path: Path
 ) -> None:
     publish_entry(tmp_path / "store", "one", {"train/mean": features.mean(1)[:1]})
@@ -488,7 +488,7 @@ def test_a_dataset_of_one_class_has_no_flow(
         distill(config.model_copy(update={"store": str(tmp_path / "store"), "dataset": "one"}))
 
 
-def test_statistics_that_are_not_finite_are_refused_by_name(
+def test_non_finite_statistics_are_refused_and_the_array_is_named(
     config: DistillConfig, features: np.ndarray, publish_entry: Callable[..., str], tmp_path: Path
 ) -> None:
     means = features.mean(1)
@@ -510,13 +510,13 @@ def test_statistics_that_are_not_finite_are_refused_by_name(
     assert not config.out.exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(config: DistillConfig) -> None:
+def test_a_non_finite_loss_stops_the_run_and_reports_the_step(config: DistillConfig) -> None:
     with pytest.raises(InputError, match=r"loss is nan in step \d+: lower the learning rate"):
         distill(config.model_copy(update={"learning_rate": 1e38}))
     assert not (config.out / "run.json").exists()
 
 
-def test_a_full_disk_leaves_a_run_that_can_be_resumed(config: DistillConfig, tmp_path: Path) -> None:
+def test_a_run_on_a_full_disk_can_be_resumed(config: DistillConfig, tmp_path: Path) -> None:
     undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed", "checkpoint_every": 4})
     distill(undisturbed)
     config = config.model_copy(update={"checkpoint_every": 4})
@@ -525,15 +525,15 @@ def test_a_full_disk_leaves_a_run_that_can_be_resumed(config: DistillConfig, tmp
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
 
-    command = [sys.executable, "-c", RUN, config.model_dump_json()]
+    command = [sys.executable, "-c", DISTILL_PROGRAM, config.model_dump_json()]
     ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
     assert "InputError: cannot write" in ended.stderr
     assert not [path for path in config.out.rglob("*") if path.name.startswith(".")]
     distill(config.model_copy(update={"resume": True}))
-    assert images(config.out) == images(undisturbed.out)
+    assert read_image_files(config.out) == read_image_files(undisturbed.out)
 
 
-def test_a_preview_that_cannot_be_written_is_a_warning_and_the_run_is_finished(
+def test_an_unwritable_preview_is_a_warning_and_the_run_finishes(
     config: DistillConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     (config.out / "preview.png").mkdir(parents=True)

@@ -24,13 +24,13 @@ def objective(backbone: Backbone) -> Objective:
     return lambda features: sfm_loss(features, target)
 
 
-def copied(levels: list[torch.Tensor]) -> list[torch.Tensor]:
+def clone_levels(levels: list[torch.Tensor]) -> list[torch.Tensor]:
     return [level.detach().clone() for level in levels]
 
 
-def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbone) -> None:
+def test_the_objective_receives_features_by_class_image_and_view(lite0: Backbone) -> None:
     state = init_distill_state(CONFIG, lite0.device)
-    images = decode_pyramid(copied(state.levels), CONFIG.canvas_pixels)
+    images = decode_pyramid(clone_levels(state.levels), CONFIG.canvas_pixels)
     seen: list[torch.Tensor] = []
     wanted = objective(lite0)
     term = LossTerm(lite0, lambda features: wanted(seen.append(features.detach()) or features))
@@ -47,9 +47,9 @@ def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbo
         torch.testing.assert_close(seen[0][place], alone, atol=1e-4, rtol=1e-3)
 
 
-def test_the_first_step_of_adam_moves_against_the_gradient_by_the_learning_rate(lite0: Backbone) -> None:
+def test_the_first_adam_step_has_the_size_of_the_learning_rate(lite0: Backbone) -> None:
     state = init_distill_state(CONFIG, lite0.device)
-    before = copied(state.levels)[0]
+    before = clone_levels(state.levels)[0]
     train_step(state, CONFIG, [LossTerm(lite0, objective(lite0))])
     # The first of its means is the gradient times one minus its decay.
     gradient = state.adam.first_moments[0]
@@ -57,7 +57,7 @@ def test_the_first_step_of_adam_moves_against_the_gradient_by_the_learning_rate(
     torch.testing.assert_close(state.levels[0].detach(), before - 1e-2 * gradient.sign(), atol=1e-4, rtol=0)
 
 
-def test_the_pyramid_grows_on_time_with_a_fresh_optimizer(lite0: Backbone) -> None:
+def test_the_pyramid_grows_on_schedule_with_a_fresh_optimizer(lite0: Backbone) -> None:
     state, wanted = init_distill_state(CONFIG, lite0.device), objective(lite0)
     sides, ages = [], []
     for _ in range(10):
@@ -68,12 +68,12 @@ def test_the_pyramid_grows_on_time_with_a_fresh_optimizer(lite0: Backbone) -> No
     assert ages == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
 
 
-def test_a_pyramid_that_reached_the_canvas_stays_as_it_is() -> None:
+def test_a_pyramid_at_canvas_size_stops_growing() -> None:
     assert CONFIG.count_levels_at(10**6) == len(list_level_resolutions(CONFIG.canvas_pixels))
 
 
 @given(steps=st.integers(2, 10_000), final=st.floats(0, 1))
-def test_the_learning_rate_falls_over_the_second_half_to_what_is_left_of_it(steps: int, final: float) -> None:
+def test_the_learning_rate_decays_over_the_second_half_to_the_final_rate(steps: int, final: float) -> None:
     config = CONFIG.model_copy(update={"steps": steps, "final_rate": final})
     rates = [config.learning_rate_at(step) for step in range(steps)]
     assert rates[: steps // 2] == [config.learning_rate] * (steps // 2)
@@ -82,7 +82,7 @@ def test_the_learning_rate_falls_over_the_second_half_to_what_is_left_of_it(step
 
 
 @given(steps=st.integers(1, 10_000), image_size=st.integers(8, 512))
-def test_even_growth_leaves_at_least_half_of_the_run_to_all_levels(steps: int, image_size: int) -> None:
+def test_the_growth_interval_leaves_half_of_the_run_to_all_levels(steps: int, image_size: int) -> None:
     every = choose_growth_interval(steps, image_size)
     count = len(list_level_resolutions(compute_canvas_size(image_size)))
     assert every >= 1
@@ -91,9 +91,9 @@ def test_even_growth_leaves_at_least_half_of_the_run_to_all_levels(steps: int, i
         assert config.count_levels_at(steps // 2) == count
 
 
-def test_a_loss_that_is_not_finite_leaves_the_images_alone(lite0: Backbone) -> None:
+def test_a_non_finite_loss_leaves_the_state_unchanged(lite0: Backbone) -> None:
     state = init_distill_state(CONFIG, lite0.device)
-    before = copied(state.levels)
+    before = clone_levels(state.levels)
     with pytest.raises(InputError, match="loss is nan in step 1"):
         train_step(state, CONFIG, [LossTerm(lite0, lambda features: features.sum() * torch.nan)])
     assert state.step == 0

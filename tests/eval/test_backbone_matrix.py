@@ -28,7 +28,7 @@ def two_runs(tmp_path: Path, write_run: NewRun, lite0_entry: Entry, lite1_entry:
     return [write_run(tmp_path / "on0", lite0_entry), write_run(tmp_path / "on1", lite1_entry)]
 
 
-def test_two_runs_on_all_backbones_give_a_matrix_with_and_without_inheritance(
+def test_two_runs_on_all_backbones_give_a_matrix_of_every_mode(
     two_runs: list[Path], fashion_store: str
 ) -> None:
     config = EvaluateRunsConfig.model_validate(
@@ -49,7 +49,7 @@ def test_two_runs_on_all_backbones_give_a_matrix_with_and_without_inheritance(
         assert alone.full_data == evaluation.full_data
 
 
-def test_all_backbones_are_those_of_the_same_data_and_role(
+def test_backbone_all_selects_entries_of_the_same_data_and_role(
     tmp_path: Path, fashion_store: str, write_run: NewRun
 ) -> None:
     store = open_store(fashion_store)
@@ -64,7 +64,7 @@ def test_all_backbones_are_those_of_the_same_data_and_role(
     assert {e.held_out_samples for e in found.provenance.entries} == {tuning.test_samples}
 
 
-def test_of_all_backbones_those_that_cannot_be_had_are_left_out_and_named(
+def test_backbone_all_skips_backbones_that_cannot_be_loaded_and_notes_them(
     two_runs: list[Path], fashion_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sfm.eval import evaluation
@@ -86,7 +86,7 @@ def test_of_all_backbones_those_that_cannot_be_had_are_left_out_and_named(
             evaluate(EvaluateConfig.model_validate({"run": two_runs[0], "backbone": asked} | options))
 
 
-def test_runs_of_different_data_make_no_matrix(
+def test_evaluating_runs_of_different_data_together_is_refused(
     tmp_path: Path, lite0_entry: Entry, write_run: NewRun, fashion_store: str
 ) -> None:
     store = open_store(fashion_store)
@@ -97,9 +97,7 @@ def test_runs_of_different_data_make_no_matrix(
     assert not any((run / "evaluation.json").exists() for run in runs)
 
 
-def test_nothing_is_trained_while_one_of_several_runs_is_not_whole(
-    two_runs: list[Path], fashion_store: str
-) -> None:
+def test_no_run_is_evaluated_while_another_is_incomplete(two_runs: list[Path], fashion_store: str) -> None:
     shutil.rmtree(two_runs[1] / "images")
     with pytest.raises(InputError, match="on1/images is missing"):
         evaluate_runs(EvaluateRunsConfig(run=two_runs, store=fashion_store))
@@ -107,7 +105,7 @@ def test_nothing_is_trained_while_one_of_several_runs_is_not_whole(
 
 
 @pytest.mark.parametrize("digest", [None, "as distilled", "another"])
-def test_images_edited_by_hand_are_evaluated_and_told_of(
+def test_edited_images_are_evaluated_and_noted(
     new_run: NewRun, fashion_store: str, digest: str | None
 ) -> None:
     from sfm.eval.distilled_run import read_distilled_run
@@ -124,7 +122,7 @@ def test_images_edited_by_hand_are_evaluated_and_told_of(
     assert any("edited" in note for note in found.notes) == (digest == "another")
 
 
-def test_the_command_prints_the_matrix_and_repeats_itself_from_what_it_wrote(
+def test_the_command_prints_the_matrix_and_can_be_repeated_from_its_output(
     two_runs: list[Path], fashion_store: str
 ) -> None:
     runner, runs = CliRunner(), [str(run) for run in two_runs]
@@ -151,7 +149,7 @@ def test_the_command_prints_the_matrix_and_repeats_itself_from_what_it_wrote(
 @pytest.mark.parametrize(
     ("mode", "guess"), [("inhert", "did you mean inherit"), ("KD", "should be 'linear'"), ("joit", "joint?")]
 )
-def test_an_unknown_mode_is_one_line_with_close_matches(
+def test_an_unknown_mode_raises_a_one_line_error_with_close_matches(
     new_run: NewRun, fashion_store: str, mode: str, guess: str
 ) -> None:
     asked = ["evaluate", str(new_run()), "--store", fashion_store, "--mode", mode]

@@ -15,17 +15,17 @@ from sfm.eval.baselines import (
 ROLE = np.array([[1, 1, 0, 0, 0, 255], [1, 0, 1, 0, 0, 0]], dtype=np.uint8)
 
 
-def test_the_nearest_come_in_stored_order() -> None:
+def test_nearest_exemplars_keep_their_stored_order() -> None:
     assert choose_indices_nearest_to_mean(ROLE, 2).tolist() == [[0, 1], [0, 2]]
 
 
-def test_the_class_with_fewest_exemplars_decides() -> None:
+def test_the_exemplar_count_is_the_minimum_over_classes() -> None:
     assert count_min_exemplars_per_class(ROLE, NEAREST_ROLE) == 2
     assert count_min_exemplars_per_class(ROLE, RANDOM_ROLE) == 3
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 3), draws=st.integers(1, 5))
-def test_a_draw_holds_random_exemplars_and_none_of_them_twice(seed: int, count: int, draws: int) -> None:
+def test_a_draw_holds_distinct_random_exemplars(seed: int, count: int, draws: int) -> None:
     drawn = draw_random_exemplar_indices(ROLE, count, draws, seed)
     assert drawn.shape == (draws, 2, count)
     for draw in drawn:
@@ -34,7 +34,7 @@ def test_a_draw_holds_random_exemplars_and_none_of_them_twice(seed: int, count: 
             assert len(set(draw[c].tolist())) == count
 
 
-def test_draws_share_no_image_while_there_are_enough() -> None:
+def test_draws_are_disjoint_while_there_are_enough_exemplars() -> None:
     drawn = draw_random_exemplar_indices(ROLE, 1, 3, run_seed=0)
     for c in range(2):
         assert len(set(drawn[:, c, 0].tolist())) == 3
@@ -42,7 +42,7 @@ def test_draws_share_no_image_while_there_are_enough() -> None:
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 3))
-def test_neighbours_are_the_nearest_exemplars_that_are_left(seed: int, count: int) -> None:
+def test_neighbours_are_the_nearest_unused_exemplars(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     exemplars, distilled = (rng.normal(size=(2, n, 4)).astype(np.float32) for n in (6, count))
     chosen = choose_indices_nearest_to_distilled(ROLE, exemplars, distilled)

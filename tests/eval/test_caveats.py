@@ -38,7 +38,7 @@ ENTRY = EntryRecord(
 )
 
 
-def test_distilled_images_that_lose_to_random_ones_are_warned_of_per_backbone_and_mode() -> None:
+def test_random_baseline_warnings_are_given_per_backbone_and_mode() -> None:
     rows = [
         make_row("distilled", 0.4),
         make_row("distilled", 0.6, mode="kd"),
@@ -55,7 +55,7 @@ def test_distilled_images_that_lose_to_random_ones_are_warned_of_per_backbone_an
     ]
 
 
-def test_random_images_count_that_were_trained_on_alike_or_else_most_thoroughly() -> None:
+def test_the_random_baseline_has_the_same_protocol_or_else_the_most_thorough() -> None:
     def set_protocol(made: AccuracyRow, epochs: int | None, views: int, seeds: int = 2) -> AccuracyRow:
         return made.model_copy(update={"epochs": epochs, "views": views, "seeds": seeds, "seed": 0})
 
@@ -76,7 +76,7 @@ def test_random_images_count_that_were_trained_on_alike_or_else_most_thoroughly(
     assert find_random_baseline(set_protocol(make_row("distilled", 0.3), 1000, 9), rows) is None
 
 
-def test_more_than_the_classifier_of_all_real_images_is_put_in_words() -> None:
+def test_accuracy_above_full_data_gives_a_note() -> None:
     data = [
         make_full_data_row("linear", 0.6),
         make_full_data_row("nearest class mean", 0.65),

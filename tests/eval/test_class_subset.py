@@ -5,7 +5,7 @@ from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.stats_store.store import Entry
 
 
-def test_the_moments_of_all_classes_are_those_of_the_entry(lite0_entry: Entry) -> None:
+def test_moments_of_all_classes_equal_the_stored_ones(lite0_entry: Entry) -> None:
     subset = ClassSubsetStatistics(lite0_entry, np.arange(10))
     assert subset.has_all_classes
     moments = subset.read_moments()
@@ -13,7 +13,7 @@ def test_the_moments_of_all_classes_are_those_of_the_entry(lite0_entry: Entry) -
         assert np.array_equal(getattr(moments, name), lite0_entry.read_array(f"train/{name}"))
 
 
-def test_the_covariance_of_some_classes_is_the_pooled_one_of_all(lite0_entry: Entry) -> None:
+def test_covariance_of_a_class_subset_is_the_pooled_covariance_of_all_classes(lite0_entry: Entry) -> None:
     subset = ClassSubsetStatistics(lite0_entry, np.array([0, 3, 4]))
     assert not subset.has_all_classes
     moments = subset.read_moments()
@@ -23,9 +23,7 @@ def test_the_covariance_of_some_classes_is_the_pooled_one_of_all(lite0_entry: En
 
 
 @pytest.mark.parametrize("classes", [[2], [0, 9], list(range(10))])
-def test_held_out_samples_are_those_of_the_classes_numbered_anew(
-    lite0_entry: Entry, classes: list[int]
-) -> None:
+def test_held_out_samples_of_a_class_subset_are_relabelled(lite0_entry: Entry, classes: list[int]) -> None:
     features, labels = ClassSubsetStatistics(lite0_entry, np.array(classes)).read_held_out_samples()
     stored = lite0_entry.read_array("test/label")
     rows = np.flatnonzero(np.isin(stored, classes))

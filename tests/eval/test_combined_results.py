@@ -35,7 +35,7 @@ def list_row_names(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     return [(row.images, row.backbone, row.mode) for row in evaluation.rows]
 
 
-def test_a_later_evaluation_keeps_what_an_earlier_one_measured(new_run: NewRun, fashion_store: str) -> None:
+def test_a_later_evaluation_keeps_the_rows_of_earlier_ones(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     first = evaluate(make_config(run, fashion_store, mode=["linear"]))
     second = evaluate(make_config(run, fashion_store, backbone=["lite1"], mode=["inherit"], epochs=5))
@@ -48,7 +48,7 @@ def test_a_later_evaluation_keeps_what_an_earlier_one_measured(new_run: NewRun, 
     assert second.changes == [f"kept: {len(first.rows)} rows of earlier evaluations"]
 
 
-def test_the_same_measurement_replaces_the_earlier_one_and_says_so(
+def test_a_repeated_measurement_replaces_the_earlier_row_and_reports_it(
     new_run: NewRun, fashion_store: str
 ) -> None:
     run = new_run()
@@ -67,7 +67,7 @@ def test_the_same_measurement_replaces_the_earlier_one_and_says_so(
     assert read_evaluation(path).earlier == []
 
 
-def test_another_protocol_is_another_row(new_run: NewRun, fashion_store: str) -> None:
+def test_another_protocol_adds_another_row(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     for options in ({}, {"epochs": 5}, {"seeds": 3}, {"views": 3}, {"seed": 1}):
         evaluate(make_config(run, fashion_store, **{"mode": ["linear"]} | options))
@@ -81,9 +81,7 @@ def test_another_protocol_is_another_row(new_run: NewRun, fashion_store: str) ->
     ]
 
 
-def test_commands_stay_on_record_while_figures_of_theirs_are_there(
-    new_run: NewRun, fashion_store: str
-) -> None:
+def test_earlier_commands_are_kept_as_long_as_their_rows(new_run: NewRun, fashion_store: str) -> None:
     run, quick = new_run(), {"mode": ["inherit-ridge"], "epochs": 1, "views": 1, "projector_views": 1}
     for options in ({"seeds": 1}, {"backbone": ["lite1"]}, {"backbone": ["lite1"]}, {"seeds": 1}):
         evaluate(make_config(run, fashion_store, **quick | options))
@@ -101,7 +99,7 @@ def test_commands_stay_on_record_while_figures_of_theirs_are_there(
     assert earlier == [([], 3), (["lite1"], 2)]
 
 
-def test_figures_of_images_that_are_gone_are_dropped_and_said(new_run: NewRun, fashion_store: str) -> None:
+def test_rows_of_changed_images_are_dropped_and_reported(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     before = evaluate(make_config(run, fashion_store))
     image = next((run / "images").rglob("*.png"))
@@ -113,7 +111,7 @@ def test_figures_of_images_that_are_gone_are_dropped_and_said(new_run: NewRun, f
     assert read_evaluation(run / "evaluation.json").rows == found.rows
 
 
-def test_the_file_of_an_older_version_is_added_to(new_run: NewRun, fashion_store: str) -> None:
+def test_the_evaluation_file_of_an_older_version_is_extended(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     found = evaluate(make_config(run, fashion_store, mode=["linear", "inherit"]))
     old = json.loads((run / "evaluation.json").read_text())
@@ -132,7 +130,9 @@ def test_the_file_of_an_older_version_is_added_to(new_run: NewRun, fashion_store
     assert kept.model_copy(update={"per_class": measured.per_class}) == measured
 
 
-def test_a_result_that_is_something_else_is_not_written_over(new_run: NewRun, fashion_store: str) -> None:
+def test_an_evaluation_file_of_unknown_content_is_not_overwritten(
+    new_run: NewRun, fashion_store: str
+) -> None:
     run = new_run()
     (run / "evaluation.json").write_text("my notes")
     with pytest.raises(
@@ -142,7 +142,7 @@ def test_a_result_that_is_something_else_is_not_written_over(new_run: NewRun, fa
     assert (run / "evaluation.json").read_text() == "my notes"
 
 
-def test_classifiers_of_another_protocol_are_not_lost(new_run: NewRun, fashion_store: str) -> None:
+def test_classifiers_of_another_protocol_are_kept(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     for epochs in (10, 5, 10):
         evaluate(make_config(run, fashion_store, mode=["linear"], save=True, epochs=epochs))
@@ -153,7 +153,9 @@ def test_classifiers_of_another_protocol_are_not_lost(new_run: NewRun, fashion_s
     assert (run / "classifiers" / "lite0-linear.safetensors") in files
 
 
-def test_the_result_goes_elsewhere_if_asked_to(new_run: NewRun, fashion_store: str, tmp_path: Path) -> None:
+def test_out_writes_results_and_classifiers_to_another_place(
+    new_run: NewRun, fashion_store: str, tmp_path: Path
+) -> None:
     run, other = new_run(), new_run("other")
     options = {"store": fashion_store, "mode": ["linear"], "save": True, **SHORT}
     evaluate(
@@ -177,7 +179,7 @@ def test_the_result_goes_elsewhere_if_asked_to(new_run: NewRun, fashion_store: s
         )
 
 
-def test_results_in_one_folder_keep_their_classifiers_apart(
+def test_results_in_one_folder_have_separate_classifier_folders(
     new_run: NewRun, fashion_store: str, tmp_path: Path
 ) -> None:
     for name, ipc in (("a", 1), ("b", 2)):
@@ -189,7 +191,7 @@ def test_results_in_one_folder_keep_their_classifiers_apart(
     assert safe_open(first, framework="pt").metadata()["images"] != found.provenance.images
 
 
-def test_the_result_of_another_run_is_not_written_over(
+def test_the_result_of_another_run_is_not_overwritten(
     new_run: NewRun, fashion_store: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
@@ -199,7 +201,7 @@ def test_the_result_of_another_run_is_not_written_over(
     assert read_evaluation(out / "evaluation.json").rows == found.rows
 
 
-def test_where_nothing_can_be_written_nothing_is_computed(new_run: NewRun, fashion_store: str) -> None:
+def test_an_unwritable_output_is_refused_before_any_computation(new_run: NewRun, fashion_store: str) -> None:
     run, events = new_run(), list[Progress]()
     (run / "evaluation.json").mkdir()
     with pytest.raises(InputError, match=r"cannot write .*evaluation\.json: .*; give --out"):
@@ -212,7 +214,7 @@ def make_result_unwritable(run: Path) -> Callable[[Progress], None]:
     return lambda event: (run / "evaluation.json").mkdir(exist_ok=True)
 
 
-def test_what_cannot_be_written_in_the_end_is_still_handed_back(new_run: NewRun, fashion_store: str) -> None:
+def test_a_failed_write_raises_an_error_that_holds_the_results(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     with pytest.raises(NotWrittenError, match=r"cannot .*evaluation\.json: Is a directory") as refused:
         evaluate(make_config(run, fashion_store, mode=["linear"]), make_result_unwritable(run))
@@ -225,7 +227,7 @@ def test_what_cannot_be_written_in_the_end_is_still_handed_back(new_run: NewRun,
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
-def test_the_command_prints_what_it_could_not_write(
+def test_the_command_prints_results_that_it_could_not_write(
     new_run: NewRun, fashion_store: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sfm.eval import evaluation as stage
@@ -248,7 +250,7 @@ def raise_disk_full(path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["views", "blocks", "epochs"])
-def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(
+def test_an_interrupted_evaluation_resumes_with_the_same_numbers(
     new_run: NewRun, fashion_store: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfm.eval.view_features.CPU_BATCH_PIXELS", 7 * 32**2)
@@ -271,7 +273,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(
     assert not (run / "evaluation.partial").exists()
 
 
-def test_views_that_were_computed_are_not_computed_again(
+def test_computed_views_are_not_recomputed_after_an_interrupt(
     new_run: NewRun, fashion_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfm.eval.view_features.CPU_BATCH_PIXELS", 10 * 32**2)
@@ -290,7 +292,7 @@ def test_views_that_were_computed_are_not_computed_again(
     assert first == [30, 40, 50, 60, 70, 80]
 
 
-def test_a_finished_evaluation_leaves_the_work_of_an_interrupted_one(
+def test_a_finished_evaluation_keeps_the_partial_results_of_another(
     new_run: NewRun, fashion_store: str
 ) -> None:
     run, events = new_run(), list[Progress]()
@@ -308,7 +310,7 @@ def test_a_finished_evaluation_leaves_the_work_of_an_interrupted_one(
     assert not (run / "evaluation.partial").exists()
 
 
-def test_an_interrupted_command_says_what_is_true(
+def test_an_interrupted_command_says_whether_it_resumes_or_starts_over(
     new_run: NewRun, fashion_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sfm.eval import evaluation as stage
@@ -330,7 +332,7 @@ def test_an_interrupted_command_says_what_is_true(
     assert "run the same command again to start over" in CliRunner().invoke(app, command).stderr
 
 
-def test_work_that_cannot_be_kept_does_not_stop_an_evaluation(
+def test_an_unwritable_work_folder_is_a_warning_and_the_evaluation_finishes(
     new_run: NewRun, fashion_store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = new_run()

@@ -14,7 +14,7 @@ from sfm.eval.distilled_run import read_distilled_run
 NewRun = Callable[..., Path]
 
 
-def test_images_are_those_that_torchvision_reads_in_the_same_order(new_run: NewRun) -> None:
+def test_distilled_images_are_read_in_the_order_of_torchvision(new_run: NewRun) -> None:
     run = new_run(ipc=2)
     read = read_distilled_run(run)
     folder = ImageFolder(str(run / "images"))
@@ -24,7 +24,7 @@ def test_images_are_those_that_torchvision_reads_in_the_same_order(new_run: NewR
         assert label == own
 
 
-def test_a_hand_edited_image_counts_as_it_is(new_run: NewRun) -> None:
+def test_an_edited_image_is_read_as_it_is(new_run: NewRun) -> None:
     run = new_run()
     path = run / "images" / "3_class" / "0.png"
     with Image.open(path) as image:
@@ -33,7 +33,7 @@ def test_a_hand_edited_image_counts_as_it_is(new_run: NewRun) -> None:
     assert np.array_equal(read_distilled_run(run).pixels[3], expected)
 
 
-def test_files_that_a_file_manager_hides_are_no_images(new_run: NewRun) -> None:
+def test_hidden_files_among_the_images_are_ignored(new_run: NewRun) -> None:
     run = new_run()
     (run / "images" / ".DS_Store").touch()
     assert len(read_distilled_run(run).pixels) == 10
@@ -80,7 +80,7 @@ def drop_record(run: Path) -> None:
     (run / "run.json").unlink()
 
 
-def be_unfinished(run: Path) -> None:
+def make_unfinished(run: Path) -> None:
     (run / "run.json").unlink()
     (run / "checkpoint").mkdir()
 
@@ -93,7 +93,7 @@ def spoil_record(run: Path) -> None:
     (run / "run.json").write_text("{")
 
 
-def be_another_command(run: Path) -> None:
+def set_another_command(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"command": "extract"}))
 
@@ -116,14 +116,14 @@ def renumber_classes(run: Path) -> None:
         (spoil_image, r"cannot read the image .*4_class/0\.png"),
         (write_nonsense, r"cannot read the image .*4_class/0\.png"),
         (drop_record, r"not a finished run of `sfm distill`: cannot read run\.json"),
-        (be_unfinished, r"not a finished run of `sfm distill`, but holds a checkpoint: .* with --resume"),
+        (make_unfinished, r"not a finished run of `sfm distill`, but holds a checkpoint: .* with --resume"),
         (drop_classes, r"not a finished run of `sfm distill`: cannot read classes\.json"),
         (spoil_record, r"run\.json is not what `sfm distill` writes"),
-        (be_another_command, r"run\.json is not what `sfm distill` writes: command"),
+        (set_another_command, r"run\.json is not what `sfm distill` writes: command"),
         (renumber_classes, r"does not number its classes"),
     ],
 )
-def test_a_directory_that_is_not_a_whole_run_is_refused_in_one_line(
+def test_an_incomplete_run_directory_raises_a_one_line_error(
     new_run: NewRun, damage: Callable[[Path], None], message: str
 ) -> None:
     run = new_run()
@@ -133,6 +133,6 @@ def test_a_directory_that_is_not_a_whole_run_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+def test_a_missing_run_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run directory at"):
         read_distilled_run(tmp_path / "nowhere")

@@ -63,7 +63,7 @@ def events() -> list[Progress]:
 
 
 @pytest.fixture(scope="module")
-def whole(
+def full_evaluation(
     tmp_path_factory: pytest.TempPathFactory,
     write_run: NewRun,
     lite0_entry: Entry,
@@ -78,8 +78,10 @@ def whole(
     return evaluate(asked, events.append)
 
 
-def test_every_backbone_has_both_modes_real_images_and_all_real_data_beside_them(whole: Evaluation) -> None:
-    assert [(r.images, r.backbone, r.mode) for r in whole.rows] == [
+def test_each_backbone_has_rows_of_all_modes_real_baselines_and_full_data(
+    full_evaluation: Evaluation,
+) -> None:
+    assert [(r.images, r.backbone, r.mode) for r in full_evaluation.rows] == [
         (images, backbone, mode)
         for backbone in ("lite0", "lite1")
         for images, mode in (
@@ -91,16 +93,16 @@ def test_every_backbone_has_both_modes_real_images_and_all_real_data_beside_them
             ("neighbour", "linear"),
         )
     ]
-    assert [(r.backbone, r.classifier) for r in whole.full_data] == [
+    assert [(r.backbone, r.classifier) for r in full_evaluation.full_data] == [
         (backbone, classifier)
         for backbone in ("lite0", "lite1")
         for classifier in ("linear", "nearest class mean", "discriminant")
     ]
-    assert not any("real images:" in note or "left out" in note for note in whole.notes)
+    assert not any("real images:" in note or "left out" in note for note in full_evaluation.notes)
 
 
-def test_a_row_sums_up_its_seeds_by_mean_and_sample_deviation(whole: Evaluation) -> None:
-    for r in whole.rows:
+def test_a_row_holds_mean_and_sample_deviation_over_its_seeds(full_evaluation: Evaluation) -> None:
+    for r in full_evaluation.rows:
         assert r.seeds == len(r.top1) == (1 if r.images == "none" else 3)
         assert r.top5 is not None
         if r.seeds == 1:
@@ -112,20 +114,22 @@ def test_a_row_sums_up_its_seeds_by_mean_and_sample_deviation(whole: Evaluation)
         assert r.top5_std == pytest.approx(np.std(r.top5, ddof=1))
 
 
-def test_real_images_are_trained_on_by_exactly_the_protocol_of_distilled_ones(whole: Evaluation) -> None:
+def test_real_baselines_use_the_training_protocol_of_distilled_images(full_evaluation: Evaluation) -> None:
     for backbone in ("lite0", "lite1"):
-        as_distilled = find_row(whole, "distilled", backbone, "linear")
-        as_baseline = find_row(whole, "nearest", backbone, "linear")
+        as_distilled = find_row(full_evaluation, "distilled", backbone, "linear")
+        as_baseline = find_row(full_evaluation, "nearest", backbone, "linear")
         assert as_distilled.top1 == as_baseline.top1
         assert as_distilled.top5 == as_baseline.top5
 
 
-def test_every_seed_of_the_random_baseline_is_another_draw(whole: Evaluation) -> None:
-    assert len(set(find_row(whole, "random", "lite0", "linear").top1)) > 1
+def test_each_seed_of_the_random_baseline_uses_another_draw(full_evaluation: Evaluation) -> None:
+    assert len(set(find_row(full_evaluation, "random", "lite0", "linear").top1)) > 1
 
 
-def test_the_full_data_classifier_scores_what_its_entry_says(whole: Evaluation, lite0_entry: Entry) -> None:
-    card, (linear, nearest_mean, _) = lite0_entry.classifier, whole.full_data[:3]
+def test_full_data_accuracies_match_the_stored_classifier_and_class_means(
+    full_evaluation: Evaluation, lite0_entry: Entry
+) -> None:
+    card, (linear, nearest_mean, _) = lite0_entry.classifier, full_evaluation.full_data[:3]
     assert linear.top1 == pytest.approx(card.held_out_top1, abs=0.003)
     assert linear.top5 == pytest.approx(card.held_out_top5, abs=0.003)
     means, features = (
@@ -138,43 +142,49 @@ def test_the_full_data_classifier_scores_what_its_entry_says(whole: Evaluation, 
     )
 
 
-def test_inheriting_on_another_backbone_recovers_half_of_the_full_data_accuracy(whole: Evaluation) -> None:
-    (full,) = (f.top1 for f in whole.full_data if (f.backbone, f.classifier) == ("lite1", "linear"))
-    assert find_row(whole, "distilled", "lite1", "inherit").top1_mean > 0.5 * full
+def test_inheriting_on_another_backbone_recovers_half_of_the_full_data_accuracy(
+    full_evaluation: Evaluation,
+) -> None:
+    (full,) = (f.top1 for f in full_evaluation.full_data if (f.backbone, f.classifier) == ("lite1", "linear"))
+    assert find_row(full_evaluation, "distilled", "lite1", "inherit").top1_mean > 0.5 * full
 
 
 @pytest.mark.parametrize("backbone", ["lite0", "lite1"])
-def test_inheriting_beats_a_head_trained_on_the_images(whole: Evaluation, backbone: str) -> None:
+def test_inheriting_beats_a_head_trained_on_the_images(full_evaluation: Evaluation, backbone: str) -> None:
     inherited, linear = (
-        find_row(whole, "distilled", backbone, mode).top1_mean for mode in ("inherit", "linear")
+        find_row(full_evaluation, "distilled", backbone, mode).top1_mean for mode in ("inherit", "linear")
     )
     assert inherited > linear + 0.05
 
 
-def test_the_file_in_the_run_directory_holds_what_is_returned(whole: Evaluation) -> None:
-    written = json.loads((Path(whole.config["run"]) / "evaluation.json").read_text())
-    assert Evaluation.model_validate(written) == whole
+def test_evaluation_json_equals_the_returned_evaluation(full_evaluation: Evaluation) -> None:
+    written = json.loads((Path(full_evaluation.config["run"]) / "evaluation.json").read_text())
+    assert Evaluation.model_validate(written) == full_evaluation
     assert {"images", "backbone", "mode", "top1_mean", "top1_std", "top5_mean", "top5_std", "seeds"} <= set(
         written["rows"][0]
     )
     assert EvaluateConfig.model_validate(written["config"]).backbone == ["lite0", "lite1"]
 
 
-def test_figures_say_which_entries_they_come_from(whole: Evaluation, lite0_entry: Entry) -> None:
-    provenance = whole.provenance
+def test_provenance_names_the_entries_of_an_evaluation(
+    full_evaluation: Evaluation, lite0_entry: Entry
+) -> None:
+    provenance = full_evaluation.provenance
     assert provenance.distilled_from == lite0_entry.summary.entry_digest
     assert [e.backbone for e in provenance.entries] == ["lite0", "lite1"]
     assert provenance.entries[0].entry_digest == provenance.distilled_from
     assert provenance.role == "full"
 
 
-def test_every_stage_ends_with_all_of_it_done(whole: Evaluation, events: list[Progress]) -> None:
+def test_every_stage_reports_complete_progress(full_evaluation: Evaluation, events: list[Progress]) -> None:
     last = {p.stage: p for p in events}
     assert len(last) == 2 * 4 + 2 * 4 + 2
     assert all(p.done == p.total for p in last.values())
 
 
-def test_equal_seeds_give_equal_numbers_and_other_seeds_others(new_run: NewRun, fashion_store: str) -> None:
+def test_equal_seeds_give_equal_accuracies_and_other_seeds_do_not(
+    new_run: NewRun, fashion_store: str
+) -> None:
     run = new_run()
     first, again, other = (evaluate(make_config(run, fashion_store, seed=seed)) for seed in (1, 1, 2))
     assert first.rows == again.rows
@@ -182,7 +192,7 @@ def test_equal_seeds_give_equal_numbers_and_other_seeds_others(new_run: NewRun, 
         assert one.images == "none" or (one.top1, one.top5) != (two.top1, two.top5)
 
 
-def test_a_mode_costs_nothing_unless_asked_for(new_run: NewRun, fashion_store: str) -> None:
+def test_modes_that_are_not_requested_are_not_computed(new_run: NewRun, fashion_store: str) -> None:
     events: list[Progress] = []
     asked = make_config(new_run(), fashion_store, mode=["linear"], backbone=["lite1"])
     found = evaluate(asked, events.append)
@@ -190,7 +200,7 @@ def test_a_mode_costs_nothing_unless_asked_for(new_run: NewRun, fashion_store: s
     assert not any("lite0" in p.stage or "projector" in p.stage for p in events)
 
 
-def test_without_exemplars_there_are_no_real_images_and_a_note_says_so(
+def test_without_exemplars_real_baselines_are_skipped_with_a_note(
     tmp_path: Path, lite0_entry: Entry, new_run: NewRun
 ) -> None:
     store = republish(lite0_entry, tmp_path / "store", without="exemplar/")
@@ -203,7 +213,7 @@ def test_without_exemplars_there_are_no_real_images_and_a_note_says_so(
     assert "no exemplars" in found.notes[0]
 
 
-def test_what_a_seed_scores_does_not_depend_on_how_many_follow(new_run: NewRun, fashion_store: str) -> None:
+def test_the_accuracy_of_a_seed_is_independent_of_the_seed_count(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     one, three = (evaluate(make_config(run, fashion_store, seeds=seeds)) for seeds in (1, 3))
     for alone, among in zip(one.rows, three.rows, strict=True):
@@ -212,7 +222,7 @@ def test_what_a_seed_scores_does_not_depend_on_how_many_follow(new_run: NewRun, 
         assert alone.top1_std == 0.0
 
 
-def test_a_mode_scores_the_same_whatever_else_is_asked_for(new_run: NewRun, fashion_store: str) -> None:
+def test_the_accuracy_of_a_mode_is_independent_of_other_modes(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     together = evaluate(make_config(run, fashion_store))
     for mode in ("linear", "inherit"):
@@ -220,13 +230,13 @@ def test_a_mode_scores_the_same_whatever_else_is_asked_for(new_run: NewRun, fash
         assert find_row(alone, "distilled", "lite0", mode) == find_row(together, "distilled", "lite0", mode)
 
 
-def test_draws_that_share_images_are_told_of(new_run: NewRun, fashion_store: str) -> None:
+def test_random_draws_that_share_images_give_a_note(new_run: NewRun, fashion_store: str) -> None:
     found = evaluate(make_config(new_run(ipc=2), fashion_store, seeds=3, mode=["linear"]))
     assert [r.images for r in found.rows] == ["distilled", "random", "nearest", "neighbour"]
     assert "share images" in found.notes[0]
 
 
-def test_too_few_exemplars_for_the_images_per_class_are_told_of(new_run: NewRun, fashion_store: str) -> None:
+def test_too_few_exemplars_give_a_note_and_skip_the_baseline(new_run: NewRun, fashion_store: str) -> None:
     found = evaluate(make_config(new_run(ipc=4), fashion_store, mode=["linear"]))
     assert [r.images for r in found.rows] == ["distilled", "neighbour"]
     assert [note.split(":")[0] for note in found.notes if "through" not in note] == [
@@ -235,7 +245,7 @@ def test_too_few_exemplars_for_the_images_per_class_are_told_of(new_run: NewRun,
     ]
 
 
-def test_with_four_classes_top5_is_left_open(tmp_path: Path, lite0_entry: Entry, write_run: NewRun) -> None:
+def test_top5_is_none_with_four_classes(tmp_path: Path, lite0_entry: Entry, write_run: NewRun) -> None:
     store = republish(lite0_entry, tmp_path / "store", classes=4)
     found = evaluate(make_config(write_run(tmp_path / "run", open_only_entry(store)), store))
     for r in found.rows:
@@ -257,7 +267,7 @@ def keep_classes(run: Path, kept: list[int]) -> None:
     (run / "classes.json").write_text(json.dumps(listed))
 
 
-def test_a_run_of_some_classes_is_evaluated_on_their_held_out_samples(
+def test_a_run_of_a_class_subset_is_evaluated_on_its_held_out_samples(
     new_run: NewRun, fashion_store: str, lite0_entry: Entry
 ) -> None:
     run, kept = new_run(), [1, 5, 7, 8, 9]
@@ -279,7 +289,7 @@ def test_a_run_of_some_classes_is_evaluated_on_their_held_out_samples(
     assert found.full_data[2].top1 > 0.7
 
 
-def test_a_run_on_a_tuning_entry_is_evaluated_on_its_part_of_the_training_split(
+def test_a_run_on_a_tuning_entry_is_evaluated_on_the_tuning_held_out_samples(
     tmp_path: Path, fashion_store: str, write_run: NewRun
 ) -> None:
     store = open_store(fashion_store)
@@ -325,14 +335,14 @@ def test_a_run_with_other_classes_than_its_entry_is_refused(new_run: NewRun, fas
         ({"image_size": 48}, "at 48 px: the store holds"),
     ],
 )
-def test_a_backbone_that_the_store_does_not_know_is_refused(
+def test_a_backbone_without_a_store_entry_is_refused(
     new_run: NewRun, fashion_store: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         evaluate(make_config(new_run(), fashion_store, **options))
 
 
-def test_a_classifier_is_inherited_only_with_the_backbone_it_was_trained_on(
+def test_inheriting_from_a_backbone_with_other_weights_is_refused(
     new_run: NewRun, fashion_store: str
 ) -> None:
     run = new_run()
@@ -343,7 +353,7 @@ def test_a_classifier_is_inherited_only_with_the_backbone_it_was_trained_on(
         evaluate(make_config(run, fashion_store, backbone=["lite1"], mode=["inherit"]))
 
 
-def test_a_result_that_cannot_be_written_leaves_the_old_one(new_run: NewRun, fashion_store: str) -> None:
+def test_a_failed_write_keeps_the_existing_result(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     (run / "evaluation.json").mkdir()
     (run / "evaluation.json" / "mine").write_text("the old one")

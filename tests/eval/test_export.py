@@ -59,7 +59,7 @@ def rename_class(run: Path, index: int, name: str) -> None:
     (run / "classes.json").write_text(json.dumps(classes))
 
 
-def test_torchvision_reads_an_image_folder_in_the_order_of_the_labels(
+def test_torchvision_reads_an_exported_image_folder_in_label_order(
     finished_run: Path, tmp_path: Path
 ) -> None:
     from torchvision.datasets import ImageFolder
@@ -83,13 +83,13 @@ def test_webdataset_reads_images_labels_and_classes_from_the_tar(finished_run: P
     assert (np.stack([np.asarray(image) for image, _, _ in samples]) == read_pixels(finished_run)).all()
 
 
-def test_the_same_images_make_the_same_tar(finished_run: Path, tmp_path: Path) -> None:
+def test_equal_images_give_byte_identical_tars(finished_run: Path, tmp_path: Path) -> None:
     first, second = (export_run(finished_run, tmp_path / name, "webdataset") for name in ("a", "b"))
     assert (first / "train.tar").read_bytes() == (second / "train.tar").read_bytes()
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "webdataset", "parquet"])
-def test_datasets_loads_every_format_by_its_card(
+def test_datasets_loads_every_exported_format_from_its_card(
     finished_run: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -114,7 +114,7 @@ def test_datasets_loads_every_format_by_its_card(
         assert found.features["label"].names == read_class_names(finished_run)
 
 
-def test_a_table_says_by_itself_what_its_columns_are(finished_run: Path, tmp_path: Path) -> None:
+def test_a_parquet_export_declares_its_own_features(finished_run: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     out = export_run(finished_run, tmp_path / "out", "parquet")
     (out / "README.md").unlink()
@@ -125,7 +125,7 @@ def test_a_table_says_by_itself_what_its_columns_are(finished_run: Path, tmp_pat
     assert (np.stack([np.asarray(one) for one in found["image"]]) == read_pixels(finished_run)).all()
 
 
-def test_classes_of_one_name_are_told_apart_in_a_table(run: Path, tmp_path: Path) -> None:
+def test_equal_class_names_are_disambiguated_in_a_parquet_export(run: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rename_class(run, 1, "crane | bird")
     rename_class(run, 2, "crane | bird")
@@ -136,13 +136,13 @@ def test_classes_of_one_name_are_told_apart_in_a_table(run: Path, tmp_path: Path
     assert "| 1 | crane \\| bird | 1 |" in (out / "README.md").read_text()
 
 
-def test_a_run_in_a_folder_whose_name_is_not_utf8_is_exported(finished_run: Path, tmp_path: Path) -> None:
+def test_a_run_in_a_folder_with_a_non_utf8_name_is_exported(finished_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished_run, tmp_path / os.fsdecode(b"caf\xe9")))
     out = export_run(run, tmp_path / os.fsdecode(b"out\xe9"), "webdataset")
     assert r"caf\xe9-again" in (out / "README.md").read_text(encoding="utf-8")
 
 
-def test_names_of_any_kind_are_exported_and_shown_as_they_are(run: Path, tmp_path: Path) -> None:
+def test_arbitrary_names_are_exported_unchanged_and_escaped_on_the_card(run: Path, tmp_path: Path) -> None:
     rename_class(run, 1, "cat\nFelis [x](http://evil)\x1b[2J")
     rename_class(run, 2, "x" * 1000)
     record = json.loads((run / "run.json").read_text()) | {"dataset": "pets [raw]\n# evil <b>"}
@@ -157,9 +157,7 @@ def test_names_of_any_kind_are_exported_and_shown_as_they_are(run: Path, tmp_pat
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "webdataset", "parquet"])
-def test_the_card_of_a_dataset_is_one_that_the_hub_understands(
-    finished_run: Path, tmp_path: Path, form: str
-) -> None:
+def test_the_dataset_card_has_valid_hub_metadata(finished_run: Path, tmp_path: Path, form: str) -> None:
     card = DatasetCard.load(export_run(finished_run, tmp_path / "out", form) / "README.md")
     assert card.data.license == "mit"
     assert card.data.task_categories == ["image-classification"]
@@ -178,7 +176,7 @@ def test_the_card_of_a_dataset_is_one_that_the_hub_understands(
         ("ImageNet terms", {"license": "other", "license_name": "ImageNet terms"}),
     ],
 )
-def test_the_licence_of_the_data_goes_with_the_images(
+def test_the_data_licence_is_written_to_the_dataset_card(
     run: Path, tmp_path: Path, given: str, shown: dict[str, str]
 ) -> None:
     record = json.loads((run / "run.json").read_text())
@@ -187,7 +185,9 @@ def test_the_licence_of_the_data_goes_with_the_images(
     assert shown.items() <= card.data.to_dict().items()
 
 
-def test_a_licence_may_be_named_for_the_export_and_a_missing_one_is_said(run: Path, tmp_path: Path) -> None:
+def test_the_licence_option_overrides_the_record_and_a_missing_one_is_reported(
+    run: Path, tmp_path: Path
+) -> None:
     out = export_run(run, tmp_path / "named", "imagefolder", licence="CC0-1.0")
     card = DatasetCard.load(out / "README.md")
     assert card.data.license == "cc0-1.0"
@@ -200,7 +200,7 @@ def test_a_licence_may_be_named_for_the_export_and_a_missing_one_is_said(run: Pa
     assert "then give --licence" in done.stdout
 
 
-def test_the_card_of_a_dataset_says_how_to_read_its_figures(finished_run: Path, tmp_path: Path) -> None:
+def test_the_dataset_card_explains_its_accuracies(finished_run: Path, tmp_path: Path) -> None:
     text = (export_run(finished_run, tmp_path / "out", "imagefolder") / "README.md").read_text()
     assert "| lite0 | Distilled, inherit (own backbone) |" in text
     assert "shows that classifier more than the images" in " ".join(text.split())
@@ -225,14 +225,14 @@ def test_the_code_on_a_classifier_card_classifies_an_image(
     assert done.stdout.strip() in read_class_names(run)
 
 
-def test_a_projector_of_other_images_is_not_exported(run: Path, fashion_store: str, tmp_path: Path) -> None:
+def test_a_projector_of_edited_images_is_not_exported(run: Path, fashion_store: str, tmp_path: Path) -> None:
     image = sorted((run / "images").rglob("*.png"))[0]
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     with pytest.raises(InputError, match="no projector from lite1 to lite0"):
         export_run(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
 
 
-def test_edited_images_are_exported_as_they_are_and_the_card_says_so(run: Path, tmp_path: Path) -> None:
+def test_edited_images_are_exported_unchanged_and_noted_on_the_card(run: Path, tmp_path: Path) -> None:
     image = sorted((run / "images").rglob("*.png"))[0]
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     out = export_run(run, tmp_path / "out", "imagefolder")
@@ -242,7 +242,7 @@ def test_edited_images_are_exported_as_they_are_and_the_card_says_so(run: Path, 
     assert "top-1" not in card.text  # the figures at hand are of other images
 
 
-def test_safetensors_reads_the_classifier_of_all_real_images(
+def test_safetensors_reads_the_exported_full_data_classifier(
     finished_run: Path, fashion_store: str, lite0_entry: Entry, tmp_path: Path
 ) -> None:
     from safetensors.numpy import load_file
@@ -259,7 +259,7 @@ def test_safetensors_reads_the_classifier_of_all_real_images(
     assert about["class_names"] == read_class_names(finished_run)
 
 
-def test_a_run_of_some_classes_has_their_part_of_the_classifier(
+def test_a_run_of_a_class_subset_exports_its_rows_of_the_classifier(
     partial_run: Path, fashion_store: str, lite0_entry: Entry, tmp_path: Path
 ) -> None:
     from safetensors.numpy import load_file
@@ -273,7 +273,7 @@ def test_a_run_of_some_classes_has_their_part_of_the_classifier(
     assert about["held_out_top1"] is None  # what the store knows is of all ten
 
 
-def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
+def test_exported_projector_and_classifier_reproduce_the_evaluated_accuracy(
     finished_run: Path, fashion_store: str, tmp_path: Path
 ) -> None:
     from safetensors.numpy import load_file
@@ -305,7 +305,7 @@ def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
 
 
 @pytest.mark.slow
-def test_a_projector_that_was_not_trained_is_one_line_whose_command_makes_it(
+def test_a_missing_projector_error_is_one_line_with_the_command_to_train_it(
     run: Path, fashion_store: str, tmp_path: Path
 ) -> None:
     shutil.rmtree(run / "classifiers")
@@ -324,7 +324,7 @@ def test_a_projector_that_was_not_trained_is_one_line_whose_command_makes_it(
 
 
 @pytest.mark.parametrize("result", ["r.json", "results/evaluation.json"])
-def test_figures_and_projectors_of_a_run_that_cannot_be_written_lie_elsewhere(
+def test_evaluation_option_finds_results_and_projectors_outside_the_run(
     run: Path, fashion_store: str, tmp_path: Path, result: str
 ) -> None:
     elsewhere = tmp_path / result
@@ -344,7 +344,7 @@ def test_figures_and_projectors_of_a_run_that_cannot_be_written_lie_elsewhere(
         export_run(run, tmp_path / "again", "classifier", **options)
 
 
-def test_a_projector_of_other_classes_is_not_mixed_up(
+def test_a_projector_of_other_classes_is_refused(
     finished_run: Path, partial_run: Path, fashion_store: str, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(partial_run, tmp_path / "run"))
@@ -353,18 +353,18 @@ def test_a_projector_of_other_classes_is_not_mixed_up(
         export_run(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
 
 
-def test_a_damaged_projector_is_one_line(run: Path, fashion_store: str, tmp_path: Path) -> None:
+def test_a_damaged_projector_is_refused(run: Path, fashion_store: str, tmp_path: Path) -> None:
     (run / "classifiers" / "lite1-inherit.safetensors").write_bytes(b"not tensors at all")
     with pytest.raises(InputError, match=r"lite1-inherit\.safetensors is damaged"):
         export_run(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
 
 
-def test_a_classifier_needs_the_store(finished_run: Path, tmp_path: Path) -> None:
+def test_exporting_a_classifier_requires_a_store(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--store is required for a classifier"):
         export_run(finished_run, tmp_path / "out", "classifier")
 
 
-def test_what_systems_leave_in_a_folder_does_not_count_and_stays(tmp_path: Path) -> None:
+def test_system_files_in_the_output_folder_are_ignored_and_kept(tmp_path: Path) -> None:
     left = {".DS_Store", "Thumbs.db", "lost+found"}
     for name in left:
         (tmp_path / name).mkdir()
@@ -380,7 +380,7 @@ def test_what_systems_leave_in_a_folder_does_not_count_and_stays(tmp_path: Path)
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_an_export_deletes_nothing_behind_a_link(tmp_path: Path, there: bool) -> None:
+def test_export_deletes_nothing_through_a_symlink(tmp_path: Path, there: bool) -> None:
     out, victim = tmp_path / "out", tmp_path / "victim"
     victim.mkdir()
     (victim / "thesis.tex").write_text("mine")
@@ -396,7 +396,7 @@ def test_an_export_deletes_nothing_behind_a_link(tmp_path: Path, there: bool) ->
     assert (victim / "thesis.tex").read_text() == "mine"
 
 
-def test_work_of_an_evaluation_is_neither_kept_nor_deleted_behind_a_link(
+def test_partial_results_are_neither_written_nor_deleted_through_a_symlink(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     key, victim = "a" * KEY_CHARACTERS, tmp_path / "victim"
@@ -411,7 +411,7 @@ def test_work_of_an_evaluation_is_neither_kept_nor_deleted_behind_a_link(
     assert "work is a symbolic link" in caplog.text
 
 
-def test_only_a_new_or_empty_folder_is_written(finished_run: Path, tmp_path: Path) -> None:
+def test_export_writes_only_to_a_new_or_empty_folder(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     export_run(finished_run, tmp_path / "empty", "imagefolder")
     before = sorted((tmp_path / "empty").rglob("*"))
@@ -423,7 +423,9 @@ def test_only_a_new_or_empty_folder_is_written(finished_run: Path, tmp_path: Pat
         export_run(finished_run, tmp_path / "file", "parquet")
 
 
-def test_an_unknown_format_is_one_line(finished_run: Path, tmp_path: Path) -> None:
+def test_an_unknown_format_exits_with_code_2_and_lists_the_formats(
+    finished_run: Path, tmp_path: Path
+) -> None:
     command = [SFM, "export", str(finished_run), "--format", "zip", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2

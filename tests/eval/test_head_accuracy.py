@@ -25,7 +25,7 @@ def make_random_problem(seed: int, classes: int, seeds: int = 2, samples: int = 
 
 
 @given(seed=st.integers(0, 1000), classes=st.integers(6, 20))
-def test_top1_and_top5_are_those_of_scikit_learn(seed: int, classes: int) -> None:
+def test_top1_and_top5_accuracy_match_scikit_learn(seed: int, classes: int) -> None:
     heads, features, labels = make_random_problem(seed, classes)
     found = compute_accuracy_by_seed(heads, features, labels)
     assert found.top5 is not None
@@ -41,19 +41,19 @@ def test_top5_is_undefined_with_fewer_than_five_classes(classes: int, defined: b
     assert (found.top5 is not None) == defined
 
 
-def test_a_classifier_that_cannot_tell_classes_apart_is_never_right() -> None:
+def test_tied_logits_count_as_wrong() -> None:
     logits = torch.zeros(3, 10)
     assert rank_true_class_from_zero(logits, torch.tensor([0, 5, 9])).tolist() == [9, 9, 9]
 
 
-def test_a_diverged_classifier_is_an_error_and_not_a_low_accuracy() -> None:
+def test_non_finite_heads_raise_an_error() -> None:
     heads, features, labels = make_random_problem(0, 6)
     heads.weight[1, 2, 3] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite"):
         compute_accuracy_by_seed(heads, features, labels)
 
 
-def test_accuracy_does_not_depend_on_how_many_samples_are_scored_at_once(
+def test_accuracy_is_independent_of_the_batch_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     problem = make_random_problem(3, 6)
@@ -73,7 +73,7 @@ def test_the_nearest_class_mean_is_a_linear_classifier(seed: int, classes: int) 
 
 
 @given(seed=st.integers(0, 1000), classes=st.integers(2, 12))
-def test_confusions_are_those_of_scikit_learn_summed_over_heads(seed: int, classes: int) -> None:
+def test_summed_confusion_matrices_match_scikit_learn(seed: int, classes: int) -> None:
     heads, features, labels = make_random_problem(seed, classes)
     predicted = [(features @ heads.weight[s].T + heads.bias[s]).argmax(1) for s in range(2)]
     expected = sum(confusion_matrix(labels, p, labels=range(classes)) for p in predicted)

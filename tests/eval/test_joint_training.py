@@ -78,7 +78,7 @@ class PlainModel:
 
 
 @pytest.mark.parametrize("images", [8, 130])
-def test_joint_trains_all_seeds_as_two_plain_layers_together(images: int) -> None:
+def test_joint_training_matches_two_torch_layers_trained_together(images: int) -> None:
     view_features, labels, classifier, schedule = make_problem(images)
     model = train_projectors_with_heads(view_features, labels, classifier, schedule)
     for s in range(SEEDS):
@@ -87,7 +87,7 @@ def test_joint_trains_all_seeds_as_two_plain_layers_together(images: int) -> Non
         plain.assert_equal_to(model, s)
 
 
-def test_stage_trains_all_seeds_as_two_plain_layers_one_after_the_other() -> None:
+def test_stage_training_matches_two_torch_layers_trained_in_sequence() -> None:
     view_features, labels, classifier, schedule = make_problem(8)
     calls: list[tuple[int, int]] = []
     model = train_projectors_then_heads(
@@ -101,7 +101,7 @@ def test_stage_trains_all_seeds_as_two_plain_layers_one_after_the_other() -> Non
         plain.assert_equal_to(model, s)
 
 
-def test_the_inherited_classifier_itself_is_never_changed() -> None:
+def test_the_inherited_classifier_is_not_modified() -> None:
     view_features, labels, classifier, schedule = make_problem(8)
     before = classifier.weight.clone(), classifier.bias.clone()
     for train_model in (train_projectors_with_heads, train_projectors_then_heads):
@@ -111,7 +111,7 @@ def test_the_inherited_classifier_itself_is_never_changed() -> None:
     assert torch.equal(classifier.bias, before[1])
 
 
-def test_the_gradient_is_that_of_the_mean_cross_entropy() -> None:
+def test_joint_training_gradients_match_autograd() -> None:
     view_features, labels, _, _ = make_problem(8)
     generator = torch.Generator().manual_seed(0)
     shapes = [(SEEDS, TARGETS, FEATURES), (SEEDS, TARGETS), (SEEDS, CLASSES, TARGETS), (SEEDS, CLASSES)]

@@ -40,7 +40,7 @@ def compute_loss(logits: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
     return 0.5 * cross_entropy(logits, labels) + 0.5 * 16 * softened
 
 
-def test_soft_labels_are_what_the_inherited_classifier_says_at_a_temperature_of_four() -> None:
+def test_soft_labels_are_the_teacher_probabilities_at_temperature_4() -> None:
     generator = torch.Generator().manual_seed(0)
     target_features = torch.randn(5, VIEWS, TARGETS, generator=generator)
     weight, bias = torch.randn(1, CLASSES, TARGETS, generator=generator), torch.ones(1, CLASSES)
@@ -52,7 +52,7 @@ def test_soft_labels_are_what_the_inherited_classifier_says_at_a_temperature_of_
     torch.testing.assert_close(compute_soft_labels(target_features, LinearHeads(weight, bias)), expected)
 
 
-def test_the_gradient_is_that_of_the_loss() -> None:
+def test_knowledge_distillation_gradients_match_autograd() -> None:
     view_features, labels, soft, _, start = make_problem(8)
     weight, bias = start.double().requires_grad_(), torch.randn(SEEDS, CLASSES).double().requires_grad_()
     features, wanted = view_features[:, :SEEDS].transpose(0, 1), soft[:, :SEEDS].transpose(0, 1)
@@ -64,7 +64,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     torch.testing.assert_close(given, expected)
 
 
-def test_all_seeds_at_once_train_as_one_plain_linear_layer_after_another() -> None:
+def test_batched_knowledge_distillation_matches_one_torch_layer_per_seed() -> None:
     view_features, labels, soft, schedule, start = make_problem(130)
     heads = train_heads_on_hard_and_soft_labels(view_features, labels, soft, schedule, start)
     for s in range(SEEDS):

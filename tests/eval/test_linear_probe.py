@@ -50,7 +50,7 @@ def train_plain_head(
 
 
 @pytest.mark.parametrize("images", [8, 130])
-def test_all_seeds_at_once_train_as_one_plain_linear_layer_after_another(images: int) -> None:
+def test_batched_probe_training_matches_one_torch_layer_per_seed(images: int) -> None:
     view_features, labels, schedule, start = make_problem(images)
     heads = train_linear_heads(view_features, labels, schedule, start)
     for s in range(SEEDS):
@@ -59,7 +59,7 @@ def test_all_seeds_at_once_train_as_one_plain_linear_layer_after_another(images:
         torch.testing.assert_close(heads.bias[s], plain.bias.data, rtol=0, atol=1e-9)
 
 
-def test_the_gradient_is_that_of_the_mean_cross_entropy() -> None:
+def test_linear_probe_gradients_match_autograd() -> None:
     view_features, labels, _, start = make_problem(8)
     weight, bias = start.double().requires_grad_(), torch.randn(SEEDS, CLASSES).double().requires_grad_()
     features = torch.stack([view_features[:, s] for s in range(SEEDS)])
@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_the_mean_cross_entropy() -> None:
     torch.testing.assert_close(given, expected)
 
 
-def test_classes_that_can_be_separated_are_separated() -> None:
+def test_separable_classes_are_classified_without_errors() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(10, 400, generator=generator)
     view_features = centres[:, None] + 0.5 * torch.randn(10, 20, 400, generator=generator)
@@ -86,7 +86,7 @@ def test_classes_that_can_be_separated_are_separated() -> None:
     assert compute_accuracy_by_seed(heads, held_out, torch.arange(10).repeat(30)).top1 == [1.0, 1.0]
 
 
-def test_training_leaves_pool_and_start_as_they_were() -> None:
+def test_probe_training_does_not_modify_its_inputs() -> None:
     view_features, labels, schedule, start = make_problem(8)
     before = view_features.clone(), start.clone()
     train_linear_heads(view_features.float(), labels, schedule, start)
@@ -95,7 +95,7 @@ def test_training_leaves_pool_and_start_as_they_were() -> None:
     assert torch.equal(before[1], start)
 
 
-def test_training_tells_every_epoch_and_gives_torch_its_threads_back() -> None:
+def test_probe_training_reports_every_epoch_and_restores_the_thread_count() -> None:
     view_features, labels, schedule, start = make_problem(8)
     threads, calls = torch.get_num_threads(), []
     train_linear_heads(

@@ -21,7 +21,7 @@ WITH_PROJECTOR = set(MODES) - {"linear", "kd"}
 
 
 @pytest.fixture(scope="module")
-def every_mode(
+def all_modes_evaluation(
     tmp_path_factory: pytest.TempPathFactory, write_run: NewRun, lite0_entry: Entry, fashion_store: str
 ) -> Evaluation:
     """Every mode on another backbone than the one distilled on, classifiers saved.
@@ -38,43 +38,43 @@ def index_by_mode(evaluation: Evaluation) -> dict[str, AccuracyRow]:
     return {r.mode: r for r in evaluation.rows if r.images in ("distilled", "none")}
 
 
-def test_every_mode_learns_something_and_rows_come_in_the_order_asked_for(every_mode: Evaluation) -> None:
-    rows = index_by_mode(every_mode)
+def test_every_mode_beats_chance_and_rows_keep_the_requested_order(all_modes_evaluation: Evaluation) -> None:
+    rows = index_by_mode(all_modes_evaluation)
     assert list(rows) == list(MODES)
     for mode, found in rows.items():
         # Chance is a tenth. After 300 epochs fresh heads have only begun.
         assert found.top1_mean > 0.17, mode
 
 
-def test_what_has_nothing_random_has_one_figure(every_mode: Evaluation) -> None:
+def test_closed_form_modes_have_one_seed_and_a_penalty(all_modes_evaluation: Evaluation) -> None:
     closed_form = {"inherit-ridge", "inherit-statistics"}
-    for mode, found in index_by_mode(every_mode).items():
+    for mode, found in index_by_mode(all_modes_evaluation).items():
         assert found.seeds == (1 if mode in closed_form else 2)
         assert (found.penalty is not None) == (mode in closed_form)
 
 
-def test_a_projector_from_a_backbone_to_itself_gives_its_full_data_classifier_back(
-    every_mode: Evaluation,
+def test_a_projector_to_the_same_backbone_recovers_the_full_data_accuracy(
+    all_modes_evaluation: Evaluation,
 ) -> None:
     changed = {"backbone": ["lite0"], "mode": ["inherit-ridge"], "save": False}
-    found = evaluate(EvaluateConfig.model_validate(every_mode.config | changed))
+    found = evaluate(EvaluateConfig.model_validate(all_modes_evaluation.config | changed))
     assert found.rows[0].recovered == pytest.approx(1, abs=0.1)
 
 
-def test_every_row_says_what_share_of_the_full_data_accuracy_it_recovers(every_mode: Evaluation) -> None:
-    full = {f.backbone: f.top1 for f in every_mode.full_data if f.classifier == "linear"}
-    for r in (*every_mode.rows, *every_mode.full_data):
+def test_every_row_reports_its_share_of_the_full_data_accuracy(all_modes_evaluation: Evaluation) -> None:
+    full = {f.backbone: f.top1 for f in all_modes_evaluation.full_data if f.classifier == "linear"}
+    for r in (*all_modes_evaluation.rows, *all_modes_evaluation.full_data):
         top1 = r.top1_mean if isinstance(r, AccuracyRow) else r.top1
         assert r.recovered == pytest.approx(top1 / full[r.backbone])
 
 
-def test_real_images_say_of_how_many_they_were_chosen(every_mode: Evaluation) -> None:
-    held = {r.images: r.exemplars for r in every_mode.rows}
+def test_rows_of_real_images_report_their_exemplar_count(all_modes_evaluation: Evaluation) -> None:
+    held = {r.images: r.exemplars for r in all_modes_evaluation.rows}
     assert held == {"distilled": None, "none": None, "random": 3, "nearest": 3, "neighbour": 6}
 
 
-def test_confusions_count_every_held_out_sample_once_per_seed(every_mode: Evaluation) -> None:
-    for r in every_mode.rows:
+def test_confusions_count_every_held_out_sample_once_per_seed(all_modes_evaluation: Evaluation) -> None:
+    for r in all_modes_evaluation.rows:
         if r.exemplars is not None:
             assert (r.confusion, r.confused) == (None, None)
             continue
@@ -87,23 +87,23 @@ def test_confusions_count_every_held_out_sample_once_per_seed(every_mode: Evalua
         assert all(counts[p.right, p.predicted] == p.count and p.right != p.predicted for p in r.confused)
 
 
-def test_above_some_number_of_classes_only_the_most_frequent_confusions_are_kept(
-    every_mode: Evaluation, fashion_store: str, monkeypatch: pytest.MonkeyPatch
+def test_with_many_classes_only_the_most_frequent_confusions_are_kept(
+    all_modes_evaluation: Evaluation, fashion_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfm.eval.scores.MAX_CONFUSION_CLASSES", 9)
     monkeypatch.setattr("sfm.eval.scores.MAX_CONFUSED_PAIRS", 3)
     changed = {"mode": ["inherit-statistics"], "save": False}
-    config = EvaluateConfig.model_validate(every_mode.config | changed)
-    whole, (few, *_) = index_by_mode(every_mode)["inherit-statistics"], evaluate(config).rows
+    config = EvaluateConfig.model_validate(all_modes_evaluation.config | changed)
+    whole, (few, *_) = index_by_mode(all_modes_evaluation)["inherit-statistics"], evaluate(config).rows
     assert few.confusion is None
     assert few.confused == (whole.confused or [])[:3]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_saved_classifier_scores_on_raw_features_what_the_first_seed_did(
-    every_mode: Evaluation, lite0_entry: Entry, lite1_entry: Entry, mode: str
+def test_a_saved_classifier_reproduces_the_accuracy_of_the_first_seed(
+    all_modes_evaluation: Evaluation, lite0_entry: Entry, lite1_entry: Entry, mode: str
 ) -> None:
-    path = Path(every_mode.config["run"]) / "classifiers" / f"lite1-{mode}.safetensors"
+    path = Path(all_modes_evaluation.config["run"]) / "classifiers" / f"lite1-{mode}.safetensors"
     with safe_open(path, framework="numpy") as file:
         about = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -117,7 +117,7 @@ def test_a_saved_classifier_scores_on_raw_features_what_the_first_seed_did(
         lite1_entry.read_array("test/label"),
     )
     predicted = (features @ tensors["weight"].T + tensors["bias"]).argmax(1)
-    expected = index_by_mode(every_mode)[mode].top1[0]
+    expected = index_by_mode(all_modes_evaluation)[mode].top1[0]
     assert np.mean(predicted == labels) == pytest.approx(expected, abs=0.006)
     assert ("projector_weight" in tensors) == (mode in WITH_PROJECTOR)
     if mode.startswith("inherit"):
@@ -128,15 +128,13 @@ def test_a_saved_classifier_scores_on_raw_features_what_the_first_seed_did(
         assert np.mean(inherited.argmax(1) == predicted) > 0.99
 
 
-def test_nothing_is_saved_unless_asked_for(new_run: NewRun, fashion_store: str) -> None:
+def test_classifiers_are_saved_only_on_request(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     evaluate(EvaluateConfig(run=run, store=fashion_store, mode=["inherit-statistics"], epochs=2, views=2))
     assert not (run / "classifiers").exists()
 
 
-def test_class_means_alone_need_no_look_through_the_backbone_distilled_on(
-    new_run: NewRun, fashion_store: str
-) -> None:
+def test_inherit_statistics_does_not_run_the_source_backbone(new_run: NewRun, fashion_store: str) -> None:
     events: list[Progress] = []
     asked = EvaluateConfig(
         run=new_run(),
@@ -156,7 +154,7 @@ def test_class_means_alone_need_no_look_through_the_backbone_distilled_on(
     ("images", "given", "expected"),
     [(10, {}, 300), (100, {}, 50), (7, {}, 429), (10, {"views": 400}, 400), (10, {"projector_views": 7}, 7)],
 )
-def test_projectors_look_at_three_thousand_views_of_all_images_together(
+def test_projector_modes_divide_3000_views_among_the_images(
     images: int, given: dict[str, int], expected: int
 ) -> None:
     options = EvaluateOptions(store="somewhere", **given)

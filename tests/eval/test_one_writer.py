@@ -19,7 +19,7 @@ from sfm.locking import lock_output_file, lock_output_folder
 
 
 @pytest.fixture(autouse=True)
-def _refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_lock_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locking, "MAX_WAIT_SECONDS", 0.0)
 
 
@@ -28,12 +28,12 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def test_a_second_evaluation_of_a_run_is_refused(run: Path, fashion_store: str) -> None:
+def test_a_concurrent_evaluation_of_a_run_is_refused(run: Path, fashion_store: str) -> None:
     with lock_output_folder(run), pytest.raises(InputError, match=r"run is being written by process \d+ on"):
         evaluate(EvaluateConfig(run=run, store=fashion_store))
 
 
-def test_a_run_named_twice_is_refused_before_it_locks_itself_out(run: Path, fashion_store: str) -> None:
+def test_a_run_given_twice_is_refused_before_locking(run: Path, fashion_store: str) -> None:
     short = {"mode": ["linear"], "epochs": 1, "views": 1, "seeds": 1, "device": "cpu"}
     twice = EvaluateRunsConfig.model_validate(
         {"run": [run, Path(os.path.relpath(run))], "store": fashion_store, **short}
@@ -42,13 +42,13 @@ def test_a_run_named_twice_is_refused_before_it_locks_itself_out(run: Path, fash
         evaluate_runs(twice)
 
 
-def test_a_folder_that_is_no_run_is_left_as_it_was(tmp_path: Path, fashion_store: str) -> None:
+def test_a_folder_that_is_not_a_run_is_left_unchanged(tmp_path: Path, fashion_store: str) -> None:
     with pytest.raises(InputError, match="no run directory"):
         evaluate(EvaluateConfig(run=tmp_path / "nothing", store=fashion_store))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_export_into_one_folder_is_refused(run: Path, tmp_path: Path) -> None:
+def test_a_concurrent_export_into_one_folder_is_refused(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     with lock_output_file(out), pytest.raises(InputError, match="exported is being written by process"):
         export(ExportConfig(run=run, format="imagefolder", out=out))
@@ -57,7 +57,7 @@ def test_a_second_export_into_one_folder_is_refused(run: Path, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "run"]
 
 
-def test_a_second_report_into_one_file_is_refused(run: Path, tmp_path: Path) -> None:
+def test_a_concurrent_report_into_one_file_is_refused(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     with lock_output_file(out), pytest.raises(InputError, match=r"report\.html is being written by process"):
         report(ReportConfig(runs=[run], out=out))
@@ -65,7 +65,7 @@ def test_a_second_report_into_one_file_is_refused(run: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run"]
 
 
-def test_a_report_of_a_run_in_a_place_that_cannot_be_written_works(run: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_read_only_mount_is_reported(run: Path, tmp_path: Path) -> None:
     place = tmp_path / "read-only"
     place.mkdir()
     mounted = subprocess.run(

@@ -50,7 +50,7 @@ def train_plain_projector(
 
 
 @pytest.mark.parametrize("images", [8, 130])
-def test_all_seeds_at_once_train_as_one_plain_linear_layer_after_another(images: int) -> None:
+def test_batched_projector_training_matches_one_torch_layer_per_seed(images: int) -> None:
     view_features, target_features, schedule = make_problem(images)
     projectors = train_projectors(view_features, target_features, schedule)
     for s in range(SEEDS):
@@ -59,7 +59,7 @@ def test_all_seeds_at_once_train_as_one_plain_linear_layer_after_another(images:
         torch.testing.assert_close(projectors.bias[s], plain.bias.data, rtol=0, atol=1e-8)
 
 
-def test_target_features_trained_block_after_block_are_those_trained_together(
+def test_blockwise_projector_training_matches_training_all_targets_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     view_features, target_features, schedule = make_problem(8)
@@ -74,7 +74,7 @@ def test_target_features_trained_block_after_block_are_those_trained_together(
     torch.testing.assert_close(parts.bias, whole.bias, rtol=0, atol=1e-12)
 
 
-def test_the_gradient_is_that_of_the_mean_squared_error() -> None:
+def test_projector_gradients_match_autograd() -> None:
     view_features, target_features, _ = make_problem(8)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(SEEDS, TARGETS, FEATURES, generator=generator).double().requires_grad_()
@@ -87,7 +87,7 @@ def test_the_gradient_is_that_of_the_mean_squared_error() -> None:
     )
 
 
-def test_a_linear_relation_between_backbones_is_found() -> None:
+def test_projector_training_recovers_a_linear_relation() -> None:
     generator = torch.Generator().manual_seed(0)
     view_features = torch.randn(10, 50, 12, generator=generator)
     relation = torch.randn(5, 12, generator=generator) / 60
@@ -97,7 +97,7 @@ def test_a_linear_relation_between_backbones_is_found() -> None:
     torch.testing.assert_close(projectors.bias, torch.full((2, 5), 0.02), rtol=0, atol=1e-3)
 
 
-def test_inheriting_is_projecting_then_classifying() -> None:
+def test_composed_heads_equal_projecting_then_classifying() -> None:
     generator = torch.Generator().manual_seed(0)
     projectors = LinearProjectors(torch.randn(SEEDS, 5, 12, generator=generator), torch.randn(SEEDS, 5))
     classifier = LinearHeads(

@@ -19,7 +19,7 @@ def make_card(**given) -> ExtractionCard:
         ({"options": {"origin": "merged"}}, ["37"]),
     ],
 )
-def test_the_statistics_are_counted_or_said_to_be_unknown(given, words):
+def test_extraction_time_includes_statistics_or_says_they_were_not_timed(given, words):
     said = describe_extraction_time(make_card(**given))
     assert all(word in said for word in words)
     assert ("statistics" in said) == (given.get("options") is None)

@@ -97,7 +97,7 @@ def publish_without_exemplars(entry: Entry, place: Path) -> str:
     return published.summary.entry_digest
 
 
-def test_a_report_refers_to_nothing_outside_itself(page: Page) -> None:
+def test_a_report_has_no_external_references(page: Page) -> None:
     places = [a.get(name) for _, a in page.tags for name in ("src", "href", "xlink:href") if a.get(name)]
     assert len(places) > 40
     assert all(place.startswith(("data:", "#")) for place in places if place)
@@ -106,7 +106,7 @@ def test_a_report_refers_to_nothing_outside_itself(page: Page) -> None:
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_every_image_is_there_under_the_name_of_its_class_with_a_text_that_stands_for_it(page: Page) -> None:
+def test_every_image_has_alt_text_with_its_class_name(page: Page) -> None:
     shown = [image for image in page.all("img") if (image["alt"] or "").startswith("Distilled image of ")]
     assert len(shown) == 20
     assert shown[0]["alt"] == "Distilled image of T-shirt/top: distilled 1"
@@ -114,7 +114,7 @@ def test_every_image_is_there_under_the_name_of_its_class_with_a_text_that_stand
     assert all(image["alt"] for image in page.all("img")[:-1])  # the last is filled in by zooming
 
 
-def test_real_images_are_shown_only_where_the_store_is_given(
+def test_real_images_are_shown_only_if_a_store_is_given(
     page: Page, finished_run: Path, tmp_path: Path
 ) -> None:
     def list_real_images(found: Page) -> list[str]:
@@ -125,7 +125,7 @@ def test_real_images_are_shown_only_where_the_store_is_given(
     assert list_real_images(write_report(tmp_path / "plain.html", finished_run)) == []
 
 
-def test_before_an_evaluation_the_real_image_beside_is_the_one_nearest_to_the_mean(
+def test_without_an_evaluation_the_real_image_nearest_to_the_mean_is_shown(
     run: Path, fashion_store: str, tmp_path: Path
 ) -> None:
     (run / "evaluation.json").unlink()
@@ -135,7 +135,7 @@ def test_before_an_evaluation_the_real_image_beside_is_the_one_nearest_to_the_me
     assert real[0] == "Real image of T-shirt/top: the real image nearest to the class mean"
 
 
-def test_a_store_without_real_images_still_tells_what_its_statistics_cost(
+def test_a_store_without_exemplars_still_reports_its_cost(
     run: Path, lite0_entry: Entry, tmp_path: Path
 ) -> None:
     digest = publish_without_exemplars(lite0_entry, tmp_path / "store")
@@ -146,7 +146,7 @@ def test_a_store_without_real_images_still_tells_what_its_statistics_cost(
     assert not any((i["alt"] or "").startswith("Real image") for i in page.all("img"))
 
 
-def test_the_bytes_of_the_distilled_images_stand_against_those_of_the_real_ones(
+def test_a_report_compares_the_bytes_of_distilled_and_real_images(
     page: Page, finished_run: Path, fashion_store: str
 ) -> None:
     record = json.loads((finished_run / "run.json").read_text())
@@ -156,7 +156,7 @@ def test_the_bytes_of_the_distilled_images_stand_against_those_of_the_real_ones(
     assert f"Bytes of real images per distilled byte{real / distilled:,.1f}" in page.text
 
 
-def test_the_figures_are_those_of_the_evaluation(page: Page, finished_run: Path) -> None:
+def test_reported_accuracies_match_the_evaluation(page: Page, finished_run: Path) -> None:
     evaluation = json.loads((finished_run / "evaluation.json").read_text())
     for row in evaluation["rows"]:
         if row["seeds"] > 1:
@@ -170,7 +170,7 @@ def test_the_figures_are_those_of_the_evaluation(page: Page, finished_run: Path)
     assert f"{names[pair['right']]}{names[pair['predicted']]}{100 * share:.1f} %" in page.text
 
 
-def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(
+def test_the_summary_shows_linear_and_cross_backbone_inherit_accuracy(
     reported_run: ReportedRun,
 ) -> None:
     evaluation = reported_run.evaluation
@@ -197,7 +197,7 @@ def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(
 
 
 @pytest.mark.parametrize("has_hashes", [True, False])
-def test_the_backbone_distilled_on_at_another_input_size_is_another_backbone(
+def test_the_source_backbone_at_another_input_size_is_another_backbone(
     reported_run: ReportedRun, has_hashes: bool
 ) -> None:
     evaluation = reported_run.evaluation
@@ -225,7 +225,7 @@ def test_the_backbone_distilled_on_at_another_input_size_is_another_backbone(
     ]
 
 
-def test_without_the_backbone_distilled_on_the_summary_says_what_to_evaluate(
+def test_without_the_source_backbone_the_summary_says_what_to_evaluate(
     reported_run: ReportedRun,
 ) -> None:
     evaluation = reported_run.evaluation
@@ -240,7 +240,7 @@ def test_without_the_backbone_distilled_on_the_summary_says_what_to_evaluate(
     )
 
 
-def test_the_backbone_distilled_on_is_known_of_an_older_evaluation_too(run: Path) -> None:
+def test_the_source_backbone_of_an_older_evaluation_is_inferred(run: Path) -> None:
     path = run / "evaluation.json"
     old = json.loads(path.read_text())
     for name in ("distilled_on_hash", "distilled_at"):
@@ -252,7 +252,7 @@ def test_the_backbone_distilled_on_is_known_of_an_older_evaluation_too(run: Path
     assert reported_run.evaluation.provenance.distilled_at == 32
 
 
-def test_images_that_lose_to_random_real_ones_are_warned_of_at_the_top(reported_run: ReportedRun) -> None:
+def test_the_summary_warns_if_random_images_are_as_good_as_distilled_ones(reported_run: ReportedRun) -> None:
     evaluation = reported_run.evaluation
     assert evaluation
     worse = [
@@ -269,7 +269,7 @@ def test_images_that_lose_to_random_real_ones_are_warned_of_at_the_top(reported_
     assert all("no better than as many real ones picked at random" in text for text in summary.warnings)
 
 
-def test_more_than_all_real_images_give_is_said_in_words(reported_run: ReportedRun) -> None:
+def test_the_summary_notes_accuracy_above_full_data(reported_run: ReportedRun) -> None:
     evaluation = reported_run.evaluation
     assert evaluation
     better = [r.model_copy(update={"top1_mean": 0.99}) if r.mode == "linear" else r for r in evaluation.rows]
@@ -279,7 +279,7 @@ def test_more_than_all_real_images_give_is_said_in_words(reported_run: ReportedR
     assert note.startswith("linear on lite0: more than the classifier of all real images, see the notes")
 
 
-def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(reported_run: ReportedRun) -> None:
+def test_classes_are_sorted_worst_first_and_confusions_most_frequent_first(reported_run: ReportedRun) -> None:
     evaluation = reported_run.evaluation
     assert evaluation
     confusion = [[0] * 10 for _ in range(10)]
@@ -303,7 +303,7 @@ def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(report
     ]
 
 
-def test_accuracies_by_class_are_those_of_the_held_out_samples(
+def test_per_class_accuracies_match_the_held_out_samples(
     reported_run: ReportedRun, lite0_entry: Entry
 ) -> None:
     assert reported_run.evaluation
@@ -322,7 +322,7 @@ def test_accuracies_by_class_are_those_of_the_held_out_samples(
             assert row.per_class == pytest.approx([n[c] / sum(n) for c, n in enumerate(row.confusion)])
 
 
-def test_runs_of_one_dataset_have_headings_that_say_what_differs(reported_run: ReportedRun) -> None:
+def test_headings_of_runs_on_one_dataset_state_what_differs(reported_run: ReportedRun) -> None:
     other = replace(
         reported_run,
         name="longer",
@@ -341,7 +341,7 @@ def test_runs_of_one_dataset_have_headings_that_say_what_differs(reported_run: R
     )
 
 
-def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(
+def test_rows_state_their_protocol_and_the_most_thorough_is_compared(
     reported_run: ReportedRun,
 ) -> None:
     evaluation = reported_run.evaluation
@@ -357,9 +357,7 @@ def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(
     assert table.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
 
 
-def test_only_what_was_measured_otherwise_is_said_not_to_be_measured_alike(
-    reported_run: ReportedRun, run: Path
-) -> None:
+def test_the_protocol_mismatch_note_lists_only_runs_that_differ(reported_run: ReportedRun, run: Path) -> None:
     assert reported_run.evaluation
     path = run / "evaluation.json"
     old = json.loads(path.read_text())
@@ -387,7 +385,7 @@ def test_only_what_was_measured_otherwise_is_said_not_to_be_measured_alike(
     assert "b:" not in describe_training_mismatch([reported_run, bare, other])
 
 
-def test_results_that_lie_elsewhere_are_shown_with_those_in_the_run(run: Path, tmp_path: Path) -> None:
+def test_results_outside_the_run_are_found_by_the_evaluation_option(run: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "results" / run.name
     elsewhere.mkdir(parents=True)
     (run / "evaluation.json").rename(elsewhere / "evaluation.json")
@@ -402,7 +400,7 @@ def test_results_that_lie_elsewhere_are_shown_with_those_in_the_run(run: Path, t
         read_reported_runs([run], [], [elsewhere])
 
 
-def test_a_report_has_all_its_parts(page: Page) -> None:
+def test_a_report_has_all_its_sections(page: Page) -> None:
     for part in ("Images", "Accuracy on held-out data", "Across backbones", "what is confused", "Cost"):
         assert part in page.text
     for part in ("How they were made", "Provenance", "To reproduce"):
@@ -414,7 +412,7 @@ def test_a_report_has_all_its_parts(page: Page) -> None:
     assert [label.split(" of ")[0] for label in charts] == ["Bar chart", "Line chart"]
 
 
-def test_headings_tables_and_regions_can_be_found_without_eyes(page: Page) -> None:
+def test_headings_tables_and_ids_are_accessible(page: Page) -> None:
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -424,7 +422,7 @@ def test_headings_tables_and_regions_can_be_found_without_eyes(page: Page) -> No
     assert len(ids) == len(set(ids))
 
 
-def test_the_command_in_the_report_makes_the_same_images(
+def test_the_distill_command_in_a_report_reproduces_the_images(
     page: Page, finished_run: Path, tmp_path: Path
 ) -> None:
     (line,) = re.findall(r"sfm distill .*?-again", page.text)
@@ -438,7 +436,7 @@ def test_the_command_in_the_report_makes_the_same_images(
     assert len(again) == 20
 
 
-def test_the_other_command_in_the_report_is_the_evaluation(page: Page, finished_run: Path) -> None:
+def test_the_evaluate_command_in_a_report_reproduces_the_config(page: Page, finished_run: Path) -> None:
     from sfm.cli import app
     from sfm.command_builder import make_config_from_file_and_options
     from sfm.eval.config import EvaluateRunsConfig
@@ -463,14 +461,14 @@ def test_the_other_command_in_the_report_is_the_evaluation(page: Page, finished_
     assert asked.split_by_run()[0].model_dump(mode="json") == kept
 
 
-def test_a_run_that_was_not_evaluated_says_how_to_do_it(run: Path, tmp_path: Path) -> None:
+def test_a_report_without_an_evaluation_gives_the_evaluate_command(run: Path, tmp_path: Path) -> None:
     (run / "evaluation.json").unlink()
     page = write_report(tmp_path / "r.html", run)
     assert f"There are no figures yet. To measure them: sfm evaluate {run} --store" in page.text
     assert "Accuracy on held-out data" not in page.text
 
 
-def test_a_run_of_which_only_the_images_are_left_is_shown(run: Path, tmp_path: Path) -> None:
+def test_a_run_with_images_alone_is_reported(run: Path, tmp_path: Path) -> None:
     for name in ("evaluation.json", "history.csv"):
         (run / name).unlink()
     shutil.rmtree(run / "growth")
@@ -483,7 +481,7 @@ def test_a_run_of_which_only_the_images_are_left_is_shown(run: Path, tmp_path: P
     assert sum((i["alt"] or "").startswith("Distilled image") for i in page.all("img")) == 20
 
 
-def test_images_edited_by_hand_are_shown_and_it_is_said(run: Path, tmp_path: Path) -> None:
+def test_edited_images_are_shown_with_a_warning(run: Path, tmp_path: Path) -> None:
     assert "some were edited" not in write_report(tmp_path / "before.html", run).text
     edit_image(next((run / "images").rglob("*.png")))
     page = write_report(tmp_path / "after.html", run)
@@ -495,7 +493,9 @@ def test_images_edited_by_hand_are_shown_and_it_is_said(run: Path, tmp_path: Pat
     assert "The figures are of the edited images." in write_report(tmp_path / "again.html", run).text
 
 
-def test_runs_stand_side_by_side(run: Path, finished_run: Path, fashion_store: str, tmp_path: Path) -> None:
+def test_several_runs_are_compared_side_by_side(
+    run: Path, finished_run: Path, fashion_store: str, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     run.rename(other)
     page = write_report(tmp_path / "r.html", finished_run, other, store=[fashion_store])
@@ -507,7 +507,7 @@ def test_runs_stand_side_by_side(run: Path, finished_run: Path, fashion_store: s
     assert "lite0 (other, 2 per class)" in page.text
 
 
-def test_a_run_of_some_classes_shows_their_real_images(
+def test_a_run_of_a_class_subset_shows_its_own_real_images(
     partial_run: Path, fashion_store: str, lite0_entry: Entry
 ) -> None:
     (reported_run,) = read_reported_runs([partial_run], [fashion_store])
@@ -524,14 +524,12 @@ def test_a_run_of_some_classes_shows_their_real_images(
     ] * 3
 
 
-def test_names_are_as_short_as_tells_them_apart() -> None:
+def test_directory_names_are_shortened_as_far_as_distinct() -> None:
     assert make_distinct_directory_names([Path("/x/a"), Path("/y/b")]) == ["a", "b"]
     assert make_distinct_directory_names([Path("/x/a"), Path("/y/a")]) == ["x/a", "y/a"]
 
 
-def test_runs_of_different_data_are_not_compared_with_each_other(
-    run: Path, finished_run: Path, tmp_path: Path
-) -> None:
+def test_runs_of_different_data_are_not_compared(run: Path, finished_run: Path, tmp_path: Path) -> None:
     for name in ("run.json", "evaluation.json"):
         path = run / name
         path.write_text(re.sub(r'"fingerprint": "\w+"', f'"fingerprint": "{"0" * 64}"', path.read_text()))
@@ -542,7 +540,7 @@ def test_runs_of_different_data_are_not_compared_with_each_other(
     assert "per class)" not in page.text
 
 
-def test_what_looks_like_markup_is_text(run: Path, tmp_path: Path) -> None:
+def test_markup_in_names_is_escaped(run: Path, tmp_path: Path) -> None:
     classes = json.loads((run / "classes.json").read_text())
     classes[0]["name"] = '"><script>alert(1)</script> $x$ & more'
     (run / "classes.json").write_text(json.dumps(classes))
@@ -554,7 +552,7 @@ def test_what_looks_like_markup_is_text(run: Path, tmp_path: Path) -> None:
     assert "<img src=x onerror=alert(2)>" in page.text
 
 
-def test_a_report_of_many_classes_stays_a_page_one_can_open(reported_run: ReportedRun) -> None:
+def test_a_report_of_many_classes_is_bounded_in_size(reported_run: ReportedRun) -> None:
     count = 300
     many = replace(
         reported_run.distilled,
@@ -572,7 +570,7 @@ def test_a_report_of_many_classes_stays_a_page_one_can_open(reported_run: Report
     assert len(render_page(shown)) < 2_000_000
 
 
-def test_charts_take_their_colours_from_the_page_and_differ_without_them() -> None:
+def test_charts_use_css_colours_and_hatches() -> None:
     kinds = ("distilled", "few real", "all real", "no images")
     bars = [AccuracyBar(f"$ {kind} <", 50.0, 2.0, kind) for kind in kinds]
     svg = str(draw_bar_chart([("lite0", bars)], 'a "chart"'))
@@ -583,7 +581,7 @@ def test_charts_take_their_colours_from_the_page_and_differ_without_them() -> No
     assert len(svg) < 60_000
 
 
-def test_a_report_is_replaced_but_nothing_else_is(run: Path, tmp_path: Path) -> None:
+def test_a_report_overwrites_only_another_report(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     write_report(out, run)
     first = out.read_bytes()
@@ -596,14 +594,14 @@ def test_a_report_is_replaced_but_nothing_else_is(run: Path, tmp_path: Path) -> 
     assert notes.read_text() == "<!doctype html> mine"
 
 
-def test_what_cannot_be_written_to_is_one_line(run: Path, tmp_path: Path) -> None:
+def test_a_report_path_that_cannot_be_written_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder: give a file"):
         write_report(tmp_path, run)
     with pytest.raises(InputError, match="there is no folder"):
         write_report(tmp_path / "nowhere" / "r.html", run)
 
 
-def test_a_directory_that_is_not_a_finished_run_is_one_line(run: Path, tmp_path: Path) -> None:
+def test_reporting_an_unfinished_run_is_refused(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     with pytest.raises(InputError, match="no run directory at"):
         write_report(out, tmp_path / "nothing")
@@ -624,7 +622,7 @@ def test_a_directory_that_is_not_a_finished_run_is_one_line(run: Path, tmp_path:
         ("growth/step_00000001.png", "not an image", "cannot read"),
     ],
 )
-def test_a_damaged_file_is_one_line_that_names_it(
+def test_a_damaged_run_file_is_named_in_the_error(
     run: Path, tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     (run / name).write_text(content)
@@ -633,14 +631,14 @@ def test_a_damaged_file_is_one_line_that_names_it(
     assert name in str(refused.value)
 
 
-def test_a_folder_in_place_of_an_evaluation_is_one_line(run: Path, tmp_path: Path) -> None:
+def test_a_folder_in_place_of_evaluation_json_is_refused(run: Path, tmp_path: Path) -> None:
     (run / "evaluation.json").unlink()
     (run / "evaluation.json").mkdir()
     with pytest.raises(InputError, match=r"cannot read .*evaluation\.json: Is a directory; move it away"):
         write_report(tmp_path / "r.html", run)
 
 
-def test_missing_and_extra_images_are_one_line(run: Path, tmp_path: Path) -> None:
+def test_missing_and_extra_images_are_refused(run: Path, tmp_path: Path) -> None:
     image = sorted((run / "images").rglob("*.png"))[3]
     extra = image.with_name("2.png")
     shutil.copy(image, extra)
@@ -652,13 +650,13 @@ def test_missing_and_extra_images_are_one_line(run: Path, tmp_path: Path) -> Non
         write_report(tmp_path / "r.html", run)
 
 
-def test_a_store_that_knows_none_of_the_runs_is_one_line(run: Path, tmp_path: Path) -> None:
+def test_a_store_without_the_source_entry_is_refused(run: Path, tmp_path: Path) -> None:
     open_or_create_store(str(tmp_path / "store"))
     with pytest.raises(InputError, match=r"holds no entry that .* was distilled from"):
         write_report(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
 
 
-def test_a_report_is_made_without_loading_a_model(
+def test_a_report_is_written_without_importing_torch(
     finished_run: Path, fashion_store: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "r.html"
@@ -674,7 +672,7 @@ def test_a_report_is_made_without_loading_a_model(
     assert json.loads(done.stdout) == {"out": str(out), "bytes": out.stat().st_size}
 
 
-def test_quantities_read_as_people_write_them() -> None:
+def test_bytes_times_percentages_and_commands_are_formatted() -> None:
     assert [format_decimal_bytes(n) for n in (0, 999, 1000, 143_210, 99_600_000, 13_400_000_000)] == [
         "0 B",
         "999 B",

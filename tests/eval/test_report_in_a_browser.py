@@ -96,7 +96,7 @@ def open_page(browser: Browser, file: Path, width: int = 1280, **options: Any) -
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_nothing_is_requested_nothing_is_complained_of_and_every_image_loads(
+def test_a_page_makes_no_requests_logs_no_errors_and_loads_every_image(
     browser: Browser, reports: list[Path], which: int
 ) -> None:
     page, wrong = open_page(browser, reports[which])
@@ -108,7 +108,7 @@ def test_nothing_is_requested_nothing_is_complained_of_and_every_image_loads(
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("width", [320, 390, 768, 1280, 2560])
-def test_no_width_needs_scrolling_sideways(
+def test_a_page_does_not_scroll_horizontally_at_any_width(
     browser: Browser, reports: list[Path], which: int, width: int
 ) -> None:
     page, _ = open_page(browser, reports[which], width)
@@ -121,7 +121,7 @@ def test_no_width_needs_scrolling_sideways(
     assert beyond == []
 
 
-def test_text_in_charts_can_be_read_on_a_phone(browser: Browser, reports: list[Path]) -> None:
+def test_chart_text_is_readable_on_a_phone(browser: Browser, reports: list[Path]) -> None:
     page, _ = open_page(browser, reports[0], 390)
     heights = page.evaluate(
         "[...document.querySelectorAll('svg text')].map((t) => t.getBoundingClientRect().height)"
@@ -131,9 +131,7 @@ def test_text_in_charts_can_be_read_on_a_phone(browser: Browser, reports: list[P
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everything_stands_out_from_its_background(
-    browser: Browser, reports: list[Path], scheme: str
-) -> None:
+def test_all_text_has_sufficient_contrast(browser: Browser, reports: list[Path], scheme: str) -> None:
     page, _ = open_page(browser, reports[1], color_scheme=scheme)
     contrasts = page.evaluate(CONTRASTS)
     assert {"TD.shaded", "P.warning", "FIGCAPTION.", "text.", "CODE."} <= set(contrasts)
@@ -142,7 +140,7 @@ def test_everything_stands_out_from_its_background(
     assert (max(map(int, re.findall(r"\d+", dark))) < 60) == (scheme == "dark")
 
 
-def test_an_image_is_enlarged_by_mouse_and_by_keys(browser: Browser, reports: list[Path]) -> None:
+def test_images_are_enlarged_by_mouse_and_keyboard(browser: Browser, reports: list[Path]) -> None:
     page, wrong = open_page(browser, reports[0])
     thumbs = page.locator("button.thumb")
     thumbs.nth(0).click()
@@ -165,7 +163,7 @@ def test_an_image_is_enlarged_by_mouse_and_by_keys(browser: Browser, reports: li
     assert wrong == []
 
 
-def test_it_prints_on_white_without_what_only_a_screen_can_use(browser: Browser, reports: list[Path]) -> None:
+def test_a_printed_page_is_white_and_has_no_navigation(browser: Browser, reports: list[Path]) -> None:
     page, _ = open_page(browser, reports[0], color_scheme="dark")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -175,7 +173,7 @@ def test_it_prints_on_white_without_what_only_a_screen_can_use(browser: Browser,
     assert 2 <= pages <= 8
 
 
-def test_without_colour_bars_still_differ(browser: Browser, reports: list[Path]) -> None:
+def test_bars_differ_without_colour(browser: Browser, reports: list[Path]) -> None:
     page, _ = open_page(browser, reports[0])
     marks = "[...document.querySelectorAll('.mark')]"
     fills = page.evaluate(f"{marks}.map((m) => [m.className, getComputedStyle(m).backgroundImage])")

@@ -40,7 +40,7 @@ def fit_sklearn_ridge(x: Tensor, y: Tensor, penalty: float) -> SklearnRidge:
     shape=st.sampled_from([(4, 3, 6), (3, 2, 20), (8, 1, 5)]),
     penalty=st.sampled_from([1e-3, 0.1, 10.0]),
 )
-def test_the_error_on_a_group_left_out_is_that_of_a_fit_without_it(
+def test_left_out_group_error_matches_a_refit_without_the_group(
     seed: int, shape: tuple[int, int, int], penalty: float
 ) -> None:
     x, y, _ = make_problem(*shape, seed=seed)
@@ -57,7 +57,7 @@ def test_the_error_on_a_group_left_out_is_that_of_a_fit_without_it(
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 5), (5, 2, 30)])
-def test_the_projector_is_the_ridge_regression_of_scikit_learn_with_the_chosen_penalty(
+def test_ridge_projector_matches_scikit_learn_at_the_chosen_penalty(
     shape: tuple[int, int, int],
 ) -> None:
     x, y, classifier = make_problem(*shape)
@@ -69,7 +69,7 @@ def test_the_projector_is_the_ridge_regression_of_scikit_learn_with_the_chosen_p
     torch.testing.assert_close(found.projector.bias[0], torch.from_numpy(plain.intercept_))
 
 
-def test_the_penalty_chosen_errs_least_on_the_logits_of_groups_left_out() -> None:
+def test_the_chosen_penalty_minimises_the_left_out_logit_error() -> None:
     x, y, classifier = make_problem(6, 4, 40)
     flat = x.flatten(0, 1)
     scale = float((flat - flat.mean(0)).square().sum()) / 40
@@ -86,7 +86,7 @@ def test_the_penalty_chosen_errs_least_on_the_logits_of_groups_left_out() -> Non
     )
 
 
-def test_noise_that_generalises_to_no_other_group_is_penalised_away() -> None:
+def test_unrelated_targets_are_given_a_large_penalty() -> None:
     x, y, classifier = make_problem(8, 5, 60)
     related = fit_ridge_projector(x, y, classifier)
     unrelated = fit_ridge_projector(
@@ -96,7 +96,7 @@ def test_noise_that_generalises_to_no_other_group_is_penalised_away() -> None:
     assert unrelated.relative_penalty >= 10
 
 
-def test_features_without_any_extent_left_over_do_not_break_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_deficient_features_do_not_break_the_ridge_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, classifier = make_problem(5, 4, 6)
     doubled = torch.cat([x, x], dim=2)
     monkeypatch.setattr(ridge, "PENALTIES", (1e-12,))

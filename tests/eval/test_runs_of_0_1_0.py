@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from sfm.cli import app
 
-KEPT = Path(__file__).parent / "run-0.1.0"
+RUN_OF_VERSION_0_1_0 = Path(__file__).parent / "run-0.1.0"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(KEPT, tmp_path / "run"))
+    return Path(shutil.copytree(RUN_OF_VERSION_0_1_0, tmp_path / "run"))
 
 
 def invoke(*arguments: object) -> str:
@@ -25,7 +25,7 @@ def invoke(*arguments: object) -> str:
     return result.output
 
 
-def test_the_report_of_a_kept_run_shows_its_accuracies(run: Path, tmp_path: Path) -> None:
+def test_a_report_of_a_run_of_version_0_1_0_shows_its_accuracies(run: Path, tmp_path: Path) -> None:
     invoke("report", run, "--out", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     rows = json.loads((run / "evaluation.json").read_text())["rows"]
@@ -34,7 +34,7 @@ def test_the_report_of_a_kept_run_shows_its_accuracies(run: Path, tmp_path: Path
         assert f"{100 * row['top1_mean']:.1f}" in page
 
 
-def test_a_kept_run_is_exported_image_by_image(run: Path, tmp_path: Path) -> None:
+def test_a_run_of_version_0_1_0_is_exported(run: Path, tmp_path: Path) -> None:
     invoke("export", run, "--format", "imagefolder", "--out", tmp_path / "folder")
     kept = sorted(run.glob("images/*/*.png"))
     exported = sorted((tmp_path / "folder").rglob("*.png"))
@@ -43,7 +43,9 @@ def test_a_kept_run_is_exported_image_by_image(run: Path, tmp_path: Path) -> Non
         np.testing.assert_array_equal(np.asarray(Image.open(one)), np.asarray(Image.open(other)))
 
 
-def test_the_run_json_of_a_kept_run_configures_another(run: Path, fashion_store: str, tmp_path: Path) -> None:
+def test_run_json_of_version_0_1_0_is_a_valid_distill_config(
+    run: Path, fashion_store: str, tmp_path: Path
+) -> None:
     out = tmp_path / "again"
     invoke("distill", "--config", run / "run.json", "--store", fashion_store, "--out", out, "--quiet")
     before, after = (json.loads((folder / "run.json").read_text())["config"] for folder in (run, out))
@@ -53,7 +55,7 @@ def test_the_run_json_of_a_kept_run_configures_another(run: Path, fashion_store:
     }
 
 
-def test_the_evaluation_of_a_kept_run_configures_another(run: Path, fashion_store: str) -> None:
+def test_evaluation_json_of_version_0_1_0_is_a_valid_evaluate_config(run: Path, fashion_store: str) -> None:
     options = ("--config", run / "evaluation.json", "--store", fashion_store, "--mode", "inherit-statistics")
     result = CliRunner().invoke(app, ["evaluate", str(run), *map(str, options), "--json"])
     # The store holds other data than the run was distilled from: that is all that is wrong.

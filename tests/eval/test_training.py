@@ -17,7 +17,7 @@ def make_image_indices(seeds: int, images: int) -> np.ndarray:
     epochs=st.integers(1, 12),
     views=st.integers(1, 15),
 )
-def test_every_epoch_shows_every_image_once_and_no_view_again_before_all_were_seen(
+def test_each_epoch_uses_every_image_once_and_views_are_used_evenly(
     seed: int, images: int, epochs: int, views: int
 ) -> None:
     schedule = make_batch_schedule(
@@ -31,7 +31,7 @@ def test_every_epoch_shows_every_image_once_and_no_view_again_before_all_were_se
     assert int(used.max() - used.min()) <= 1
 
 
-def test_images_are_shuffled_where_one_batch_does_not_hold_them_all() -> None:
+def test_images_are_shuffled_only_if_they_exceed_one_batch() -> None:
     few = make_batch_schedule(0, make_image_indices(2, 100), epoch_count=3, views_per_image=2)
     many = make_batch_schedule(0, make_image_indices(2, 101), epoch_count=3, views_per_image=2)
     assert few.batch_size == many.batch_size == 100
@@ -40,12 +40,12 @@ def test_images_are_shuffled_where_one_batch_does_not_hold_them_all() -> None:
     assert not torch.equal(many.image_indices[0, 0], many.image_indices[1, 0])
 
 
-def test_a_seed_trains_on_its_own_images() -> None:
+def test_each_seed_trains_on_its_own_images() -> None:
     schedule = make_batch_schedule(0, np.array([[0, 1], [2, 3]]), epoch_count=4, views_per_image=3)
     assert schedule.image_indices.tolist() == [[[0, 1]] * 4, [[2, 3]] * 4]
 
 
-def test_what_a_seed_sees_and_starts_from_does_not_depend_on_how_many_follow() -> None:
+def test_batches_and_initial_weights_of_a_seed_are_independent_of_the_seed_count() -> None:
     one, three = (
         make_batch_schedule(5, make_image_indices(n, 110), epoch_count=4, views_per_image=3) for n in (1, 3)
     )
@@ -56,7 +56,7 @@ def test_what_a_seed_sees_and_starts_from_does_not_depend_on_how_many_follow() -
     assert not torch.equal(more[0], more[1])
 
 
-def test_equal_seeds_give_equal_plans_and_others_do_not() -> None:
+def test_equal_seeds_give_equal_schedules_and_other_seeds_do_not() -> None:
     first, again, other = (
         make_batch_schedule(seed, make_image_indices(1, 10), epoch_count=20, views_per_image=9)
         for seed in (1, 1, 2)

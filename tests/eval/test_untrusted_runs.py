@@ -190,7 +190,7 @@ def claim_gigabytes(run: Path) -> None:
         (lambda run: os.truncate(run / "evaluation.json", 2**40), "evaluation.json is not what"),
     ],
 )
-def test_what_no_run_leaves_is_refused_in_one_line_before_memory_is_taken(
+def test_invalid_run_files_raise_a_one_line_error_before_memory_is_allocated(
     run: Path, damage: Damage, message: str
 ) -> None:
     damage(run)
@@ -200,14 +200,14 @@ def test_what_no_run_leaves_is_refused_in_one_line_before_memory_is_taken(
     assert len(str(caught.value)) < 500 + 2 * len(str(run))
 
 
-def test_links_that_stay_in_the_run_directory_are_followed(run: Path) -> None:
+def test_symlinks_within_the_run_directory_are_followed(run: Path) -> None:
     before = read_distilled_run(run).pixels
     (run / "images").rename(run / "kept")
     (run / "images").symlink_to("kept")
     assert np.array_equal(read_distilled_run(run).pixels, before)
 
 
-def test_a_run_directory_that_is_itself_a_link_is_read(run: Path, tmp_path: Path) -> None:
+def test_a_symlinked_run_directory_is_read(run: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(run)
     assert len(read_distilled_run(tmp_path / "link").image_files) == 20
 
@@ -269,7 +269,7 @@ def replace_classifiers_by_pipes(run: Path) -> None:
         replace_classifiers_by_pipes,
     ],
 )
-def test_a_saved_classifier_that_no_evaluation_leaves_is_not_exported(
+def test_an_invalid_saved_classifier_is_not_exported(
     run: Path, fashion_store: str, tmp_path: Path, damage: Damage
 ) -> None:
     damage(run)
@@ -282,7 +282,7 @@ def test_a_saved_classifier_that_no_evaluation_leaves_is_not_exported(
     assert not asked.out.exists()
 
 
-def test_kept_features_that_are_not_finite_or_not_as_wide_are_computed_again(tmp_path: Path) -> None:
+def test_stored_features_that_are_not_finite_or_misshapen_are_recomputed(tmp_path: Path) -> None:
     import torch
 
     def write_features(features: torch.Tensor) -> None:
@@ -307,9 +307,7 @@ def test_kept_features_that_are_not_finite_or_not_as_wide_are_computed_again(tmp
     assert count_loaded() == 0
 
 
-def test_kept_rows_that_are_not_finite_or_come_through_a_pipe_are_computed_again(
-    run: Path, tmp_path: Path
-) -> None:
+def test_stored_rows_that_are_invalid_or_pipes_are_recomputed(run: Path, tmp_path: Path) -> None:
     (found,) = read_reported_runs([run], [])
     work = WorkFolder(tmp_path / "work")
     assert found.evaluation
@@ -331,7 +329,7 @@ def test_kept_rows_that_are_not_finite_or_come_through_a_pipe_are_computed_again
         ("two\nlines\x1b[2J", r"two lines\\x1b\[2J"),
     ],
 )
-def test_names_are_shown_as_they_are_in_markdown(name: str, shown: str) -> None:
+def test_escape_markdown_shows_names_literally(name: str, shown: str) -> None:
     assert escape_markdown(name) == shown
 
 
@@ -345,11 +343,11 @@ def test_names_are_shown_as_they_are_in_markdown(name: str, shown: str) -> None:
         ("a\n```\nb", "````a ``` b````"),
     ],
 )
-def test_code_in_markdown_ends_where_it_should(text: str, shown: str) -> None:
+def test_format_inline_code_delimits_any_text(text: str, shown: str) -> None:
     assert format_inline_code(text) == shown
 
 
-def test_no_name_of_a_run_leaves_its_place_in_a_card(run: Path, tmp_path: Path) -> None:
+def test_hostile_names_are_escaped_on_a_card(run: Path, tmp_path: Path) -> None:
     evil = "x`\n\n```\n# evil [l](http://e) <script>|"
 
     def change(document: dict) -> None:
@@ -373,7 +371,7 @@ def read_reported_run(run: Path) -> ReportedRun:
     return found
 
 
-def test_commands_to_paste_hold_options_of_the_recipe_only(run: Path) -> None:
+def test_reproduction_commands_contain_only_distill_options(run: Path) -> None:
     assert DistillConfig.model_fields.keys() - {"out", "resume", "dry_run"} == DISTILL_OPTIONS
     config = {"trust_config": True, "config": "theirs.json", "x; y": 1, "resume": True}
     change_json("run.json", lambda document: document["config"].update(config))(run)
@@ -382,7 +380,7 @@ def test_commands_to_paste_hold_options_of_the_recipe_only(run: Path) -> None:
     assert words[words.index("--out") + 1] == f"{run}-again"
 
 
-def test_commands_to_paste_give_what_a_configuration_file_may_not(run: Path) -> None:
+def test_reproduction_commands_contain_options_that_need_a_trusted_config(run: Path) -> None:
     change_json("run.json", lambda document: document["config"].update(classes=["0", "1"], views=1000))(run)
     assert "--views 1000" in make_distill_command(read_reported_run(run))
     assert make_evaluate_command(run, {"store": "s", "run": str(run), "seeds": 500}).endswith(

@@ -18,9 +18,7 @@ def select_view(crops: Crops, number: int) -> Crops:
     return Crops(crops.top[at], crops.left[at], crops.height[at], crops.width[at], crops.flip[at])
 
 
-def test_the_feature_of_a_view_is_that_of_the_image_seen_through_its_box(
-    lite0: Backbone, images: LabelledImages
-) -> None:
+def test_view_features_match_the_backbone_on_cropped_images(lite0: Backbone, images: LabelledImages) -> None:
     crops = draw_view_crops(images, 13, run_seed=0)
     features = compute_view_features(lite0, images, crops)
     assert features.shape == (10, 13, 1280)
@@ -30,7 +28,7 @@ def test_the_feature_of_a_view_is_that_of_the_image_seen_through_its_box(
         torch.testing.assert_close(features[image, view], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_features_do_not_depend_on_the_batches_they_are_computed_in(
+def test_view_features_are_independent_of_the_batch_size(
     lite0: Backbone, images: LabelledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crops = draw_view_crops(images, 5, run_seed=0)
@@ -42,7 +40,7 @@ def test_features_do_not_depend_on_the_batches_they_are_computed_in(
     assert calls == [(min(7 * n, 50), 50) for n in range(1, 9)]
 
 
-def test_more_images_and_more_views_change_no_view(images: LabelledImages) -> None:
+def test_view_crops_are_independent_of_image_and_view_counts(images: LabelledImages) -> None:
     few = draw_view_crops(LabelledImages(images.pixels[:2], images.labels[:2]), 6, run_seed=2)
     many = draw_view_crops(images, 120, run_seed=2)
     for name in ("top", "left", "height", "width", "flip"):

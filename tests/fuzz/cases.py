@@ -13,8 +13,8 @@ from typing import Any
 from fuzz import mutations
 from fuzz.hostile import NUMBERS, TEXTS, draw_value
 from fuzz.mutations import InapplicableMutation, Json
-from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, MODES, Seeds, run_id
-from fuzz.signing import is_small, place, record_objects, seal_commit, sign_checkpoint, sign_entry
+from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, MODES, Seeds, make_run_id
+from fuzz.signing import find_commit_path, is_small, record_objects, seal_commit, sign_checkpoint, sign_entry
 from fuzz.worker import MAX_MEMORY_GROWTH, Outcome, Worker
 
 from sfm.stats_store.digests import compute_sha256
@@ -38,7 +38,7 @@ def replace_words(words: tuple[Any, ...], **others: str) -> tuple[Any, ...]:
     return tuple(others.get(word, word) if isinstance(word, str) else word for word in words)
 
 
-def extracting(source: str) -> tuple[Any, ...]:
+def make_extract_command(source: str) -> tuple[Any, ...]:
     return tuple(source if word == "{source}" else word for word in EXTRACT)
 
 
@@ -74,7 +74,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "report": ("report", "run", "--store", "evil", "--out", "new.html"),
         "export classifier": ("export", "run", "--format", "classifier", "--store", "evil", "--out", "new"),
         "export": ("export", "run", "--format", "imagefolder", "--store", "evil", "--out", "new"),
-        "extract": (*replace_words(extracting("folder:{seeds}/fish"), new="evil"), *EXTRACTING[4:]),
+        "extract": (*replace_words(make_extract_command("folder:{seeds}/fish"), new="evil"), *EXTRACTING[4:]),
     },
     "run": {
         "evaluate": replace_words(EVALUATE, run="evil"),
@@ -98,28 +98,33 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "report": ("report", "evil", "--out", "new.html"),
     },
     "folder": {
-        "extract": extracting("folder:evil"),
-        "skip": (*extracting("folder:evil"), "--on-error", "skip"),
-        "dry": (*extracting("folder:evil"), "--dry-run"),
-        "exemplars": (*extracting("folder:evil"), "--exemplars", 2, "--limit-per-class", 2),
+        "extract": make_extract_command("folder:evil"),
+        "skip": (*make_extract_command("folder:evil"), "--on-error", "skip"),
+        "dry": (*make_extract_command("folder:evil"), "--dry-run"),
+        "exemplars": (*make_extract_command("folder:evil"), "--exemplars", 2, "--limit-per-class", 2),
     },
     "shards": {
-        "extract": extracting("wds:evil"),
-        "names": extracting("wds:evil?names={seeds}/lists/names.txt"),
-        "skip": (*extracting("wds:evil"), "--on-error", "skip"),
-        "dry": (*extracting("wds:evil"), "--dry-run"),
+        "extract": make_extract_command("wds:evil"),
+        "names": make_extract_command("wds:evil?names={seeds}/lists/names.txt"),
+        "skip": (*make_extract_command("wds:evil"), "--on-error", "skip"),
+        "dry": (*make_extract_command("wds:evil"), "--dry-run"),
     },
     "tables": {
-        "extract": extracting("parquet:evil"),
-        "skip": (*extracting("parquet:evil"), "--on-error", "skip", "--json"),
-        "dry": (*extracting("parquet:evil"), "--dry-run"),
+        "extract": make_extract_command("parquet:evil"),
+        "skip": (*make_extract_command("parquet:evil"), "--on-error", "skip", "--json"),
+        "dry": (*make_extract_command("parquet:evil"), "--dry-run"),
     },
-    "idx": {"extract": extracting("idx:evil"), "dry": (*extracting("idx:evil"), "--dry-run")},
+    "idx": {
+        "extract": make_extract_command("idx:evil"),
+        "dry": (*make_extract_command("idx:evil"), "--dry-run"),
+    },
     "weights": {
         "safetensors": replace_words(
-            extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.safetensors"}
+            make_extract_command("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.safetensors"}
         ),
-        "torch": replace_words(extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.pth"}),
+        "torch": replace_words(
+            make_extract_command("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.pth"}
+        ),
         "distill": (
             *replace_words(DISTILL, **{"{b}": "timm/test_vit@evil/w.pth"}),
             "--store",
@@ -144,10 +149,10 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "lists": {
         "distill": (*DISTILL, "--store", "good", "--out", "new", "--classes", "evil/classes.txt"),
-        "names": extracting("wds:{seeds}/shards?names=evil/names.txt"),
+        "names": make_extract_command("wds:{seeds}/shards?names=evil/names.txt"),
     },
     "half": {"evaluate": (*EVALUATE, *ALL_MODE_OPTIONS, "--out", "evil")},
-    "staging": {"extract": (*extracting("wds:{seeds}/shards"), *("--staging", "evil"))},
+    "staging": {"extract": (*make_extract_command("wds:{seeds}/shards"), *("--staging", "evil"))},
 }
 
 USES = {"good": "store", "run": "run"}
@@ -184,18 +189,18 @@ def draw_integer(rng: Random) -> int:
     return rng.choice([n for n in NUMBERS if isinstance(n, int)])
 
 
-def scalar(rng: Random) -> Any:
+def draw_scalar(rng: Random) -> Any:
     return rng.choice(TEXTS) if rng.random() < 0.6 else rng.choice([n for n in NUMBERS if n == n])
 
 
 def draw_json(rng: Random, document: Any) -> Json:
     """Draw a change of a document."""
-    every = mutations.paths(document)
+    every = mutations.list_json_paths(document)
     path = rng.choice(every)
     how = rng.choice(("set",) * 6 + ("take", "delete", "rename", "repeat"))
     change = {"how": how, "path": path}
     if how == "set":
-        change["value"] = draw_value(rng, like=mutations.locate(document, path))
+        change["value"] = draw_value(rng, like=mutations.get_json_value(document, path))
     elif how == "take":
         change["from"] = rng.choice(every)
     elif how == "rename":
@@ -235,11 +240,11 @@ def draw_tar(rng: Random) -> Json:
         key = rng.choice(
             ("size", "path", "linkpath", "mtime", "hdrcharset", "GNU.sparse.size", "GNU.sparse.map")
         )
-        return {"kind": "pax", "type": rng.choice("xgXLKS"), "key": key, "value": scalar(rng)}
+        return {"kind": "pax", "type": rng.choice("xgXLKS"), "key": key, "value": draw_scalar(rng)}
     field = rng.choice((*sorted(mutations.TAR), "type", "size"))
     value = rng.choice("0123456789SLKxgXVMND\0") if field == "type" else draw_integer(rng)
     if field not in ("type", "size"):
-        value = scalar(rng)
+        value = draw_scalar(rng)
     return {"kind": "tar", "member": rng.randrange(24), "field": field, "value": value}
 
 
@@ -266,7 +271,7 @@ def draw_idx(rng: Random) -> Json:
 
 def draw_lines(rng: Random) -> Json:
     how = rng.choice(("cell", "cell", "line", "repeat", "delete"))
-    value = scalar(rng) if rng.random() < 0.9 else {mutations.MAKE: "long text"}
+    value = draw_scalar(rng) if rng.random() < 0.9 else {mutations.MAKE: "long text"}
     return {"kind": "lines", "how": how, "row": rng.randrange(9), "column": rng.randrange(9), "value": value}
 
 
@@ -297,7 +302,7 @@ BY_SUFFIX: dict[str, Callable[[Random], Json]] = {
 }
 
 
-def inner(document: Any) -> Any:
+def get_signed_content(document: Any) -> Any:
     """Return what is changed of a document that holds a digest of something else: that."""
     if isinstance(document, dict) and "sha256" in document:
         if "commit" in document:
@@ -341,7 +346,7 @@ def find_sites(seeds: Seeds, subject: str) -> list[list[Site]]:
             continue
         document = None
         if file.suffix == ".json":
-            document = inner(json.loads(file.read_bytes()))
+            document = get_signed_content(json.loads(file.read_bytes()))
         elif file.suffix == ".safetensors":
             data = file.read_bytes()
             document = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -369,7 +374,7 @@ class Cases:
                 # Of the entry that the command is about.
                 own = "fish-2" if " fish " in f"{words} " else "birds-1"
                 sites = [
-                    s for s in sites if s.name.startswith((f"commit/{own}", f"runs/{run_id(own)}"))
+                    s for s in sites if s.name.startswith((f"commit/{own}", f"runs/{make_run_id(own)}"))
                 ] or sites
             site = rng.choice(sites)
             found.append({"file": site.name} | site.draw(rng))
@@ -394,7 +399,7 @@ class Problem:
     detail: str
 
 
-def prepare(case: Json, seeds: Seeds, folder: Path) -> list[str]:
+def prepare_case(case: Json, seeds: Seeds, folder: Path) -> list[str]:
     """Lay out the folder of a case; return the words of its command."""
     (folder / "canary" / "train").mkdir(parents=True)
     (folder / "canary" / "mine").write_bytes(b"somebody's\n")
@@ -405,7 +410,7 @@ def prepare(case: Json, seeds: Seeds, folder: Path) -> list[str]:
     for name, seed in USES.items():
         if any(word == name for word in words):
             copy_seed_files(seeds.root / seed, folder / name)
-    spoil(case, seeds, folder / "evil")
+    apply_mutations(case, seeds, folder / "evil")
     return [w.replace("{b}", seeds.backbone).replace("{seeds}", str(seeds.root)) for w in words]
 
 
@@ -414,13 +419,13 @@ def copy_seed_files(sound: Path, target: Path) -> None:
     shutil.copytree(sound, target, copy_function=os.link if sound.name == "store" else shutil.copy2)
 
 
-def rewrite(file: Path, data: bytes) -> None:
+def replace_file(file: Path, data: bytes) -> None:
     """Write a file that may be a link to a sound one."""
     file.unlink(missing_ok=True)
     file.write_bytes(data)
 
 
-def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
+def apply_mutations(case: Json, seeds: Seeds, evil: Path) -> None:
     """Apply the mutations of a case, and sign what they left if the case says so."""
     store = case["subject"] == "store"
     names = seeds.commits if store else {}
@@ -432,34 +437,36 @@ def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
         again = mutation["file"] in met or any(m["kind"] in ("array", "path") for m in ordered[:-1])
         met.add(mutation["file"])
         if mutation["kind"] == "array":
-            mutations.apply(file.parent, mutation, again)
+            mutations.apply_mutation(file.parent, mutation, again)
             digest_array(evil, file.parent, seeds)
         elif mutation["file"] in names and mutation["kind"] == "json":
             try:
-                commit = mutations.change_json(load(file)["commit"], mutation)
+                commit = mutations.change_json(load_json(file)["commit"], mutation)
             except (InapplicableMutation, KeyError, TypeError):
                 if not again:
                     raise
                 continue
-            rewrite(file, mutations.written({"commit": commit, "sha256": "0" * 64}))
+            replace_file(file, mutations.encode_hostile_json({"commit": commit, "sha256": "0" * 64}))
         elif case["subject"] == "half" and mutation["kind"] == "json" and not again:
-            row = mutations.written(mutations.change_json(inner(load(file)), mutation)).decode()
+            row = mutations.encode_hostile_json(
+                mutations.change_json(get_signed_content(load_json(file)), mutation)
+            ).decode()
             digest = compute_sha256(row.encode()) if case["signed"] else "0" * 64
-            rewrite(file, json.dumps(load(file) | {"row": row, "sha256": digest}).encode())
+            replace_file(file, json.dumps(load_json(file) | {"row": row, "sha256": digest}).encode())
         else:
-            mutations.apply(file, mutation, again)
+            mutations.apply_mutation(file, mutation, again)
         if case["signed"] and store and mutation["file"] not in names:
             record_run(evil, mutation["file"], seeds)
     if case["signed"] and store:
         for name in {m["file"] for m in case["mutations"]} | set(names):
             if name in names:
-                seal(evil, evil / names[name], move=any(m["file"] == name for m in case["mutations"]))
+                sign_commit(evil, evil / names[name], move=any(m["file"] == name for m in case["mutations"]))
     if case["signed"] and case["subject"] in ("run", "stopped"):
         for saved in evil.glob("checkpoint/step_*"):
             sign_checkpoint(saved)
 
 
-def load(file: Path) -> Any:
+def load_json(file: Path) -> Any:
     """Read the JSON of a file that may be anything by now."""
     if not is_small(file):
         return None
@@ -473,7 +480,7 @@ def find_commits(evil: Path, name: str, seeds: Seeds) -> Iterator[tuple[Path, Js
     """Yield the commits of the run that a file of a store belongs to."""
     parts = name.split("/")
     for path in seeds.commits.values():
-        document = load(evil / path)
+        document = load_json(evil / path)
         commit = document.get("commit") if isinstance(document, dict) else None
         if isinstance(commit, dict) and len(parts) > 2 and commit.get("run") == parts[1]:
             yield evil / path, commit
@@ -485,7 +492,7 @@ def record_run(evil: Path, name: str, seeds: Seeds) -> None:
         run = evil / "runs" / name.split("/")[1]
         if not run.is_symlink():
             record_objects(commit, run)
-            rewrite(file, seal_commit(commit))
+            replace_file(file, seal_commit(commit))
 
 
 def digest_array(evil: Path, folder: Path, seeds: Seeds) -> None:
@@ -500,18 +507,18 @@ def digest_array(evil: Path, folder: Path, seeds: Seeds) -> None:
         with_rows = array[...] if array.ndim else None
         if with_rows is not None and with_rows.dtype.kind != "M":
             commit["arrays"]["/".join(name.split("/")[2:])] = compute_array_digest(with_rows)
-            rewrite(file, seal_commit(commit))
+            replace_file(file, seal_commit(commit))
 
 
-def seal(evil: Path, file: Path, move: bool) -> None:
+def sign_commit(evil: Path, file: Path, move: bool) -> None:
     """Sign a commit, and put it where it says that it belongs."""
-    document = load(file)
+    document = load_json(file)
     if not isinstance(document, dict) or "commit" not in document:
         return
     commit = document["commit"]
     sign_entry(commit)
-    target = place(commit, evil, file) if move else file
-    rewrite(file, seal_commit(commit))
+    target = find_commit_path(commit, evil, file) if move else file
+    replace_file(file, seal_commit(commit))
     if target != file:
         target.parent.mkdir(parents=True, exist_ok=True)
         file.rename(target)
@@ -529,14 +536,14 @@ def snapshot_files(folder: Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def protected(case: Json, seeds: Seeds, evil: Path) -> dict[str, tuple[Any, ...]]:
+def snapshot_untouched_entries(case: Json, seeds: Seeds, evil: Path) -> dict[str, tuple[Any, ...]]:
     """Return the objects of current entries of a store whose key nobody touched: they are somebody's."""
     touched = [mutation["file"] for mutation in case["mutations"]]
     if case["subject"] != "store" or any(not t.startswith(("commit/", "runs/")) for t in touched):
         return {}
     kept: dict[str, tuple[Any, ...]] = {}
     for name in ("birds-1", "birds-tuning-1", "fish-2"):
-        run = load(seeds.path("store", f"commit/{name}"))["commit"]["run"]
+        run = load_json(seeds.path("store", f"commit/{name}"))["commit"]["run"]
         changed = (f"commit/{name.rpartition('-')[0]}-", f"runs/{run}/")
         if not any(t.startswith(changed) for t in touched):
             kept |= {
@@ -547,12 +554,12 @@ def protected(case: Json, seeds: Seeds, evil: Path) -> dict[str, tuple[Any, ...]
 
 def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[list[Problem], Outcome]:
     """Run a case in an empty folder; return what must not be."""
-    words = prepare(case, seeds, folder)
+    words = prepare_case(case, seeds, folder)
     canary, evil = snapshot_files(folder / "canary"), folder / "evil"
     good = snapshot_files(folder / "good") if (folder / "good").exists() else {}
-    theirs = protected(case, seeds, evil)
+    theirs = snapshot_untouched_entries(case, seeds, evil)
     outcome = worker(words, folder)
-    found = list(problems(outcome, as_json="--json" in words))
+    found = list(find_outcome_problems(outcome, as_json="--json" in words))
     if snapshot_files(folder / "canary") != canary:
         found.append(Problem("canary", "the folder of somebody else was changed"))
     after = snapshot_files(folder / "good") if good else {}
@@ -580,7 +587,7 @@ def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[li
     return found, outcome
 
 
-def problems(outcome: Outcome, as_json: bool) -> Iterator[Problem]:
+def find_outcome_problems(outcome: Outcome, as_json: bool) -> Iterator[Problem]:
     """Yield what must not be about how a command ended and what it printed."""
     lines = outcome.err.splitlines()
     if outcome.exception or "Traceback (most recent call last)" in outcome.err + outcome.out:

@@ -10,7 +10,7 @@ MAKE = "$make"
 LONG, DEEP = 100_000, 20_000
 
 FISH = b"fish-2".hex().ljust(32, "0")
-"""Run of another entry, see `seeds.run_id`."""
+"""Run of another entry, see `seeds.make_run_id`."""
 
 TEXTS = (
     "",
@@ -122,7 +122,7 @@ def draw_value(rng: Random, like: Any = None) -> Any:
     return own if rng.random() < 0.5 else {rng.choice(TEXTS): value for value in own}
 
 
-def written(document: Any) -> bytes:
+def encode_hostile_json(document: Any) -> bytes:
     """Return a document as JSON, with what it only describes written out."""
     return expand_placeholders(json.dumps(document)).encode("utf-8", "surrogatepass")
 

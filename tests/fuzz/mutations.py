@@ -16,7 +16,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from fuzz.hostile import MAKE, written
+from fuzz.hostile import MAKE, encode_hostile_json
 from fuzz.signing import is_small
 
 Json = dict[str, Any]
@@ -29,7 +29,7 @@ class InapplicableMutation(Exception):  # noqa: N818 - says something of the cas
 # -- JSON ----------------------------------------------------------------------------------------------------
 
 
-def locate(document: Any, path: list[Any]) -> Any:
+def get_json_value(document: Any, path: list[Any]) -> Any:
     """Return the value at a path of keys and positions."""
     for step in path:
         try:
@@ -39,15 +39,15 @@ def locate(document: Any, path: list[Any]) -> Any:
     return document
 
 
-def paths(document: Any, at: tuple[Any, ...] = ()) -> list[list[Any]]:
+def list_json_paths(document: Any, at: tuple[Any, ...] = ()) -> list[list[Any]]:
     """Return the paths of all values of a document; of a long list, those of the first and last."""
     found = [list(at)]
     if isinstance(document, dict):
         for key, value in document.items():
-            found += paths(value, (*at, key))
+            found += list_json_paths(value, (*at, key))
     elif isinstance(document, list) and document:
         for index in dict.fromkeys((0, len(document) - 1)):
-            found += paths(document[index], (*at, index))
+            found += list_json_paths(document[index], (*at, index))
     return found
 
 
@@ -56,11 +56,11 @@ def change_json(document: Any, change: Json) -> Any:
     path, how = change["path"], change["how"]
     value = copy.deepcopy(change.get("value"))
     if how == "take":
-        value = copy.deepcopy(locate(document, change["from"]))
+        value = copy.deepcopy(get_json_value(document, change["from"]))
     if not path:
         return {} if how in ("delete", "rename", "repeat") else value
-    parent = locate(document, path[:-1])
-    locate(parent, path[-1:])
+    parent = get_json_value(document, path[:-1])
+    get_json_value(parent, path[-1:])
     if how in ("set", "take"):
         parent[path[-1]] = value
     elif how == "delete":
@@ -78,13 +78,13 @@ def change_json(document: Any, change: Json) -> Any:
 
 
 def apply_json(file: Path, change: Json) -> None:
-    file.write_bytes(written(change_json(json.loads(file.read_bytes()), change)))
+    file.write_bytes(encode_hostile_json(change_json(json.loads(file.read_bytes()), change)))
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 
 
-def bomb(mebibytes: int) -> bytes:
+def make_zlib_bomb(mebibytes: int) -> bytes:
     """Return a small zlib stream of so many mebibytes of zeros."""
     packer = zlib.compressobj(9)
     first = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -154,14 +154,14 @@ def apply_path(file: Path, change: Json) -> None:
     if how == "link parent":
         # So many folders above the file, but not the whole subject.
         above = [file, *file.parents]
-        subject = above.index(_canary(file).parent) - 1
+        subject = above.index(_find_canary(file).parent) - 1
         file = above[min(change.get("up", 1), subject - 1)]
     if file.is_dir() and not file.is_symlink():
         shutil.rmtree(file)
     else:
         file.unlink(missing_ok=True)
     # Cases lie in a folder with the canary in it; how deep, the path itself says.
-    canary = Path(os.path.relpath(_canary(file), file.parent))
+    canary = Path(os.path.relpath(_find_canary(file), file.parent))
     if how in ("link folder", "link parent"):
         file.symlink_to(canary)
     elif how == "link file":
@@ -194,7 +194,7 @@ PATHS = (
 )
 
 
-def _canary(file: Path) -> Path:
+def _find_canary(file: Path) -> Path:
     return next(parent / "canary" for parent in file.parents if (parent / "canary").is_dir())
 
 
@@ -214,7 +214,7 @@ def apply_blosc(file: Path, change: Json) -> None:
     file.write_bytes(data)
 
 
-def spoil(array: Any, how: str) -> Any:
+def damage_array(array: Any, how: str) -> Any:
     """Return an array of other values, another shape or another type."""
     spoiled = array.copy()
     flat = spoiled.reshape(-1)
@@ -271,8 +271,8 @@ def apply_array(folder: Path, change: Json) -> None:
 
     old = zarr.open_array(folder, mode="r", zarr_format=3)
     with np.errstate(all="ignore"):
-        spoiled = np.ascontiguousarray(spoil(old[...], change["how"])).reshape(
-            np.shape(spoil(old[...], change["how"]))
+        spoiled = np.ascontiguousarray(damage_array(old[...], change["how"])).reshape(
+            np.shape(damage_array(old[...], change["how"]))
         )
     names = old.metadata.dimension_names or ()
     fits = spoiled.ndim == len(names)
@@ -344,18 +344,18 @@ PNG = {"width": (16, ">I"), "height": (20, ">I")} | {
 }
 
 PNG_CHUNKS: dict[str, tuple[bytes, bytes]] = {
-    "text bomb": (b"zTXt", b"key\0\0" + bomb(512)),
+    "text bomb": (b"zTXt", b"key\0\0" + make_zlib_bomb(512)),
     "profile": (b"iCCP", b"p\0\0" + zlib.compress(bytes(2**20), 9)),
     "escape": (b"tEXt", b"Title\0\x1b]0;owned\x07"),
     "palette": (b"PLTE", b"\1\2\3"),
     "transparency": (b"tRNS", b"\xff\xff"),
     "frames": (b"acTL", struct.pack(">II", 2**31 - 1, 0)),
     "exif": (b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + b"\1\x12\0\3\xff\xff\xff\xff" * 10),
-    "data": (b"IDAT", bomb(512)),
+    "data": (b"IDAT", make_zlib_bomb(512)),
 }
 
 
-def png_chunk(kind: bytes, body: bytes) -> bytes:
+def make_png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
@@ -363,7 +363,7 @@ def apply_png(file: Path, change: Json) -> None:
     """Set a field of the header of a PNG file, or put a hostile chunk after it; its CRC is right."""
     data = bytearray(file.read_bytes())
     if "chunk" in change:
-        data[33:33] = png_chunk(*PNG_CHUNKS[change["chunk"]])
+        data[33:33] = make_png_chunk(*PNG_CHUNKS[change["chunk"]])
     else:
         at, form = PNG[change["field"]]
         struct.pack_into(form, data, at, change["value"] & (0xFF if form == "B" else 0xFFFFFFFF))
@@ -378,7 +378,7 @@ def apply_safetensors(file: Path, change: Json) -> None:
     if change["how"] == "length":
         file.write_bytes((change["value"] % 2**64).to_bytes(8, "little") + data[8:])
         return
-    header = written(change_json(json.loads(data[8 : 8 + length]), change))
+    header = encode_hostile_json(change_json(json.loads(data[8 : 8 + length]), change))
     file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
 
 
@@ -390,7 +390,7 @@ def apply_parquet(file: Path, change: Json) -> None:
     table = pq.read_table(file)
     if "metadata" in change:
         with contextlib.suppress(UnicodeEncodeError):
-            described = written(
+            described = encode_hostile_json(
                 change_json(json.loads(table.schema.metadata[b"huggingface"]), change["metadata"])
             )
             table = table.replace_schema_metadata({"huggingface": described})
@@ -491,7 +491,7 @@ APPLY: dict[str, Callable[[Path, Json], None]] = {
 }
 
 
-def apply(file: Path, mutation: Json, again: bool) -> None:
+def apply_mutation(file: Path, mutation: Json, again: bool) -> None:
     """Apply a mutation to a file; `again` if another has changed it before and may have left anything.
 
     Raises

@@ -112,7 +112,7 @@ def make_seeds(root: Path, worker: Worker) -> Seeds:
     (root / "half" / "evaluation.json").unlink()
     sfm("-c", KILLED.format(argv=[*map(str, distilling), "--out", "stopped"]), status=9)
     shutil.rmtree(root / "stopped" / "checkpoint" / "step_00000004")
-    stage(root, sfm, backbone)
+    write_staging(root, sfm, backbone)
     write_configs(root, backbone)
     shutil.rmtree(root / "store" / "staging", ignore_errors=True)
     commits = assign_run_ids(root / "store")
@@ -131,7 +131,7 @@ def draw_images(rng: np.random.Generator) -> dict[tuple[str, int, int], npt.NDAr
     }
 
 
-def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
@@ -141,7 +141,7 @@ def write_folder(root: Path, images: dict[tuple[str, int, int], npt.NDArray[np.u
     for (split, label, number), pixels in images.items():
         file = root / split / CLASSES[label] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(png(pixels))
+        file.write_bytes(encode_png(pixels))
 
 
 def write_shards(root: Path, images: dict[tuple[str, int, int], npt.NDArray[np.uint8]]) -> None:
@@ -156,7 +156,7 @@ def write_shards(root: Path, images: dict[tuple[str, int, int], npt.NDArray[np.u
                     about = (
                         ("cls", b"%d" % label) if shard else ("json", json.dumps({"label": label}).encode())
                     )
-                    for ending, data in (("png", png(pixels)), about):
+                    for ending, data in (("png", encode_png(pixels)), about):
                         member = tarfile.TarInfo(f"{label}{number}.{ending}")
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
@@ -171,7 +171,9 @@ def write_tables(root: Path, images: dict[tuple[str, int, int], npt.NDArray[np.u
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     for split in ("train", "test"):
         own = {key: pixels for key, pixels in images.items() if key[0] == split}
-        cells = [{"bytes": png(pixels), "path": f"{key[1]}/{key[2]}.png"} for key, pixels in own.items()]
+        cells = [
+            {"bytes": encode_png(pixels), "path": f"{key[1]}/{key[2]}.png"} for key, pixels in own.items()
+        ]
         table = pa.table({"image": cells, "label": [key[1] for key in own]})
         pq.write_table(table.replace_schema_metadata(metadata), root / f"{split}-00000-of-00001.parquet")
 
@@ -195,7 +197,7 @@ def write_lists(root: Path) -> None:
     (root / "names.txt").write_text("finch\tFinch\nrobin\tRobin redbreast\nwren\n")
 
 
-def stage(root: Path, sfm: object, backbone: str) -> None:
+def write_staging(root: Path, sfm: object, backbone: str) -> None:
     """Make the staging folder of an extraction that stopped at a damaged shard, which is whole again."""
     shard = root / "shards" / "train-1.tar"
     whole, then = shard.read_bytes(), shard.stat()
@@ -229,7 +231,7 @@ def write_configs(root: Path, backbone: str) -> None:
 
 def leave_abandoned_files(store: Path) -> None:
     """Leave in a store what writers that were killed leave: a run without a commit, and staged work."""
-    shutil.copytree(store / "runs" / run_id("fish-1"), store / "runs" / ("ab" * 16))
+    shutil.copytree(store / "runs" / make_run_id("fish-1"), store / "runs" / ("ab" * 16))
     staged = store / "staging" / ("cd" * 16) / "found"
     staged.mkdir(parents=True)
     (staged / "train-000000.json").write_text("{}")
@@ -237,7 +239,7 @@ def leave_abandoned_files(store: Path) -> None:
         os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 100 * 86400))
 
 
-def run_id(name: str) -> str:
+def make_run_id(name: str) -> str:
     """Return the id that the run of a commit gets: cases name it, in every session."""
     return name.encode().hex().ljust(32, "0")[:32]
 
@@ -250,7 +252,7 @@ def assign_run_ids(store: Path) -> dict[str, str]:
         summary = commit["summary"]
         role = "" if summary["role"] == "full" else f"-{summary['role']}"
         name = f"{summary['dataset']}{role}-{summary['generation']}"
-        run = run_id(name)
+        run = make_run_id(name)
         if commit["kind"] == "entry":
             (store / "runs" / commit["run"]).rename(store / "runs" / run)
         commit["run"] = run

@@ -20,7 +20,7 @@ def encode_json(document: Any) -> bytes:
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
-def object_record(data: bytes) -> dict[str, Any]:
+def make_object_record(data: bytes) -> dict[str, Any]:
     return {"size": len(data), "sha256": compute_sha256(data)}
 
 
@@ -32,7 +32,9 @@ def seal_commit(commit: Any) -> bytes:
 def record_objects(commit: dict[str, Any], run: Path) -> None:
     """Make a commit list the objects of its run as they are on the disk now."""
     files = filter(is_small, run.rglob("*"))
-    commit["objects"] = {path.relative_to(run).as_posix(): object_record(path.read_bytes()) for path in files}
+    commit["objects"] = {
+        path.relative_to(run).as_posix(): make_object_record(path.read_bytes()) for path in files
+    }
 
 
 def sign_entry(commit: Any) -> None:
@@ -50,7 +52,7 @@ def sign_entry(commit: Any) -> None:
         pass
 
 
-def place(commit: Any, root: Path, file: Path) -> Path:
+def find_commit_path(commit: Any, root: Path, file: Path) -> Path:
     """Return where a commit says that it belongs; `file`, where it lies, if it says nothing of the kind."""
     try:
         s = commit["summary"]

@@ -47,12 +47,12 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
 
 
 @pytest.mark.parametrize("file", KNOWN_FAULT_FILES, ids=lambda file: file.stem)
-def test_a_fault_that_was_found_stays_away(fuzzer: Fuzzer, file: Path) -> None:
+def test_known_fault_does_not_recur(fuzzer: Fuzzer, file: Path) -> None:
     found, outcome = fuzzer(json.loads(file.read_bytes()))
     assert not found, outcome
 
 
-def test_fixed_cases_end_in_one_line_and_within_bounds(fuzzer: Fuzzer) -> None:
+def test_fixed_fuzz_cases_show_no_problem(fuzzer: Fuzzer) -> None:
     drawn = Cases(fuzzer.seeds)
 
     @settings(
@@ -72,7 +72,9 @@ def test_fixed_cases_end_in_one_line_and_within_bounds(fuzzer: Fuzzer) -> None:
 
 @pytest.mark.torture
 @pytest.mark.parametrize(("subject", "command"), [(s, c) for s, own in COMMANDS.items() for c in own])
-def test_what_is_sound_is_taken(fuzzer: Fuzzer, subject: str, command: str) -> None:
+def test_unmutated_case_has_the_expected_exit_code_and_bounded_memory(
+    fuzzer: Fuzzer, subject: str, command: str
+) -> None:
     """Without a mutation every command does its work, far below the bounds: the cases mean something."""
     found, outcome = fuzzer({"subject": subject, "command": command, "signed": True, "mutations": []})
     assert not found
@@ -81,7 +83,7 @@ def test_what_is_sound_is_taken(fuzzer: Fuzzer, subject: str, command: str) -> N
 
 
 @pytest.mark.torture
-def test_signed_again_a_store_is_sound(fuzzer: Fuzzer) -> None:
+def test_re_signed_mutations_pass_digest_checks(fuzzer: Fuzzer) -> None:
     """What the fuzzer signs passes every digest: what is refused is refused for what it says."""
     same: Json = {"file": "commit/birds-1", "kind": "json", "how": "set", "path": ["run"], "value": "0" * 32}
     elsewhere = {"subject": "store", "command": "verify", "signed": True, "mutations": [same]}
@@ -92,7 +94,7 @@ def test_signed_again_a_store_is_sound(fuzzer: Fuzzer) -> None:
 
 
 @pytest.mark.torture
-def test_new_cases_for_a_while(fuzzer: Fuzzer) -> None:
+def test_random_fuzz_campaign_finds_no_problem(fuzzer: Fuzzer) -> None:
     minutes = float(os.environ.get("SFM_FUZZ_MINUTES", "30"))
     start = int(os.environ.get("SFM_FUZZ_SEED", random.SystemRandom().getrandbits(32)))
     findings = Findings(fuzzer, Path(tempfile.mkdtemp(prefix="sfm-fuzz-found-")))

@@ -45,7 +45,7 @@ def draw_labelled_features(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(draw_labelled_features(), st.integers(1, 20))
-def test_blocks_of_any_size_give_the_moments_of_the_whole(data, size):
+def test_moments_are_independent_of_the_block_size(data, size):
     features, labels = data
     blocks = [(features[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size)]
     assert_equal(
@@ -54,7 +54,7 @@ def test_blocks_of_any_size_give_the_moments_of_the_whole(data, size):
 
 
 @given(draw_labelled_features(), st.randoms(use_true_random=False))
-def test_parts_merge_in_any_order(data, random):
+def test_moments_merge_in_any_order(data, random):
     features, labels = data
     cuts = sorted(random.sample(range(len(labels) + 1), min(3, len(labels) + 1)))
     parts = [
@@ -68,7 +68,7 @@ def test_parts_merge_in_any_order(data, random):
     assert_equal(total, compute_in_two_passes(features, labels), rtol=1e-9)
 
 
-def test_real_features_agree_with_two_passes(fashion_store):
+def test_moments_of_real_features_match_a_two_pass_computation(fashion_store):
     from sfm.stats_store.entry_selection import select_only_summary
     from sfm.stats_store.store import open_store
 
@@ -91,14 +91,14 @@ def test_real_features_agree_with_two_passes(fashion_store):
 
 @settings(max_examples=20)
 @given(draw_labelled_features())
-def test_the_diagonal_of_the_pooled_scatter_is_the_sum_of_the_class_diagonals(data):
+def test_the_pooled_scatter_diagonal_is_the_sum_of_the_class_diagonals(data):
     moments = compute_moments(*data, CLASSES)
     np.testing.assert_allclose(
         np.diag(moments.within_scatter), moments.scatter_diagonal.sum(axis=0), rtol=1e-9, atol=1e-9
     )
 
 
-def test_a_class_without_samples_changes_nothing():
+def test_a_class_without_samples_does_not_change_the_moments():
     features = np.ones((3, FEATURES), dtype=np.float32)
     only_class_1 = compute_moments(features, np.full(3, 1, dtype=np.int32), CLASSES)
     merged = merge_moments(only_class_1, make_empty_moments(CLASSES, FEATURES))

@@ -15,7 +15,7 @@ from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
 
 
-def test_more_of_anything_takes_longer():
+def test_estimated_operations_grow_with_every_argument():
     least = estimate_statistics_operations(10, 64, 1000, 1, (5,)).total
     for more in ((20, 64, 1000, 1, (5,)), (10, 128, 1000, 1, (5,)), (10, 64, 9000, 1, (5,))):
         assert estimate_statistics_operations(*more).total > least
@@ -24,11 +24,11 @@ def test_more_of_anything_takes_longer():
     assert estimate_statistics_operations(10, 64, 1000, 1, ()).centres == 0
 
 
-def test_the_speed_of_this_machine_is_tried():
+def test_operations_per_second_are_measured():
     assert measure_operations_per_second(3, 16, torch.device("cpu")) > 0
 
 
-def test_a_meter_tells_whole_percents_once_and_never_runs_past_a_phase():
+def test_progress_reports_each_percent_once_and_stays_within_a_phase():
     events = []
     cost = estimate_statistics_operations(2, 2000, 5000, 1, (5,))
     meter = StatisticsProgress(lambda event: events.append((event.done, event.figures)), "statistics", cost)
@@ -41,7 +41,7 @@ def test_a_meter_tells_whole_percents_once_and_never_runs_past_a_phase():
 
 
 @pytest.fixture
-def small(tmp_path):
+def small_options(tmp_path):
     return {
         "source": "builtin:fashion-mnist-6k",
         "store": str(tmp_path / "store"),
@@ -52,11 +52,11 @@ def small(tmp_path):
     }
 
 
-def test_a_plan_says_what_comes_after_the_pass(small):
-    assert estimate_extraction(ExtractConfig(**small, dry_run=True)).statistics_seconds > 0
+def test_a_dry_run_estimates_the_statistics_time(small_options):
+    assert estimate_extraction(ExtractConfig(**small_options, dry_run=True)).statistics_seconds > 0
 
 
-def test_a_plan_of_shards_says_so_too(small, tmp_path, image_folder):
+def test_a_dry_run_of_shards_estimates_the_statistics_time(small_options, tmp_path, image_folder):
     """Though only the pass tells how many classes there are."""
     for split in ("train", "test"):
         with tarfile.open(tmp_path / f"{split}-0.tar", "w") as archive:
@@ -66,15 +66,15 @@ def test_a_plan_of_shards_says_so_too(small, tmp_path, image_folder):
                 archive.add(tmp_path / "x.txt", f"{number}.txt")
     shards = f"wds:{tmp_path}/{{train,test}}-0.tar"
     planned = estimate_extraction(
-        ExtractConfig(**(small | {"source": shards, "limit_per_class": None}), dry_run=True)
+        ExtractConfig(**(small_options | {"source": shards, "limit_per_class": None}), dry_run=True)
     )
     assert (planned.classes, planned.classes_met) == (None, 3)
     assert planned.statistics_seconds > 0
 
 
-def test_the_statistics_are_told_in_percent_and_their_time_is_recorded(small):
+def test_statistics_progress_is_in_percent_and_its_time_is_recorded(small_options):
     events = []
-    done = extract(ExtractConfig(**small, tune_fraction=0.4), events.append)
+    done = extract(ExtractConfig(**small_options, tune_fraction=0.4), events.append)
     for stage in ("statistics of lite0", "tuning statistics of lite0"):
         percents = [event.done for event in events if event.stage == stage]
         assert percents[0] == 0

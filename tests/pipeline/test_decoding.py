@@ -68,7 +68,7 @@ def list_decoding_processes() -> list[psutil.Process]:
     "wanted",
     [DecodingOptions((SMALL,)), DecodingOptions((SMALL, LARGE, SQUASHED, BORDERED), views=2, seed=3)],
 )
-def test_processes_answer_what_a_thread_would(wanted):
+def test_decoding_processes_match_decoding_in_the_caller(wanted):
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         # More and larger batches need more memory than the first, and are decoded in parts.
         for count, first in ((3, 0), (2 * CHUNK_IMAGES + 1, 10), (2, 90)):
@@ -94,7 +94,7 @@ def test_processes_answer_what_a_thread_would(wanted):
 
 
 @pytest.mark.parametrize("count", [5, CHUNK_IMAGES, CHUNK_IMAGES + 2])
-def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
+def test_decoding_processes_skip_or_report_undecodable_images(count):
     batch = make_batch(count, broken=(0, 3, count - 1))
     good = [i for i in range(count) if i not in (0, 3, count - 1)]
     whole = decode_batch([batch[i] for i in good], decode_image, DecodingOptions((SMALL,), views=1))
@@ -115,7 +115,7 @@ def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
         skip()
 
 
-def test_processes_read_the_samples_that_are_files(tmp_path):
+def test_decoding_processes_read_sample_files(tmp_path):
     batch = make_batch(CHUNK_IMAGES + 3)
     listed = []
     for place, sample in batch:
@@ -142,7 +142,7 @@ def test_processes_read_the_samples_that_are_files(tmp_path):
             pass
 
 
-def test_who_is_told_of_a_failure_can_use_the_memory_again(tmp_path):
+def test_memory_is_reusable_after_a_reported_failure(tmp_path):
     done = tmp_path / "done"
 
     def decode(data: bytes) -> Image.Image:
@@ -166,7 +166,7 @@ def test_who_is_told_of_a_failure_can_use_the_memory_again(tmp_path):
 @pytest.mark.parametrize(
     ("count", "min_chunks", "chunks"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (CHUNK_IMAGES, 1, 1), (128, 1, 4)]
 )
-def test_a_batch_is_cut_into_chunks_of_about_equal_size(count, min_chunks, chunks):
+def test_a_batch_is_split_into_chunks_of_nearly_equal_size(count, min_chunks, chunks):
     rows = [(place, "bag", str(place), None) for place in range(count)]
     found = split_into_chunks(rows, min_chunks)
     assert [row for _, chunk in found for row in chunk] == rows
@@ -177,7 +177,7 @@ def test_a_batch_is_cut_into_chunks_of_about_equal_size(count, min_chunks, chunk
     assert max(sizes) <= CHUNK_IMAGES
 
 
-def test_a_batch_of_which_nothing_can_be_decoded_is_empty():
+def test_a_batch_without_decodable_images_is_empty():
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         batch = make_batch(3, broken=(0, 1, 2))
         with decoding(batch, DecodingOptions((SMALL,), on_error="skip")) as found:
@@ -186,7 +186,7 @@ def test_a_batch_of_which_nothing_can_be_decoded_is_empty():
             assert found.pixels[SMALL].shape == (1, 0, 24, 24, 3)
 
 
-def test_a_decoder_may_be_any_function_and_sees_the_same_modules(tmp_path, monkeypatch):
+def test_a_decoder_may_be_a_closure_and_imports_the_same_modules(tmp_path, monkeypatch):
     (tmp_path / "colours.py").write_text("RED = (255, 0, 0)\n")
     monkeypatch.syspath_prepend(tmp_path)
     import colours
@@ -200,7 +200,7 @@ def test_a_decoder_may_be_any_function_and_sees_the_same_modules(tmp_path, monke
         assert (found.pixels[SMALL] == [255, 0, 0]).all()
 
 
-def test_what_a_decoder_should_not_raise_is_raised_where_it_was_asked_for():
+def test_unexpected_decoder_errors_are_raised_in_the_caller():
     def failing(data: bytes) -> Image.Image:
         raise AssertionError("a mistake in a source")
 
@@ -214,23 +214,23 @@ def test_what_a_decoder_should_not_raise_is_raised_where_it_was_asked_for():
                 pass
 
 
-class Unwilling:
+class UnpicklingFails:
     """Can be sent, but not received."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return (int, ("no number",))
 
 
-def test_a_decoder_that_cannot_be_received_is_told_as_such():
+def test_a_decoder_that_cannot_be_unpickled_raises_its_error():
     with (
-        decoding_process_pool(Unwilling(), 1, 1) as decoding,
+        decoding_process_pool(UnpicklingFails(), 1, 1) as decoding,
         pytest.raises(RuntimeError, match="invalid literal for int"),
         decoding(make_batch(1), DecodingOptions((SMALL,))),
     ):
         pass
 
 
-def test_a_decoder_that_cannot_be_sent_is_refused():
+def test_a_decoder_that_cannot_be_pickled_is_refused():
     lock = threading.Lock()
 
     def locked(data: bytes) -> Image.Image:
@@ -243,7 +243,7 @@ def test_a_decoder_that_cannot_be_sent_is_refused():
     assert list_decoding_processes() == []
 
 
-def test_who_asks_after_the_end_is_refused_and_nothing_is_written_anywhere(tmp_path):
+def test_decoding_after_the_pool_has_closed_raises_and_writes_nothing(tmp_path):
     with (
         decoding_process_pool(decode_image, 1, 1) as decoding,
         decoding(make_batch(1), DecodingOptions((SMALL,))),
@@ -262,7 +262,7 @@ def test_who_asks_after_the_end_is_refused_and_nothing_is_written_anywhere(tmp_p
         file.close()
 
 
-def test_nothing_stays_open_when_processes_have_ended():
+def test_closing_the_decoding_pool_leaves_no_open_files():
     def decode_some() -> None:
         with (
             decoding_process_pool(decode_image, 2, 2) as decoding,
@@ -275,7 +275,7 @@ def test_nothing_stays_open_when_processes_have_ended():
     assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
-def test_a_process_that_decodes_loads_no_torch():
+def test_decoding_processes_do_not_import_torch():
     with (
         decoding_process_pool(decode_image, 1, 1) as decoding,
         decoding(make_batch(1), DecodingOptions((SMALL,))),
@@ -284,7 +284,7 @@ def test_a_process_that_decodes_loads_no_torch():
         assert not [each.path for each in process.memory_maps() if "torch" in each.path]
 
 
-def test_processes_and_memory_are_shared_by_more_threads_and_end_with_the_context():
+def test_the_decoding_pool_is_shared_by_threads_and_ends_with_its_context():
     batches = [make_batch(CHUNK_IMAGES + 4, first=100 * i) for i in range(12)]
     with decoding_process_pool(decode_image, 2, 3) as decoding:
         assert len(list_decoding_processes()) == 2
@@ -302,7 +302,7 @@ def test_processes_and_memory_are_shared_by_more_threads_and_end_with_the_contex
     assert list_decoding_processes() == []
 
 
-def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
+def test_decoding_processes_end_when_their_parent_is_killed(tmp_path):
     program = (
         "from sfm.pipeline.decoding_processes import decoding_process_pool\n"
         "from sfm.pipeline.sources.decode import decode_image\n"
@@ -324,7 +324,7 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
     assert alive == []
 
 
-def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path, monkeypatch):
+def test_a_pass_with_a_killed_decoding_process_stops_and_can_be_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source = open_source("builtin:fashion-mnist-6k")
     config = ExtractConfig(source=source.spec, store="s", backbone=["lite0"], limit_per_class=20)
@@ -357,7 +357,7 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
     assert files[0] == files[1]
 
 
-def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(tmp_path, monkeypatch):
+def test_an_interrupted_extraction_joins_its_threads_before_closing_the_runtime(tmp_path, monkeypatch):
     threads_left: list[int] = []
 
     @contextlib.contextmanager
@@ -382,7 +382,7 @@ def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(t
     assert list_decoding_processes() == []
 
 
-def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_path, monkeypatch):
+def test_a_worker_restarts_a_killed_decoding_process_for_the_next_partition(tmp_path, monkeypatch):
     monkeypatch.setattr(
         dask_worker, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count)
     )

@@ -73,7 +73,7 @@ def test_an_entry_holds_every_array_of_the_schema(fashion_store):
     assert entry.classifier.held_out_top1 > 0.4
 
 
-def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
+def test_statistics_match_a_direct_computation(fashion_store):
     entry, source = open_entry(fashion_store), open_source("builtin:fashion-mnist-6k")
     backbone = load_backbone("lite0", image_size=SIZE)
     for c in (0, 9):
@@ -97,7 +97,7 @@ def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
         )
 
 
-def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
+def test_exemplars_are_the_nearest_images_followed_by_random_ones(fashion_store):
     entry, source = open_entry(fashion_store), open_source("builtin:fashion-mnist-6k")
     role, sample = entry.read_array("exemplar/role"), entry.read_array("exemplar/sample")
     assert role.tolist() == [[1, 1, 1, 0, 0, 0]] * 10
@@ -110,7 +110,7 @@ def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
     np.testing.assert_array_equal(other[:, 3:], sample[:, 3:])
 
 
-def test_a_tuning_entry_divides_the_training_split_alone(fashion_store):
+def test_a_tuning_entry_splits_only_the_training_images(fashion_store):
     full, tuning = open_entry(fashion_store), open_entry(fashion_store, "fashion-mnist-6k@tuning")
     assert tuning.summary.role == "tuning"
     assert tuning.read_array("train/count").tolist() == [30] * 10
@@ -143,7 +143,7 @@ def test_each_image_is_decoded_once_for_several_backbones(tmp_path, monkeypatch)
     assert len(decoded) == len(set(decoded)) == 160
 
 
-def test_an_eager_extraction_optimises_nothing_and_gives_the_same_means_up_to_rounding(tmp_path, monkeypatch):
+def test_an_eager_extraction_applies_no_optimisation_and_gives_the_same_means(tmp_path, monkeypatch):
     extract(make_config(tmp_path / "auto"))
 
     def refuse(*_: object) -> None:
@@ -156,7 +156,7 @@ def test_an_eager_extraction_optimises_nothing_and_gives_the_same_means_up_to_ro
     np.testing.assert_allclose(means[1], means[0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_repeat_reads_nothing_and_says_so(tmp_path, monkeypatch):
+def test_a_repeated_extraction_reads_nothing_and_reports_it(tmp_path, monkeypatch):
     decoded: list[bytes] = []
     monkeypatch.setitem(
         SOURCE_KINDS, "counted", lambda text: count_decoding(SOURCE_KINDS["builtin"](text), decoded)
@@ -170,21 +170,21 @@ def test_a_repeat_reads_nothing_and_says_so(tmp_path, monkeypatch):
     assert decoded == []
 
 
-def test_rehash_reads_again_and_finds_the_entry_there(tmp_path):
+def test_rehash_reads_again_and_finds_the_existing_entry(tmp_path):
     extract(make_config(tmp_path / "s"))
     again = extract(make_config(tmp_path / "s", rehash=True))
     assert again.pass_summary.images_read == 160
     assert [p.outcome for p in again.published] == ["already there"]
 
 
-def test_another_backbone_joins_without_touching_the_first(tmp_path):
+def test_adding_a_backbone_does_not_change_the_first_entry(tmp_path):
     first = extract(make_config(tmp_path / "s")).published[0].summary
     both = extract(make_config(tmp_path / "s", backbone=["lite0", "lite1"]))
     assert [p.outcome for p in both.published] == ["already there", "published"]
     assert both.published[0].summary == first
 
 
-def test_other_options_are_another_variant_of_the_same_data(tmp_path):
+def test_other_options_publish_another_variant_of_the_same_data(tmp_path):
     first = extract(make_config(tmp_path / "s")).published[0].summary
     other = extract(make_config(tmp_path / "s", sub_classes=(3,))).published[0].summary
     assert other.fingerprint == first.fingerprint
@@ -205,7 +205,7 @@ def test_the_same_images_in_another_folder_have_the_same_digest(tmp_path, image_
     assert again.entry_digest == first.entry_digest
 
 
-def test_the_bytes_of_the_training_images_are_those_of_their_files(tmp_path, image_folder):
+def test_train_bytes_is_the_total_size_of_the_training_files(tmp_path, image_folder):
     options = {"source": f"folder:{image_folder}", "name": "pictures", "limit_per_class": None}
     extract(make_config(tmp_path / "s", **options))
     files = [path for path in (image_folder / "train").rglob("*") if path.is_file()]
@@ -213,7 +213,7 @@ def test_the_bytes_of_the_training_images_are_those_of_their_files(tmp_path, ima
     assert card.train_bytes == sum(path.stat().st_size for path in files)
 
 
-def test_the_bytes_of_some_training_images_are_theirs_alone(fashion_store):
+def test_train_bytes_of_a_limited_extraction_counts_only_its_images(fashion_store):
     summaries = [s for s in open_store(fashion_store).list_summaries() if s.backbone == "lite0"]
     assert {s.role for s in summaries} == {"full", "tuning"}
     for summary in summaries:
@@ -221,7 +221,7 @@ def test_the_bytes_of_some_training_images_are_theirs_alone(fashion_store):
         assert card.train_bytes == summary.train_samples * 28 * 28
 
 
-def test_train_features_are_kept_on_request(tmp_path):
+def test_train_features_are_stored_on_request(tmp_path):
     extract(make_config(tmp_path / "s", keep_train_features=True))
     entry = open_entry(str(tmp_path / "s"))
     features, labels = entry.read_array("train/feature").astype(np.float64), entry.read_array("train/label")
@@ -230,14 +230,14 @@ def test_train_features_are_kept_on_request(tmp_path):
     )
 
 
-def test_held_out_features_stay_at_home_on_request(tmp_path):
+def test_held_out_features_are_left_out_on_request(tmp_path):
     extract(make_config(tmp_path / "s", no_held_out=True))
     entry = open_entry(str(tmp_path / "s"))
     assert not any(name.startswith("test/") for name in entry.list_array_names())
     assert entry.classifier.held_out_top1 is not None
 
 
-def test_small_classes_are_refused_or_dropped_as_asked(tmp_path, image_folder):
+def test_small_classes_are_refused_or_dropped_as_requested(tmp_path, image_folder):
     for file in sorted((image_folder / "train" / "boot").iterdir())[5:]:
         file.unlink()
     changes = {"source": f"folder:{image_folder}", "limit_per_class": None, "min_count": 6}
@@ -270,7 +270,9 @@ def test_small_classes_are_refused_or_dropped_as_asked(tmp_path, image_folder):
         ),
     ],
 )
-def test_an_unreadable_image_is_named_and_nothing_is_published(tmp_path, image_folder, spoil, complaint):
+def test_an_unreadable_image_is_named_in_the_error_and_nothing_is_published(
+    tmp_path, image_folder, spoil, complaint
+):
     spoil(image_folder)
     with pytest.raises(InputError, match=complaint):
         extract(make_config(tmp_path / "s", source=f"folder:{image_folder}", limit_per_class=None))
@@ -278,7 +280,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_published(tmp_path, image_f
     assert [p.name for p in (tmp_path / "s" / "runs").glob("*") if p.is_dir()] == []
 
 
-def test_features_that_are_not_finite_name_the_image(tmp_path, image_folder, monkeypatch):
+def test_non_finite_features_raise_an_error_that_names_the_image(tmp_path, image_folder, monkeypatch):
     (poisoned,) = open_source(f"folder:{image_folder}").train.read(np.array([17]))
     white = image_folder / "train/boot/005.png"
     assert poisoned.location == str(white)
@@ -304,14 +306,14 @@ def test_features_that_are_not_finite_name_the_image(tmp_path, image_folder, mon
     assert open_store(str(tmp_path / "s")).list_summaries() == []
 
 
-def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_a_store_is_left_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="is not a store"):
         extract(make_config(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-COMMAND = """
+EXTRACT_PROGRAM = """
 import sys
 import sfm.stats_store.digests
 sfm.stats_store.digests.BLOCK_ROWS = 40
@@ -327,7 +329,7 @@ print(done.published[0].outcome, done.pass_summary.images_resumed, done.publishe
 def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
     def start_extraction(store: Path) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, str(store)],
+            [sys.executable, "-c", EXTRACT_PROGRAM, str(store)],
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -351,7 +353,7 @@ def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
     assert [p for p in (tmp_path / "b" / "staging").iterdir() if p.is_dir()] == []
 
 
-def test_a_licence_goes_into_the_card_and_changes_no_digest(tmp_path):
+def test_a_licence_is_stored_on_the_card_and_changes_no_digest(tmp_path):
     plain = extract(make_config(tmp_path / "a", limit_per_class=3)).published[0].summary
     named = extract(make_config(tmp_path / "b", limit_per_class=3, licence="cc-by-4.0")).published[0].summary
     assert open_entry(str(tmp_path / "a")).dataset.licence == "MIT"
@@ -360,7 +362,7 @@ def test_a_licence_goes_into_the_card_and_changes_no_digest(tmp_path):
 
 
 @pytest.mark.parametrize("rehash", [False, True])
-def test_a_licence_that_would_not_be_taken_up_is_refused(tmp_path, rehash):
+def test_a_licence_that_differs_from_the_stored_one_is_refused(tmp_path, rehash):
     asked = make_config(tmp_path / "store", limit_per_class=3)
     extract(asked)
     with pytest.raises(InputError, match=r"--licence cc-by-4\.0: .* with licence MIT; --replace"):

@@ -19,7 +19,7 @@ from sfm.stats_store.store import open_store
 
 
 @pytest.mark.parametrize("mode", ["squash", "border"])
-def test_features_and_exemplars_of_wide_images_are_those_of_timms_transform_and_model(
+def test_features_and_exemplars_match_the_timm_transform_and_model(
     mode: str, tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(get_pretrained_cfg("test_vit"), crop_mode=mode, crop_pct=0.9, input_size=(3, 32, 32))

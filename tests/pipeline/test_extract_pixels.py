@@ -24,7 +24,7 @@ from sfm.pipeline.sources.sample import Sample
 from sfm.stats_store.store import open_store
 
 TRAIN, TEST = 4, 2
-ALL = 2 * (TRAIN + TEST)
+TOTAL_IMAGES = 2 * (TRAIN + TEST)
 
 
 def draw_image(shape: str, number: int, mode: str = "RGBA") -> Image.Image:
@@ -61,7 +61,7 @@ def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_
     source, store = f"folder:{write_dataset(tmp_path / 'icons')}", tmp_path / "s"
     white = run_extraction(store, source, exemplars=2)
     (card,) = white.cards
-    assert (card.composited, card.options["background"]) == (ALL, "white")
+    assert (card.composited, card.options["background"]) == (TOTAL_IMAGES, "white")
     assert card.composited_example == f"{tmp_path}/icons/train/ellipse/0.png"
     assert (read_arrays(store, white)["exemplar/image"][:, :, 0, 0] == 255).all()
     # The same pixels as of images that are on white already.
@@ -104,11 +104,11 @@ def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
     again = run_extraction(tmp_path / "s", f"folder:{root}?background=black")
     assert (again.pass_summary.images_read, again.published[0].summary) == (0, first.published[0].summary)
     reread = run_extraction(tmp_path / "s", f"folder:{root}?background=black", rehash=True)
-    assert (reread.published[0].outcome, reread.pass_summary.images_read) == ("already there", ALL)
+    assert (reread.published[0].outcome, reread.pass_summary.images_read) == ("already there", TOTAL_IMAGES)
 
 
 @pytest.fixture
-def earlier(monkeypatch):
+def extract_as_earlier_version(monkeypatch):
     """Extract as versions did that dropped transparency: neither card nor key tells."""
 
     def extracted(*given, **options: object) -> ExtractionResult:
@@ -124,9 +124,11 @@ def earlier(monkeypatch):
     return extracted
 
 
-def test_an_entry_that_dropped_transparency_is_said_to_and_can_be_removed(tmp_path, earlier):
+def test_an_entry_that_dropped_transparency_is_reported_with_the_removal_command(
+    tmp_path, extract_as_earlier_version
+):
     source, store = f"folder:{write_dataset(tmp_path / 'icons')}", tmp_path / "s"
-    old = earlier(store, source).published[0].summary
+    old = extract_as_earlier_version(store, source).published[0].summary
     pin = f"icons@{old.entry_digest[:12]}"
     removal = f"sfm store rm {store} {pin}"
     found = run_extraction(store, source)
@@ -137,24 +139,26 @@ def test_an_entry_that_dropped_transparency_is_said_to_and_can_be_removed(tmp_pa
     assert note.endswith(removal)
     for options in ({"rehash": True}, {}):
         new = run_extraction(store, source, **options)
-        assert (new.published[0].summary == old, new.cards[0].composited) == (False, ALL)
+        assert (new.published[0].summary == old, new.cards[0].composited) == (False, TOTAL_IMAGES)
         (note,) = new.notes
         assert note.startswith(f"{pin} is of the same images")
         assert note.endswith(removal)
 
 
 @pytest.mark.parametrize("background", ["white", "black"])
-def test_an_entry_that_dropped_transparency_is_none_over_a_background(tmp_path, earlier, background):
+def test_an_entry_that_dropped_transparency_is_not_reused_with_a_background(
+    tmp_path, extract_as_earlier_version, background
+):
     source, store = f"folder:{write_dataset(tmp_path / 'icons')}", tmp_path / "s"
-    earlier(store, source)
+    extract_as_earlier_version(store, source)
     done = run_extraction(store, f"{source}?background={background}")
-    assert (done.pass_summary.images_read, done.published[0].outcome) == (ALL, "published")
+    assert (done.pass_summary.images_read, done.published[0].outcome) == (TOTAL_IMAGES, "published")
     assert done.cards[0].options["background"] == background
 
 
-def test_opaque_images_of_an_earlier_entry_that_were_read_again_need_no_hint(tmp_path, earlier):
+def test_opaque_images_of_an_earlier_entry_give_no_note_once_read_again(tmp_path, extract_as_earlier_version):
     source, store = f"folder:{write_dataset(tmp_path / 'icons', 'RGB')}", tmp_path / "s"
-    old = earlier(store, source)
+    old = extract_as_earlier_version(store, source)
     reread = run_extraction(store, source, rehash=True)
     assert (reread.published[0].outcome, reread.published[0].summary) == (
         "already there",
@@ -175,18 +179,18 @@ def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):
     assert run_extraction(store, f"folder:{root}", tune_fraction=0.5).pass_summary.images_read == 0
     assert (
         run_extraction(store, f"folder:{root}?background=black", tune_fraction=0.5).pass_summary.images_read
-        == ALL
+        == TOTAL_IMAGES
     )
 
 
-def test_images_that_are_held_out_of_the_training_split_are_counted_once(tmp_path):
+def test_images_held_out_of_the_training_split_are_counted_once(tmp_path):
     root = write_dataset(tmp_path / "icons")
     shutil.rmtree(root / "test")
     (card,) = run_extraction(tmp_path / "s", f"folder:{root}", hold_out=0.5).cards
     assert (card.composited, card.options["background"]) == (2 * TRAIN, "white")
 
 
-def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypatch):
+def test_images_read_by_an_interrupted_run_are_counted(tmp_path, monkeypatch):
     source, store, broken = f"flaky:{write_dataset(tmp_path / 'icons')}", tmp_path / "s", [True]
 
     def flaky(text: str):
@@ -206,11 +210,11 @@ def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypat
     broken.clear()
     done = run_extraction(store, source)
     assert (done.pass_summary.images_resumed, done.pass_summary.images_read) == (2 * TRAIN, 2 * TEST)
-    assert done.cards[0].composited == ALL
+    assert done.cards[0].composited == TOTAL_IMAGES
     assert done.cards[0].composited_example.endswith("train/ellipse/0.png")
 
 
-def test_only_images_in_use_are_counted_where_labels_come_with_them(tmp_path):
+def test_only_selected_images_of_shards_are_counted(tmp_path):
     for split, numbers in (("train", range(TRAIN)), ("test", range(TRAIN, TRAIN + TEST))):
         with tarfile.open(tmp_path / f"{split}-0.tar", "w") as shard:
             for shape in ("ellipse", "rectangle"):
@@ -228,7 +232,7 @@ def test_only_images_in_use_are_counted_where_labels_come_with_them(tmp_path):
 
 
 @pytest.mark.parametrize("count", [3, CHUNK_IMAGES + 2])
-def test_processes_that_decode_composite_and_count_as_threads_do(count):
+def test_decoding_processes_composite_and_count_as_the_caller_does(count):
     batch = []
     for place in range(count):
         file = io.BytesIO()
@@ -259,10 +263,10 @@ def write_deep_images(root: Path, top: int) -> Path:
     return root
 
 
-def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_path):
+def test_dark_deep_images_are_reported_and_the_white_option_brightens_them(tmp_path):
     root, store = write_deep_images(tmp_path / "cells", 4095), tmp_path / "s"
     dark = run_extraction(store, f"folder:{root}", exemplars=2)
-    assert dark.cards[0].dark == ALL
+    assert dark.cards[0].dark == TOTAL_IMAGES
     assert dark.cards[0].dark_example.endswith("train/ellipse/0.tif")
     assert read_arrays(store, dark)["exemplar/image"].max() < 20
     bright = run_extraction(store, f"folder:{root}?white=4095", exemplars=2)
@@ -276,7 +280,7 @@ def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_pa
         run_extraction(store, f"folder:{root}?white=99")
 
 
-def test_a_dry_run_says_what_it_saw(tmp_path):
+def test_a_dry_run_reports_composited_and_dark_images(tmp_path):
     planned = estimate_extraction(
         ExtractConfig(
             source=f"folder:{write_dataset(tmp_path / 'icons')}",
@@ -297,7 +301,7 @@ def test_a_dry_run_says_what_it_saw(tmp_path):
         ("background=black&background=white", "background is given twice"),
     ],
 )
-def test_every_source_has_the_options_and_refuses_what_they_cannot_be(tmp_path, option, complaint):
+def test_every_source_accepts_pixel_options_and_refuses_invalid_ones(tmp_path, option, complaint):
     for source in (f"folder:{write_dataset(tmp_path / 'icons')}", "builtin:fashion-mnist-6k"):
         with pytest.raises(InputError, match=complaint):
             open_source(f"{source}?{option}")

@@ -27,26 +27,26 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
 
 
-def test_the_whole_square_seen_unmirrored_is_the_image_itself(picture):
+def test_the_full_crop_equals_the_preprocessed_image(picture):
     square = picture.crop((10, 0, 50, 40))
     seen = crop_image_views(picture, SQUARE, make_crops((0, 0, 1, 1, False), (0, 0, 1, 1, True)))
     np.testing.assert_array_equal(seen[0], resize_and_crop_image(square, SQUARE))
     np.testing.assert_array_equal(seen[1], seen[0][:, ::-1])
 
 
-def test_a_box_is_cut_out_of_the_centre_square(picture):
+def test_a_crop_is_cut_out_of_the_centre_square(picture):
     (seen,) = crop_image_views(picture, SQUARE, make_crops((0.5, 0.25, 0.5, 0.5, False)))
     np.testing.assert_array_equal(seen, np.asarray(picture)[20:40, 20:40])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 4000)])
-def test_the_smallest_images_have_views(size):
+def test_very_small_images_have_views(size):
     seen = draw_and_crop_views(Image.new("L", size, 77), bytes(32), SQUARE, view_count=5, seed=0)
     assert seen.shape == (5, 20, 20, 3)
     assert (seen == 77).all()
 
 
-def test_views_depend_on_the_image_and_the_seed_alone(picture):
+def test_views_depend_only_on_the_image_and_the_seed(picture):
     first = draw_and_crop_views(picture, b"a" * 32, SQUARE, view_count=3, seed=0)
     np.testing.assert_array_equal(
         first, draw_and_crop_views(picture, b"a" * 32, SQUARE, view_count=3, seed=0)
@@ -77,7 +77,7 @@ def read_arrays(store) -> dict[str, np.ndarray]:
     return {name: entry.read_array(name) for name in entry.list_array_names()}
 
 
-def test_only_the_classifier_learns_from_views(tmp_path):
+def test_views_change_only_the_classifier(tmp_path):
     (plain,) = extract(make_config(tmp_path / "plain")).published
     (seen,) = extract(make_config(tmp_path / "views", views=2)).published
     assert seen.summary.options != plain.summary.options
@@ -89,7 +89,7 @@ def test_only_the_classifier_learns_from_views(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_extraction_with_views_goes_on_where_it_was(tmp_path):
+def test_a_killed_extraction_with_views_resumes(tmp_path):
     (whole,) = extract(make_config(tmp_path / "whole", views=1)).published
 
     class KilledError(Exception):

@@ -84,18 +84,16 @@ def make_stream_source(source: Source, size: int = 7) -> Source:
 
 
 @pytest.fixture
-def stream(image_folder, monkeypatch) -> str:
+def stream_spec(image_folder, monkeypatch) -> str:
     monkeypatch.setitem(SOURCE_KINDS, "stream", lambda text: make_stream_source(open_folder_source(text)))
     return f"stream:{image_folder}"
 
 
 @pytest.mark.slow
-def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_folders(
-    tmp_path, image_folder, stream
-):
+def test_a_stream_has_the_fingerprint_and_statistics_of_the_same_folder(tmp_path, image_folder, stream_spec):
     changes = {"exemplars": 2, "tune_fraction": 0.25}
     extract(make_config(tmp_path / "a", f"folder:{image_folder}", **changes))
-    extract(make_config(tmp_path / "b", stream, **changes))
+    extract(make_config(tmp_path / "b", stream_spec, **changes))
     ours, theirs = open_entry(tmp_path / "b"), open_entry(tmp_path / "a")
     assert ours.dataset.class_ids == ["bag", "boot", "trouser"]
     assert ours.summary.fingerprint == theirs.summary.fingerprint
@@ -107,8 +105,10 @@ def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_f
     np.testing.assert_array_equal(*nearest)
 
 
-def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folder, stream):
-    extract(make_config(tmp_path / "s", stream, limit_per_class=3))
+def test_limit_per_class_takes_the_first_samples_of_each_class_of_a_stream(
+    tmp_path, image_folder, stream_spec
+):
+    extract(make_config(tmp_path / "s", stream_spec, limit_per_class=3))
     entry = open_entry(tmp_path / "s")
     assert entry.read_array("train/count").tolist() == [3, 3, 3]
     builder, source = FingerprintBuilder(), make_stream_source(open_folder_source(str(image_folder)))
@@ -121,7 +121,7 @@ def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folde
     assert entry.summary.fingerprint == builder.compute_fingerprint()
 
 
-def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image_folder, monkeypatch):
+def test_a_stream_with_different_classes_per_split_is_refused(tmp_path, image_folder, monkeypatch):
     def lopsided(text: str) -> Source:
         source = open_folder_source(text)
         rows = np.flatnonzero(source.test.labels != 1)
@@ -133,7 +133,7 @@ def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image
         extract(make_config(tmp_path / "s", f"lopsided:{image_folder}"))
 
 
-def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_folder):
+def test_class_names_that_differ_only_in_spelling_are_refused(image_folder):
     for split in ("train", "test"):
         (image_folder / split / "boot").rename(image_folder / split / "Bag")
     with pytest.raises(InputError, match="'Bag' and 'bag', the same but for how they are written"):
@@ -141,7 +141,7 @@ def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_fold
 
 
 @pytest.mark.parametrize("kind", ["folder", "stream"])
-def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder, monkeypatch, kind):
+def test_classes_are_selected_by_id_from_any_kind_of_source(tmp_path, image_folder, monkeypatch, kind):
     def opened(text: str) -> Source:
         source = open_folder_source(text)
         return select_source_classes(
@@ -155,17 +155,17 @@ def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder
     assert entry.read_array("train/count").tolist() == [12, 12]
 
 
-def test_a_class_that_a_source_lacks_cannot_be_chosen(image_folder):
+def test_selecting_a_missing_class_is_refused(image_folder):
     with pytest.raises(InputError, match="has no class boots: did you mean boot"):
         select_source_classes(open_folder_source(str(image_folder)), ["bag", "boots"])
 
 
-def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_folder, stream):
+def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_folder, stream_spec):
     for file in sorted((image_folder / "train" / "boot").iterdir())[5:]:
         file.unlink()
     with pytest.raises(InputError, match=r"fewer than 6 training images: boot \(5\)"):
-        extract(make_config(tmp_path / "s", stream, min_count=6))
-    extract(make_config(tmp_path / "s", stream, min_count=6, small_classes="drop"))
+        extract(make_config(tmp_path / "s", stream_spec, min_count=6))
+    extract(make_config(tmp_path / "s", stream_spec, min_count=6, small_classes="drop"))
     entry = open_entry(tmp_path / "s")
     assert entry.dataset.class_ids == ["bag", "trouser"]
     assert entry.dataset.train_samples == 24
@@ -173,7 +173,7 @@ def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_fo
 
 
 @pytest.fixture
-def one_thread(image_folder) -> Iterator[ExtractionRuntime]:
+def single_thread_runtime(image_folder) -> Iterator[ExtractionRuntime]:
     with extraction_runtime(open_folder_source(str(image_folder)), "cpu", 1) as runtime:
         yield runtime
 
@@ -185,12 +185,12 @@ def damage_images(image_folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "stream"])
-def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails(
-    tmp_path, image_folder, stream, kind
+def test_skipped_images_are_listed_and_repeating_without_skip_fails(
+    tmp_path, image_folder, stream_spec, kind
 ):
     names = ("train/boot/003.png", "test/bag/001.png")
     damage_images(image_folder, *names)
-    source = stream if kind == "stream" else f"folder:{image_folder}"
+    source = stream_spec if kind == "stream" else f"folder:{image_folder}"
     done = extract(make_config(tmp_path / "s", source, on_error="skip", exemplars=2))
     assert len(done.skipped) == 2
     assert all(any(name in line for line in done.skipped) for name in names)
@@ -205,7 +205,7 @@ def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails
         extract(make_config(tmp_path / "s", source, exemplars=2))
 
 
-def test_what_is_skipped_does_not_enter_the_fingerprint(tmp_path, image_folder):
+def test_skipped_images_do_not_enter_the_fingerprint(tmp_path, image_folder):
     damage_images(image_folder, "train/boot/011.png")
     with_broken = extract(make_config(tmp_path / "a", f"folder:{image_folder}", on_error="skip")).published[0]
     (image_folder / "train/boot/011.png").unlink()
@@ -214,7 +214,7 @@ def test_what_is_skipped_does_not_enter_the_fingerprint(tmp_path, image_folder):
     assert with_broken.summary.options == without.summary.options
 
 
-def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_folder):
+def test_a_class_without_decodable_images_is_refused(tmp_path, image_folder):
     damage_images(image_folder, *(f"test/boot/{i:03d}.png" for i in range(8)))
     with pytest.raises(InputError, match="no test images in class boot once the 8 unreadable ones are"):
         extract(make_config(tmp_path / "s", f"folder:{image_folder}", on_error="skip"))
@@ -239,7 +239,7 @@ def stage_source(root: Path, source: Source, runtime: ExtractionRuntime) -> dict
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
 
-def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_decoded(tmp_path, monkeypatch):
+def test_staged_files_are_bit_for_bit_independent_of_threads_and_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source, found = open_source("builtin:fashion-mnist-6k"), []
     for device, cores in (("cpu", 1), ("cpu", 3), ("cuda", 1)):
@@ -251,11 +251,11 @@ def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_deco
 
 @pytest.mark.parametrize("some", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "stream"])
-def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_same(
-    tmp_path, image_folder, stream, kind, some, monkeypatch
+def test_decoding_processes_read_files_themselves_and_the_entry_is_the_same(
+    tmp_path, image_folder, stream_spec, kind, some, monkeypatch
 ):
     damage_images(image_folder, "train/boot/003.png")
-    source = stream if kind == "stream" else f"folder:{image_folder}"
+    source = stream_spec if kind == "stream" else f"folder:{image_folder}"
     if some:
         (tmp_path / "some.txt").write_text("boot\ntrouser\n")
         source += f"?classes={tmp_path / 'some.txt'}"
@@ -277,15 +277,17 @@ def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_sa
     assert len(here.skipped) == 1
 
 
-def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder, one_thread):
+def test_without_decoding_processes_files_are_read_before_decoding(
+    tmp_path, image_folder, single_thread_runtime
+):
     taken: list[Sample | SampleFile] = []
 
     def decode_batch(batch: SampleBatch, options: DecodingOptions) -> AbstractContextManager[DecodedBatch]:
         taken.extend(sample for _, sample in batch)
-        return one_thread.decode_batch(batch, options)
+        return single_thread_runtime.decode_batch(batch, options)
 
     source = open_folder_source(str(image_folder))
-    watched = dataclasses.replace(one_thread, decode_batch=decode_batch)
+    watched = dataclasses.replace(single_thread_runtime, decode_batch=decode_batch)
     tasks = make_tasks(
         source, select_samples_if_labels_known(make_config("s", f"folder:{image_folder}"), source)
     )
@@ -299,7 +301,7 @@ def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder
 
 
 @pytest.mark.parametrize("size", [32, 160])
-def test_features_are_quicker_and_to_rounding_those_of_the_backbone(size):
+def test_inference_optimisation_keeps_features_up_to_rounding(size):
     backbone = load_backbone("lite0", image_size=size, device="cpu")
     (quick,) = optimize_for_inference([backbone], "float32")
     images = torch.rand(5, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -312,7 +314,7 @@ def test_features_are_quicker_and_to_rounding_those_of_the_backbone(size):
 
 
 @pytest.mark.parametrize(("count", "whole"), [(1, 1), (5, 8), (8, 8), (77, 128)])
-def test_a_batch_for_a_gpu_has_one_of_few_sizes(count, whole):
+def test_gpu_batches_are_padded_to_a_power_of_two(count, whole):
     images = torch.rand(count, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     found = pad_batch_to_power_of_two(images)
     assert found.shape == (whole, 3, 4, 5)
@@ -321,7 +323,7 @@ def test_a_batch_for_a_gpu_has_one_of_few_sizes(count, whole):
     assert not found[count:].any()
 
 
-def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
+def test_large_images_are_batched_in_order():
     small, large = (load_backbone("lite0", image_size=size, device="cpu") for size in (32, 160))
     assert choose_forward_batch_size(small) > choose_forward_batch_size(large)
     pixels = np.random.default_rng(0).integers(
@@ -335,7 +337,7 @@ def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
     np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
+def test_a_source_that_shrinks_while_being_read_is_named_in_the_error(tmp_path):
     source = open_source("builtin:fashion-mnist-6k")
     (whole,) = source.test.shards
     short = Shard(whole.location, whole.labels, lambda rows: whole.read(rows[:-1]))
@@ -351,28 +353,28 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     assert find_unstaged_backbones(tasks[0], [backbone], Staging(tmp_path), PassOptions()) == [backbone]
 
 
-def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder, one_thread):
+def test_images_that_changed_between_two_runs_are_refused(tmp_path, image_folder, single_thread_runtime):
     backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
     tasks = make_tasks(
         source, select_samples_if_labels_known(make_config("s", f"folder:{image_folder}"), source)
     )
-    list(stage_tasks(source, tasks, backbones[:1], staging, PassOptions(), one_thread))
+    list(stage_tasks(source, tasks, backbones[:1], staging, PassOptions(), single_thread_runtime))
     first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
     first.write_bytes(second.read_bytes())
     with pytest.raises(InputError, match="changed between two runs"):
-        list(stage_tasks(source, tasks, backbones, staging, PassOptions(), one_thread))
+        list(stage_tasks(source, tasks, backbones, staging, PassOptions(), single_thread_runtime))
     # What was staged of them is forgotten, so that the next run reads them anew.
     assert find_unstaged_backbones(tasks[0], backbones, staging, PassOptions()) == backbones
 
 
-def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, one_thread):
+def test_damaged_staged_files_are_recomputed(tmp_path, image_folder, single_thread_runtime):
     backbone = load_backbone("lite0", image_size=32)
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
     tasks = make_tasks(
         source, select_samples_if_labels_known(make_config("s", f"folder:{image_folder}"), source)
     )
-    list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
+    list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), single_thread_runtime))
     files = sorted(file for file in tmp_path.glob(f"*/{tasks[0].name}.*"))
     sound = {file: file.read_bytes() for file in files}
     assert len(files) == 4
@@ -381,11 +383,11 @@ def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, on
         for damaged in (b"", sound[file][:-1], sound[file] + b" 1", b"[" * 100_000):
             file.write_bytes(damaged)
             assert find_unstaged_backbones(tasks[0], [backbone], staging, PassOptions()) is not None
-            list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
+            list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), single_thread_runtime))
             assert {file: file.read_bytes() for file in files} == sound
 
 
-def test_mixed_precision_is_another_variant_with_almost_the_same_flow(tmp_path, image_folder):
+def test_bf16_publishes_another_variant_with_almost_the_same_flow(tmp_path, image_folder):
     source = f"folder:{image_folder}"
     exact = extract(make_config(tmp_path / "a", source)).published[0]
     mixed = extract(make_config(tmp_path / "b", source, precision="bf16")).published[0]
@@ -401,7 +403,7 @@ def test_mixed_precision_is_another_variant_with_almost_the_same_flow(tmp_path, 
     assert open_entry(tmp_path / "a").extraction.flow_cosine is None
 
 
-def test_the_cosine_of_flows_is_of_those_between_class_means():
+def test_the_flow_cosine_compares_flows_between_class_means():
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 9, 5)).astype(np.float32)
     labels = ["a", "b", "b", "c", "a", "c", "c", "c", "c"]
@@ -415,9 +417,9 @@ def test_the_cosine_of_flows_is_of_those_between_class_means():
 
 
 @pytest.mark.parametrize("kind", ["folder", "stream"])
-def test_a_plan_counts_and_estimates_and_writes_nothing(tmp_path, image_folder, stream, kind):
+def test_a_dry_run_counts_and_estimates_and_writes_nothing(tmp_path, image_folder, stream_spec, kind):
     damage_images(image_folder, "train/boot/003.png")
-    source = stream if kind == "stream" else f"folder:{image_folder}"
+    source = stream_spec if kind == "stream" else f"folder:{image_folder}"
     planned = estimate_extraction(
         make_config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5)
     )
@@ -432,7 +434,7 @@ def test_a_plan_counts_and_estimates_and_writes_nothing(tmp_path, image_folder, 
     assert not (tmp_path / "s").exists()
 
 
-def test_a_staging_folder_is_waited_for_while_its_holder_dies(tmp_path):
+def test_a_locked_staging_folder_is_reused_once_its_holder_exits(tmp_path):
     entered = threading.Event()
 
     def dying() -> None:

@@ -29,7 +29,7 @@ def make_config(store: Path, source: str, **changes: object) -> ExtractConfig:
 
 
 @pytest.fixture
-def littered(tmp_path: Path, image_folder: Path) -> dict[str, str]:
+def dataset_specs(tmp_path: Path, image_folder: Path) -> dict[str, str]:
     """A folder and shards of 36 + 24 images, one of them broken, and as many other files: 3 .txt, 1 .npy."""
     broken = image_folder / "train" / "boot" / "000.png"
     broken.write_bytes(broken.read_bytes()[:60])
@@ -62,7 +62,7 @@ def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(info, BytesIO(data))
 
 
-FOUND = 65
+TOTAL_FILES = 65
 """37 + 24 images, 3 captions, 1 array."""
 
 
@@ -79,13 +79,13 @@ FOUND = 65
     ],
     ids=["some classes, limited", "small classes dropped"],
 )
-def test_every_file_is_used_or_counted_by_kind(tmp_path, littered, kind, changes, query, unused):
-    source = littered[kind] + query.format(root=tmp_path)
+def test_every_file_is_used_or_counted_by_kind(tmp_path, dataset_specs, kind, changes, query, unused):
+    source = dataset_specs[kind] + query.format(root=tmp_path)
     done = extract(make_config(tmp_path / "s", source, on_error="skip", **changes))
     expected = {".txt": 3, ".npy": 1, "images that cannot be decoded": 1, **unused}
     assert done.files.unused == expected
-    assert done.files.found == FOUND
-    assert done.files.used == FOUND - sum(expected.values())
+    assert done.files.found == TOTAL_FILES
+    assert done.files.used == TOTAL_FILES - sum(expected.values())
     summary = done.published[0].summary
     assert done.files.used == summary.train_samples + summary.test_samples
     assert open_store(str(tmp_path / "s")).open_entry(summary).extraction.files == done.files
@@ -93,8 +93,8 @@ def test_every_file_is_used_or_counted_by_kind(tmp_path, littered, kind, changes
     assert (again.pass_summary.images_read, again.files) == (0, done.files)
 
 
-def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
-    settings = make_config(tmp_path / "s", littered["wds"], on_error="skip")
+def test_a_resumed_pass_counts_all_files(tmp_path, dataset_specs, monkeypatch):
+    settings = make_config(tmp_path / "s", dataset_specs["wds"], on_error="skip")
     monkeypatch.setattr(feature_pass, "MAX_PENDING_BATCHES", 0)
 
     def stop(event: Progress) -> None:
@@ -105,10 +105,10 @@ def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
         extract(settings, stop)
     done = extract(settings)
     assert done.pass_summary.images_resumed > 0
-    assert (done.files.found, done.files.used) == (FOUND, FOUND - 5)
+    assert (done.files.found, done.files.used) == (TOTAL_FILES, TOTAL_FILES - 5)
 
 
-def test_the_files_of_a_pass_are_told_though_the_entry_of_its_images_is_there_already(tmp_path, image_folder):
+def test_file_counts_are_reported_if_the_entry_already_exists(tmp_path, image_folder):
     extract(make_config(tmp_path / "s", f"folder:{image_folder}", name="garments"))
     other = shutil.copytree(image_folder, tmp_path / "other")
     (other / "notes.txt").write_text("about")
@@ -117,19 +117,19 @@ def test_the_files_of_a_pass_are_told_though_the_entry_of_its_images_is_there_al
     assert (done.pass_summary.images_read, done.files.unused) == (60, {".txt": 1})
 
 
-def test_a_plan_tells_what_is_known_before_the_pass(tmp_path, littered):
-    planned = estimate_extraction(make_config(tmp_path / "s", littered["folder"], limit_per_class=5))
+def test_a_dry_run_reports_the_known_file_counts(tmp_path, dataset_specs):
+    planned = estimate_extraction(make_config(tmp_path / "s", dataset_specs["folder"], limit_per_class=5))
     assert planned.files == {
-        "found": FOUND,
+        "found": TOTAL_FILES,
         "used": 30,
         "unused": {".npy": 1, ".txt": 3, "images beyond --limit-per-class": 31},
     }
-    streamed = estimate_extraction(make_config(tmp_path / "s", littered["wds"])).files
+    streamed = estimate_extraction(make_config(tmp_path / "s", dataset_specs["wds"])).files
     # Three shards, of which the first has a caption.
     assert streamed["unused"] == {".txt": 3}
 
 
-def test_the_line_names_kinds_the_most_frequent_first():
+def test_the_file_count_line_lists_the_most_frequent_kinds_first():
     counts = FileCounts(found=1240, used=1234, unused={".csv": 1, ".txt": 3, "in val/": 2})
     assert (
         describe_file_counts(counts) == "1,240 files found, 1,234 used, 6 not used: 3 .txt, 2 in val/, 1 .csv"
@@ -137,7 +137,7 @@ def test_the_line_names_kinds_the_most_frequent_first():
     assert describe_file_counts(FileCounts(found=2, used=2)) == "2 files found, 2 used"
 
 
-def test_kinds_can_be_written_and_read_whatever_files_are_called():
+def test_file_counts_of_arbitrary_names_are_bounded_and_serialisable():
     """Names of files are any bytes, and their ends may be numbers."""
     unused = {".x\udce9\n": 9, "in " + "a" * 200 + "/": 8} | {f".{i:03d}": 1 for i in range(100)}
     counts = make_bounded_file_counts(5, unused)
@@ -148,7 +148,7 @@ def test_kinds_can_be_written_and_read_whatever_files_are_called():
     assert max(map(len, counts.unused)) <= 60
 
 
-def test_entries_that_were_written_before_say_nothing_about_files():
+def test_entries_of_older_versions_have_no_file_counts():
     card = ExtractionCard(
         options={}, role="full", versions={}, device="cpu", threads=1, seconds=1.0, images_per_second=1.0
     )

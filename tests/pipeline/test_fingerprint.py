@@ -23,14 +23,14 @@ def compute_fingerprint_of(samples: list[tuple[str, int, bytes]]) -> str:
 
 
 @given(SAMPLES, st.randoms(use_true_random=False))
-def test_order_does_not_matter(samples, random):
+def test_the_fingerprint_is_independent_of_sample_order(samples, random):
     shuffled = samples.copy()
     random.shuffle(shuffled)
     assert compute_fingerprint_of(shuffled) == compute_fingerprint_of(samples)
 
 
 @given(SAMPLES, st.data())
-def test_one_changed_byte_one_other_class_or_one_more_sample_matters(samples, data):
+def test_a_changed_byte_a_changed_class_or_an_extra_sample_changes_the_fingerprint(samples, data):
     i = data.draw(st.integers(0, len(samples) - 1))
     split, label, content = samples[i]
     for other in (
@@ -41,9 +41,9 @@ def test_one_changed_byte_one_other_class_or_one_more_sample_matters(samples, da
         assert compute_fingerprint_of(other) != compute_fingerprint_of(samples)
 
 
-def test_a_copy_of_a_sample_does_not_cancel_itself():
+def test_duplicate_samples_do_not_cancel_in_the_fingerprint():
     assert compute_fingerprint_of([("train", 0, b"a")] * 3) != compute_fingerprint_of([("train", 0, b"a")])
 
 
-def test_the_length_is_part_of_a_sample():
+def test_the_sample_digest_includes_the_length():
     assert digest_sample(b"") != digest_sample(b"\0")

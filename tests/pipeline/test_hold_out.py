@@ -49,7 +49,7 @@ def write_shards(folder: Path, root: Path) -> str:
 @pytest.mark.parametrize(
     ("count", "fraction", "held"), [(10, 0.1, 1), (12, 0.25, 3), (2, 0.01, 1), (2, 0.99, 1), (3, 0.99, 2)]
 )
-def test_of_every_class_at_least_one_is_held_out_and_one_is_left(count, fraction, held):
+def test_each_class_has_at_least_one_sample_on_both_sides_of_a_hold_out(count, fraction, held):
     assert count_held_out_per_class(np.array([count]), fraction).tolist() == [held]
     labels = np.zeros(count, dtype=np.int32)
     assert (
@@ -57,7 +57,7 @@ def test_of_every_class_at_least_one_is_held_out_and_one_is_left(count, fraction
     )
 
 
-def test_which_are_held_out_depends_on_the_images_and_the_seed_alone():
+def test_held_out_samples_depend_only_on_images_and_seed():
     labels = np.repeat(np.arange(3), [40, 20, 9]).astype(np.int32)
     labels[5] = -1
     found = make_digests(len(labels))
@@ -70,7 +70,7 @@ def test_which_are_held_out_depends_on_the_images_and_the_seed_alone():
     assert (other != held).any()
 
 
-def test_copies_of_an_image_stay_on_one_side():
+def test_copies_of_an_image_are_in_the_same_split():
     """Or else what is held out would have been trained on."""
     found = np.repeat(make_digests(10), 4, axis=0)
     held = make_held_out_mask(np.zeros(40, dtype=np.int32), make_hold_out_keys(found, 0), ["a"], 0.1)
@@ -89,7 +89,7 @@ def test_copies_of_an_image_stay_on_one_side():
         ([3, 97], 0.1, [3]),
     ],
 )
-def test_copies_do_not_change_the_share_where_it_can_be_kept(copies, fraction, held):
+def test_copies_do_not_change_the_held_out_share_where_possible(copies, fraction, held):
     """Sizes of groups of copies, the one with the lowest key first."""
     keys = np.repeat(np.arange(len(copies)), copies).astype(np.uint64)
     order = np.random.default_rng(0).permutation(len(keys))
@@ -121,11 +121,11 @@ def test_folders_and_shards_of_the_same_images_publish_under_one_key(tmp_path, i
     assert again.pass_summary.images_read == 0
 
 
-def test_the_options_of_other_extractions_are_what_they_were(tmp_path):
+def test_entry_options_without_hold_out_are_unchanged(tmp_path):
     assert "hold_out" not in make_entry_options(make_config(tmp_path, "x:y", hold_out=None), "full", {})
 
 
-def test_a_train_folder_without_a_held_out_one_can_be_divided(tmp_path, image_folder):
+def test_a_train_folder_without_a_test_folder_can_be_split(tmp_path, image_folder):
     (image_folder / "test").rename(image_folder / "unsorted")
     done = extract(make_config(tmp_path / "s", f"folder:{image_folder}"))
     assert summarize(done)[2:] == (27, 9)
@@ -133,7 +133,7 @@ def test_a_train_folder_without_a_held_out_one_can_be_divided(tmp_path, image_fo
 
 
 @pytest.mark.parametrize("kind", ["folder", "wds"])
-def test_a_plan_counts_what_would_be_held_out(tmp_path, image_folder, kind):
+def test_a_dry_run_counts_held_out_samples(tmp_path, image_folder, kind):
     folder = image_folder / "train"
     source = f"folder:{folder}" if kind == "folder" else write_shards(folder, tmp_path / "shards")
     planned = estimate_extraction(make_config(tmp_path / "s", source))
@@ -141,7 +141,7 @@ def test_a_plan_counts_what_would_be_held_out(tmp_path, image_folder, kind):
     assert planned.files == {"found": 36, "used": 36, "unused": {}}
 
 
-def test_idx_files_without_a_held_out_split_can_be_divided(tmp_path):
+def test_idx_files_without_a_test_split_can_be_split(tmp_path):
     embedded = Path(extract.__code__.co_filename).parent / "data" / "fashion_mnist_6k"
     for file in embedded.glob("train-*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -169,7 +169,7 @@ def test_idx_files_without_a_held_out_split_can_be_divided(tmp_path):
         ("folder:{root}/train", {"hold_out": None}, r"--hold-out 0\.1"),
     ],
 )
-def test_what_cannot_be_divided_is_refused_before_anything_is_read(
+def test_an_impossible_hold_out_is_refused_before_anything_is_read(
     tmp_path, image_folder, source, changes, complaint
 ):
     with pytest.raises(InputError, match=complaint):

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def toy(tmp_path):
+def staged_toy_features(tmp_path):
     """Overlapping Gaussian classes on badly scaled features, staged in two partitions."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 900).astype(np.int32)
@@ -40,8 +40,8 @@ def toy(tmp_path):
     return staging.open_features("toy", parts), features, labels
 
 
-def test_the_optimum_is_that_of_scikit_learn(toy):
-    train, features, labels = toy
+def test_logistic_regression_matches_scikit_learn(staged_toy_features):
+    train, features, labels = staged_toy_features
     moments = compute_moments(features[:600], labels[:600], 5)
     spread = compute_feature_scaling(moments)
     zero = LogisticFit(torch.zeros(5, 12, dtype=torch.float64), torch.zeros(5, dtype=torch.float64), 0, False)
@@ -54,7 +54,7 @@ def test_the_optimum_is_that_of_scikit_learn(toy):
     np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, atol=2e-3)
 
 
-def test_no_bit_of_a_classifier_depends_on_the_number_of_threads(tmp_path):
+def test_a_classifier_is_bit_for_bit_independent_of_the_thread_count(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(6000, dtype=np.int32) % 40
     features = (rng.standard_normal((40, 130))[labels] + rng.standard_normal((6000, 130))).astype(np.float32)
@@ -69,8 +69,8 @@ def test_no_bit_of_a_classifier_depends_on_the_number_of_threads(tmp_path):
     assert len(found) == 1
 
 
-def test_a_classifier_of_standardised_features_is_rewritten_for_raw_ones(toy):
-    _, features, labels = toy
+def test_a_classifier_of_standardised_features_is_converted_to_raw_features(staged_toy_features):
+    _, features, labels = staged_toy_features
     spread = compute_feature_scaling(compute_moments(features, labels, 5))
     weight, bias = torch.randn(5, 12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     raw_weight, raw_bias = convert_to_raw_features(weight, bias, spread)
@@ -80,14 +80,14 @@ def test_a_classifier_of_standardised_features_is_rewritten_for_raw_ones(toy):
     )
 
 
-def test_a_constant_feature_gets_no_weight(toy):
-    train, features, labels = toy
+def test_a_constant_feature_gets_zero_weight(staged_toy_features):
+    train, features, labels = staged_toy_features
     classifier = train_classifier(train, compute_moments(features[:600], labels[:600], 5), CPU)
     assert np.abs(classifier.weight[:, 3]).max() < 1e-6
 
 
-def test_the_gradient_is_that_of_the_loss(toy):
-    train, features, labels = toy
+def test_logistic_regression_gradients_match_autograd(staged_toy_features):
+    train, features, labels = staged_toy_features
     spread = compute_feature_scaling(compute_moments(features[:600], labels[:600], 5))
     rows = list(standardise_rows([train], 600, spread, CPU))
     torch.manual_seed(0)
@@ -102,16 +102,16 @@ def test_the_gradient_is_that_of_the_loss(toy):
     torch.testing.assert_close(total, bias.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_the_axes_are_those_along_which_standardised_features_vary(toy):
-    _, features, labels = toy
+def test_the_scaling_axes_diagonalise_the_standardised_scatter(staged_toy_features):
+    _, features, labels = staged_toy_features
     spread = compute_feature_scaling(compute_moments(features, labels, 5))
     rows = (torch.from_numpy(features).double() - spread.mean) / spread.std
     scatter = spread.axes @ torch.diag(spread.variance) @ spread.axes.T
     torch.testing.assert_close(scatter, rows.T @ rows / 900, atol=1e-6, rtol=1e-6)
 
 
-def test_rows_that_do_not_fit_in_memory_give_the_same_bytes(toy, monkeypatch):
-    train, features, labels = toy
+def test_rows_too_large_to_cache_give_a_bit_for_bit_equal_classifier(staged_toy_features, monkeypatch):
+    train, features, labels = staged_toy_features
     moments = compute_moments(features[:600], labels[:600], 5)
     kept = train_classifier(train, moments, CPU)
     monkeypatch.setattr(feature_scaling, "MAX_CACHED_BYTES", 0)
@@ -122,8 +122,8 @@ def test_rows_that_do_not_fit_in_memory_give_the_same_bytes(toy, monkeypatch):
     assert kept.converged
 
 
-def test_no_block_is_larger_than_a_block_of_the_store(toy, monkeypatch):
-    train, features, labels = toy
+def test_standardised_blocks_are_no_larger_than_store_blocks(staged_toy_features, monkeypatch):
+    train, features, labels = staged_toy_features
     monkeypatch.setattr(feature_scaling, "BLOCK_ROWS", 200)
     spread = compute_feature_scaling(compute_moments(features[:600], labels[:600], 5))
     rows = list(standardise_rows([train], 600, spread, CPU))
@@ -131,8 +131,8 @@ def test_no_block_is_larger_than_a_block_of_the_store(toy, monkeypatch):
     assert torch.cat([y for _, y in rows]).tolist() == labels[:600].tolist()
 
 
-def test_of_many_samples_some_choose_the_penalty_and_all_are_fitted(toy, monkeypatch):
-    train, features, labels = toy
+def test_the_penalty_is_chosen_on_a_subset_and_all_samples_are_fitted(staged_toy_features, monkeypatch):
+    train, features, labels = staged_toy_features
     moments = compute_moments(features[:600], labels[:600], 5)
     by_all = train_classifier(train, moments, CPU)
     monkeypatch.setattr(module, "MAX_SELECTION_ROWS", 300)
@@ -146,9 +146,9 @@ def test_of_many_samples_some_choose_the_penalty_and_all_are_fitted(toy, monkeyp
     assert measure_top1_and_top5(held, by_half)[0] >= measure_top1_and_top5(held, by_all)[0] - 0.02
 
 
-def test_views_equal_to_their_images_change_nothing(toy):
+def test_views_equal_to_their_images_do_not_change_the_classifier(staged_toy_features):
     """Least of all the penalty: images that validate are not seen by the fits in their views either."""
-    train, features, labels = toy
+    train, features, labels = staged_toy_features
     moments = compute_moments(features[:600], labels[:600], 5)
     alone, twice = train_classifier(train, moments, CPU), train_classifier(train, moments, CPU, [train])
     assert twice.l2 == alone.l2
@@ -157,13 +157,13 @@ def test_views_equal_to_their_images_change_nothing(toy):
     )
 
 
-def test_a_fit_that_was_cut_short_says_so(toy, monkeypatch):
-    train, features, labels = toy
+def test_a_fit_at_the_iteration_limit_is_reported_as_not_converged(staged_toy_features, monkeypatch):
+    train, features, labels = staged_toy_features
     monkeypatch.setattr(logistic, "MAX_LBFGS_ITERATIONS", 3)
     assert not train_classifier(train, compute_moments(features[:600], labels[:600], 5), CPU).converged
 
 
-def test_held_out_accuracy_is_that_of_scikit_learn_at_its_best(fashion_store):
+def test_held_out_accuracy_matches_scikit_learn_at_its_best_penalty(fashion_store):
     """On real features: within 3 points on 400 images, where one image is a quarter of a point."""
     from sfm.stats_store.entry_selection import select_only_summary
     from sfm.stats_store.store import open_store
@@ -189,7 +189,7 @@ def test_held_out_accuracy_is_that_of_scikit_learn_at_its_best(fashion_store):
     assert entry.classifier.held_out_top1 >= best - 0.03
 
 
-def test_accuracies_count_as_the_definition_does():
+def test_top1_and_top5_accuracy_match_their_definition():
     rng = np.random.default_rng(1)
     features, labels = (
         rng.standard_normal((50, 8)).astype(np.float32),
@@ -221,7 +221,7 @@ def test_folds_divide_every_class_but_never_hold_out_its_only_sample():
 @pytest.mark.parametrize(
     ("per_class", "folds", "validating"), [(1, 0, 0), (2, 2, 10), (8, 5, 25), (30, 5, 75), (3000, 1, 1500)]
 )
-def test_few_samples_are_validated_on_in_several_folds_and_many_in_one(per_class, folds, validating):
+def test_few_samples_are_validated_in_several_folds_and_many_in_one(per_class, folds, validating):
     labels = np.arange(5 * per_class, dtype=np.int32) % 5
     found = make_validation_masks(
         labels, module.VALIDATION_FOLDS, module.MIN_VALIDATION_ROWS, module.MAX_FOLDS
@@ -229,7 +229,7 @@ def test_few_samples_are_validated_on_in_several_folds_and_many_in_one(per_class
     assert (len(found), sum(int(fold.sum()) for fold in found)) == (folds, validating)
 
 
-def test_the_samples_that_choose_are_balanced_and_spread_over_the_order():
+def test_penalty_selection_samples_are_balanced_and_evenly_spaced():
     labels = np.array([0] * 8 + [1] * 3 + [2] + [0] * 4, dtype=np.int32)
     marked = make_even_per_class_mask(labels, 4)
     assert np.bincount(labels[marked]).tolist() == [4, 3, 1]
@@ -253,7 +253,7 @@ def make_few_informative_features(per_class, seed, classes=5, noise=300):
 
 
 @pytest.mark.parametrize("per_class", [1, 2, 4, 8])
-def test_of_few_samples_the_classifier_does_not_lose_to_the_class_mean(tmp_path, per_class):
+def test_with_few_samples_the_classifier_is_no_worse_than_the_class_mean(tmp_path, per_class):
     held = [make_few_informative_features(400, seed=99)]
     found, nearest = [], []
     for seed in range(3):
@@ -271,7 +271,7 @@ def test_of_few_samples_the_classifier_does_not_lose_to_the_class_mean(tmp_path,
     assert np.mean(found) >= np.mean(nearest) - 0.02
 
 
-def test_badly_scaled_features_are_standardised_even_of_few_samples(tmp_path):
+def test_badly_scaled_features_are_standardised_even_with_few_samples(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(200, dtype=np.int32) % 4
     features = rng.standard_normal((200, 12))
@@ -321,8 +321,8 @@ def test_features_of_any_rank_give_a_classifier_and_centres(tmp_path, kind, per_
     assert np.isfinite(centre[count > 0]).all()
 
 
-def test_axes_that_no_driver_finds_make_the_search_slower_and_not_another(toy, monkeypatch):
-    train, features, labels = toy
+def test_a_failed_eigendecomposition_does_not_change_the_fit(staged_toy_features, monkeypatch):
+    train, features, labels = staged_toy_features
     moments = compute_moments(features[:600], labels[:600], 5)
     spread = compute_feature_scaling(moments)
 
@@ -340,13 +340,13 @@ def test_axes_that_no_driver_finds_make_the_search_slower_and_not_another(toy, m
     torch.testing.assert_close(first.weight, second.weight, atol=1e-3, rtol=0)
 
 
-def test_a_classifier_that_says_the_same_of_every_class_is_never_right():
+def test_a_classifier_with_tied_scores_has_zero_accuracy():
     features, labels = np.zeros((30, 4), np.float32), np.arange(30, dtype=np.int32) % 10
     same = LinearClassifier(np.ones((10, 4), np.float32), np.zeros(10, np.float32), 1.0, 1, True)
     assert measure_top1_and_top5([(features, labels)], same) == (0.0, 0.0)
 
 
-def test_accuracies_of_no_samples_are_not_defined():
+def test_accuracy_without_samples_is_none():
     assert measure_top1_and_top5(
         [], LinearClassifier(np.eye(8, dtype=np.float32), np.zeros(8, np.float32), 1.0, 1, True)
     ) == (None, None)

@@ -43,19 +43,23 @@ def find_free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dask_tls_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the configuration of a cluster's processes."""
     return make_certificates(tmp_path_factory.mktemp("tls") / "cluster")
 
 
 @pytest.fixture(scope="module")
-def address(tls: Path) -> Iterator[str]:
+def scheduler_address(dask_tls_config: Path) -> Iterator[str]:
     """Start a scheduler and a worker as the docs do; return the scheduler's address."""
     port = find_free_port()
     commands = COMMANDS.replace("HOST", "127.0.0.1").replace("8786", str(port)).splitlines()
     scheduler, worker, _ = (shlex.split(line)[1:] for line in commands)
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tls.parent}
-    environment = {**os.environ, "DASK_CONFIG": str(tls)}
+    quiet: dict[str, Any] = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "cwd": dask_tls_config.parent,
+    }
+    environment = {**os.environ, "DASK_CONFIG": str(dask_tls_config)}
     running = [
         subprocess.Popen([sys.executable, "-m", "dask", *words, "--no-dashboard"], env=environment, **quiet)
         for words in (scheduler, [*worker, "--no-nanny"])
@@ -97,34 +101,40 @@ def run_extract_command(tmp_path: Path, scheduler: str, configuration: Mapping[s
 
 
 @pytest.mark.slow
-def test_an_extraction_runs_on_a_worker_under_tls(tmp_path: Path, address: str, tls: Path) -> None:
-    status, printed = run_extract_command(tmp_path, address, dask.config.collect(paths=[str(tls)], env={}))
+def test_an_extraction_runs_on_a_worker_under_tls(
+    tmp_path: Path, scheduler_address: str, dask_tls_config: Path
+) -> None:
+    status, printed = run_extract_command(
+        tmp_path, scheduler_address, dask.config.collect(paths=[str(dask_tls_config)], env={})
+    )
     assert status == 0, printed
     assert "published" in printed
 
 
-def test_the_certificate_of_the_client_may_come_from_the_environment(
-    tmp_path: Path, address: str, tls: Path
+def test_the_client_certificate_may_be_set_in_the_environment(
+    tmp_path: Path, scheduler_address: str, dask_tls_config: Path
 ) -> None:
     names = re.findall(r"`(DASK_DISTRIBUTED__COMM__TLS__\w+)`", DOCS.read_text(encoding="utf-8"))
-    environment = dict(zip(names, (str(tls.parent / f"{x}.pem") for x in ("ca", "cert", "key")), strict=True))
+    environment = dict(
+        zip(names, (str(dask_tls_config.parent / f"{x}.pem") for x in ("ca", "cert", "key")), strict=True)
+    )
     configuration = dask.config.collect(paths=[], env=environment)
-    with dask_configuration(configuration), scheduler_client(address) as client:
+    with dask_configuration(configuration), scheduler_client(scheduler_address) as client:
         assert list(client.nthreads().values()) == [8]
 
 
-def use_other_authority(folder: Path, tls: Path) -> dict[str, Any]:
+def use_other_authority(folder: Path, dask_tls_config: Path) -> dict[str, Any]:
     return dask.config.collect(paths=[str(make_certificates(folder))], env={})
 
 
-def use_rejected_certificate(folder: Path, tls: Path) -> dict[str, Any]:
-    configuration = use_other_authority(folder, tls)
-    configuration["distributed"]["comm"]["tls"]["ca-file"] = str(tls.parent / "ca.pem")
+def use_rejected_certificate(folder: Path, dask_tls_config: Path) -> dict[str, Any]:
+    configuration = use_other_authority(folder, dask_tls_config)
+    configuration["distributed"]["comm"]["tls"]["ca-file"] = str(dask_tls_config.parent / "ca.pem")
     return configuration
 
 
-def use_missing_file(folder: Path, tls: Path) -> dict[str, Any]:
-    configuration = dask.config.collect(paths=[str(tls)], env={})
+def use_missing_file(folder: Path, dask_tls_config: Path) -> dict[str, Any]:
+    configuration = dask.config.collect(paths=[str(dask_tls_config)], env={})
     configuration["distributed"]["comm"]["tls"]["client"]["key"] = str(folder / "nowhere.pem")
     return configuration
 
@@ -140,12 +150,14 @@ def use_missing_file(folder: Path, tls: Path) -> dict[str, Any]:
         ("tcp", use_other_authority, "Dask's configuration asks for encryption: give a tls:// address"),
     ],
 )
-def test_without_the_right_certificate_nothing_is_extracted(
-    tmp_path: Path, address: str, tls: Path, scheme: str, make: Any, reason: str
+def test_an_unsuitable_certificate_exits_with_code_2_and_a_one_line_error(
+    tmp_path: Path, scheduler_address: str, dask_tls_config: Path, scheme: str, make: Any, reason: str
 ) -> None:
     begun = time.monotonic()
-    scheduler = f"{scheme}{address[3:]}"
-    status, printed = run_extract_command(tmp_path, scheduler, make(tmp_path / "tls", tls) if make else {})
+    scheduler = f"{scheme}{scheduler_address[3:]}"
+    status, printed = run_extract_command(
+        tmp_path, scheduler, make(tmp_path / "tls", dask_tls_config) if make else {}
+    )
     assert status == 2, printed
     assert printed.splitlines()[-1] == f"error: cannot use the Dask scheduler at {scheduler}: {reason}"
     assert "Traceback" not in printed

@@ -65,7 +65,7 @@ class TestIdxSource(SourceTests):
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_idx_files_are_read_gzip_or_not(tmp_path, zipped):
+def test_idx_files_are_read_with_and_without_gzip(tmp_path, zipped):
     source = open_source(f"idx:{write_idx_folder(tmp_path / 'digits', zipped=zipped)}")
     assert source.name == "digits"
     assert source.class_ids == ["0", "1", "2"]
@@ -81,7 +81,7 @@ def test_labels_above_nine_sort_as_numbers(tmp_path):
     assert source.train.labels.tolist() == [0, 1] * 3
 
 
-def test_a_class_list_beside_idx_files_names_the_classes(tmp_path):
+def test_classes_txt_names_the_classes_of_idx_files(tmp_path):
     root = write_idx_folder(tmp_path / "d")
     (root / "classes.txt").write_text("zero\none\ntwo\n")
     assert open_source(f"idx:{root}").class_names == ["zero", "one", "two"]
@@ -118,14 +118,14 @@ def test_a_class_list_beside_idx_files_names_the_classes(tmp_path):
         (lambda root: (root / "classes.txt").write_text("zero\n"), "has 1 names, but labels go up to 2"),
     ],
 )
-def test_spoilt_idx_files_are_named(tmp_path, spoil, complaint):
+def test_invalid_idx_files_are_named_in_the_error(tmp_path, spoil, complaint):
     root = write_idx_folder(tmp_path / "d")
     spoil(root)
     with pytest.raises(InputError, match=complaint):
         open_source(f"idx:{root}")
 
 
-def test_an_idx_file_that_ends_early_is_named_before_it_is_read(tmp_path):
+def test_a_truncated_idx_file_is_named_in_the_error_before_it_is_read(tmp_path):
     root = write_idx_folder(tmp_path / "d")
     file = root / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-5])
@@ -133,7 +133,7 @@ def test_an_idx_file_that_ends_early_is_named_before_it_is_read(tmp_path):
         open_source(f"idx:{root}")
 
 
-def test_a_packed_idx_file_that_ends_early_is_named_when_it_is_read(tmp_path):
+def test_a_truncated_gzip_idx_file_is_named_in_the_error_when_it_is_read(tmp_path):
     root = write_idx_folder(tmp_path / "d")
     file = root / "train-images-idx3-ubyte"
     file.with_suffix(".gz").write_bytes(gzip.compress(file.read_bytes()[:-5]))
@@ -143,7 +143,7 @@ def test_a_packed_idx_file_that_ends_early_is_named_when_it_is_read(tmp_path):
         read_one_sample(source.train, 5)
 
 
-def test_the_embedded_dataset_is_balanced_and_named():
+def test_the_embedded_dataset_is_balanced_and_has_class_names():
     source = open_source("builtin:fashion-mnist-6k")
     assert np.bincount(source.train.labels).tolist() == [500] * 10
     assert np.bincount(source.test.labels).tolist() == [100] * 10
@@ -151,14 +151,14 @@ def test_the_embedded_dataset_is_balanced_and_named():
     assert source.licence == "MIT"
 
 
-def test_a_folder_of_class_folders(image_folder):
+def test_a_folder_of_class_folders_is_read(image_folder):
     source = open_source(f"folder:{image_folder}")
     assert source.class_ids == ["bag", "boot", "trouser"]
     assert np.bincount(source.train.labels).tolist() == [12] * 3
     assert read_one_sample(source.train, 13).location.endswith("train/boot/001.png")
 
 
-def test_val_stands_for_test(image_folder):
+def test_a_val_folder_is_used_as_the_test_split(image_folder):
     (image_folder / "test").rename(image_folder / "val")
     assert len(open_source(f"folder:{image_folder}").test.labels) == 24
 
@@ -178,13 +178,13 @@ def test_val_stands_for_test(image_folder):
         (lambda root: (root / "train").rename(root / "images"), r"must hold train/, .* holds images/, test/"),
     ],
 )
-def test_spoilt_folders_are_named(image_folder, spoil, complaint):
+def test_invalid_folders_are_named_in_the_error(image_folder, spoil, complaint):
     spoil(image_folder)
     with pytest.raises(InputError, match=complaint):
         open_source(f"folder:{image_folder}")
 
 
-def test_one_class_only_is_refused(tmp_path):
+def test_a_dataset_folder_with_one_class_is_refused(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "cat").mkdir(parents=True)
         Image.new("L", (4, 4)).save(tmp_path / split / "cat" / "a.png")
@@ -202,12 +202,12 @@ def test_one_class_only_is_refused(tmp_path):
         ("idx:/no/such/place", "/no/such/place is not a folder"),
     ],
 )
-def test_unknown_datasets_get_a_hint(spec, complaint):
+def test_an_unknown_dataset_error_gives_a_hint(spec, complaint):
     with pytest.raises(InputError, match=complaint):
         open_source(spec)
 
 
-def test_photographs_are_turned_upright(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     image = Image.new("L", (8, 4))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -222,7 +222,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
         decode_image((tmp_path / "a.png").read_bytes())
 
 
-def test_a_limit_takes_the_first_of_each_class():
+def test_a_limit_takes_the_first_positions_of_each_class():
     source = open_source("builtin:fashion-mnist-6k")
     chosen = list_first_positions_per_class(source.train.labels, 3)
     assert (np.diff(chosen) > 0).all()
@@ -231,7 +231,7 @@ def test_a_limit_takes_the_first_of_each_class():
         np.testing.assert_array_equal(own, np.flatnonzero(source.train.labels == c)[:3])
 
 
-def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
+def test_the_embedded_subset_is_reproduced_bit_for_bit(tmp_path):
     tool = Path(__file__).parents[2] / "tools" / "draw_idx_subset.py"
     draw_idx_subset = runpy.run_path(str(tool))["draw_idx_subset"]
     root = write_idx_folder(tmp_path / "full")
@@ -247,7 +247,7 @@ def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
     assert [originals[read_one_sample(again.train, i).data] for i in range(6)] == again.train.labels.tolist()
 
 
-def test_files_are_listed_without_being_read_and_read_in_order(tmp_path):
+def test_files_are_listed_without_being_read_and_then_read_in_order(tmp_path):
     paths = [tmp_path / f"{i}" for i in range(50)]
     for i, path in enumerate(paths):
         path.write_text(str(i))
@@ -262,7 +262,7 @@ def test_files_are_listed_without_being_read_and_read_in_order(tmp_path):
     assert list(prefetch_samples([])) == []
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_files_are_named_in_the_error(tmp_path):
     gone = SampleFile(str(tmp_path / "gone.png"), "bag")
     with pytest.raises(InputError, match=r"gone.png vanished while the dataset was read; run again"):
         gone.read()
@@ -270,7 +270,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         list(prefetch_samples([SampleFile(str(tmp_path), "bag")]))
 
 
-def test_no_more_files_are_read_ahead_than_there_are_threads_for(tmp_path):
+def test_read_ahead_is_bounded_by_the_thread_count(tmp_path):
     paths = [tmp_path / f"{i}" for i in range(3 * FILES_PER_TASK)]
     for path in paths:
         path.write_bytes(path.name.encode())

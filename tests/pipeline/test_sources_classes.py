@@ -20,7 +20,7 @@ from sfm.pipeline.sources.class_labels import (
 LISTS_OF_TEN = [name for name in list_shipped_class_lists() if name not in ("imagenet-100", "imagenet-1k")]
 
 
-def test_the_thousand_classes_are_those_of_timm_in_label_order():
+def test_imagenet_1k_classes_match_timm_in_label_order():
     info = ImageNetInfo("imagenet-1k")
     found = read_class_list("imagenet-1k")
     assert found.class_ids == info.label_names()
@@ -28,7 +28,7 @@ def test_the_thousand_classes_are_those_of_timm_in_label_order():
 
 
 @pytest.mark.parametrize("name", list_shipped_class_lists())
-def test_a_shipped_list_is_a_sorted_subset_of_the_thousand_with_names(name):
+def test_a_shipped_class_list_is_a_sorted_subset_of_imagenet_1k(name):
     found = read_class_list(name)
     assert len(found.class_ids) == {"imagenet-1k": 1000, "imagenet-100": 100}.get(name, 10)
     assert found.class_ids == sorted(found.class_ids)
@@ -38,7 +38,7 @@ def test_a_shipped_list_is_a_sorted_subset_of_the_thousand_with_names(name):
     )
 
 
-def test_the_lists_of_ten_hold_what_their_papers_say():
+def test_class_lists_of_ten_match_their_papers():
     names = {name: set(read_class_list(name).display_names.values()) for name in LISTS_OF_TEN}
     assert names["imagenet-fruits"] == {
         *("pineapple", "banana", "strawberry", "orange", "lemon", "pomegranate", "fig", "bell pepper"),
@@ -59,12 +59,12 @@ def test_the_lists_of_ten_hold_what_their_papers_say():
     }
 
 
-def test_other_names_of_a_list_mean_the_same():
+def test_class_list_aliases_resolve_to_the_same_classes():
     for alias, name in LIST_ALIASES.items():
         assert read_class_list(alias).class_ids == read_class_list(name).class_ids
 
 
-def test_a_subset_of_a_folder_has_a_name_and_display_names_of_its_own(image_folder, tmp_path):
+def test_a_class_subset_of_a_folder_has_its_own_name_and_display_names(image_folder, tmp_path):
     listed = tmp_path / "some.txt"
     listed.write_text("# two of three\ntrouser\tTrousers\n\nbag\n")
     part = open_source(f"folder:{image_folder}?classes={listed}")
@@ -74,7 +74,7 @@ def test_a_subset_of_a_folder_has_a_name_and_display_names_of_its_own(image_fold
     assert part.spec == f"folder:{image_folder}?classes={listed}"
 
 
-def test_a_shipped_list_names_the_subset(image_folder):
+def test_wordnet_folders_get_display_names_and_missing_listed_classes_are_refused(image_folder):
     ids = ["n02123045", "n02123159", "n02099601"]
     for split in ("train", "test"):
         for old, new in zip(("bag", "boot", "trouser"), ids, strict=True):
@@ -99,7 +99,7 @@ def test_a_shipped_list_names_the_subset(image_folder):
         ("bag\n", "fewer than two classes"),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(image_folder, tmp_path, text, complaint):
+def test_a_class_list_that_does_not_match_the_source_is_refused(image_folder, tmp_path, text, complaint):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(InputError, match=complaint):
         open_source(f"folder:{image_folder}?classes={tmp_path / 'list.txt'}")
@@ -113,41 +113,41 @@ def test_a_list_that_does_not_fit_is_refused(image_folder, tmp_path, text, compl
         ("imagenette&classes=imagewoof", "classes is given twice"),
     ],
 )
-def test_a_list_that_does_not_exist_gets_a_hint(image_folder, listed, complaint):
+def test_an_unknown_class_list_error_gives_a_hint(image_folder, listed, complaint):
     with pytest.raises(InputError, match=complaint):
         open_source(f"folder:{image_folder}?classes={listed}")
 
 
-def test_a_binary_file_is_no_class_list(image_folder):
+def test_a_binary_file_is_refused_as_a_class_list(image_folder):
     with pytest.raises(InputError, match="it is not UTF-8 text"):
         open_source(f"folder:{image_folder}?classes={image_folder}/train/bag/000.png")
 
 
-def test_a_question_mark_in_a_path_is_a_question_mark(image_folder):
+def test_a_question_mark_in_a_path_is_not_an_option(image_folder):
     moved = image_folder.rename(image_folder.with_name("what?"))
     assert open_source(f"folder:{moved}").name == "what?"
 
 
 @pytest.mark.parametrize("other", ["Bag", "bag ", "ｂａｇ", "BAG"])
-def test_classes_that_differ_in_writing_only_are_refused_with_both_names(image_folder, other):
+def test_classes_that_differ_only_in_spelling_are_refused_with_both_names(image_folder, other):
     for split in ("train", "test"):
         (image_folder / split / "boot").rename(image_folder / split / other)
     with pytest.raises(InputError, match=f"'{other}' and 'bag'|'bag' and '{other}'"):
         open_source(f"folder:{image_folder}")
 
 
-def test_wordnet_ids_get_their_first_lemma_and_others_stay():
+def test_wordnet_ids_get_their_first_lemma_and_other_ids_are_kept():
     assert get_wordnet_names_or_ids(["n02123045", "n99999999"]) == ["tabby", "n99999999"]
     assert get_wordnet_names_or_ids(["n02123045", "tabby"]) == ["n02123045", "tabby"]
 
 
 @pytest.mark.parametrize("label", [True, 1.5, None, b"1", "", [0]])
-def test_what_is_no_label_is_refused(label):
+def test_an_unusable_label_is_refused(label):
     with pytest.raises(InputError, match="somewhere has no usable label"):
         class_id_from_label(label, None, "somewhere")
 
 
-def test_the_documentation_names_every_list():
+def test_the_documentation_names_every_class_list():
     text = Path("docs/sources.md").read_text(encoding="utf-8")
     for name in (*list_shipped_class_lists(), *LIST_ALIASES):
         assert re.search(rf"`{name}`", text), name

@@ -72,14 +72,16 @@ def make_source_with_lock() -> Source:
         (make_source_with_lock, SourceTests.test_workers_decode_the_same_images),
     ],
 )
-def test_a_broken_promise_is_noticed(broken: Callable[[], Source], test: Callable[..., None]):
+def test_the_source_contract_fails_for_sources_that_break_it(
+    broken: Callable[[], Source], test: Callable[..., None]
+):
     tests = SourceTests()
     test(tests, make_source())
     with pytest.raises((AssertionError, TypeError, StopIteration, pytest.fail.Exception)):
         test(tests, broken())
 
 
-def test_a_lost_sample_and_a_listing_that_changes_are_noticed(monkeypatch):
+def test_the_source_contract_fails_for_a_lost_sample_or_a_changed_listing(monkeypatch):
     tests, source = SourceTests(), make_source()
     samples = [("ab"[i % 2], PIXMAPS[i]) for i in range(6)]
     tests.test_samples_are_those_of_the_dataset(source, {"train": samples, "test": samples})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import obstore
 import pytest
-from s3_server import objects_of
+from s3_server import open_bucket
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import (
@@ -34,7 +34,7 @@ from sfm.pipeline.sources.split_files import find_split_files, find_split_named_
         (r"a\{1,2}", [r"a\1", r"a\2"]),
     ],
 )
-def test_braces_mean_what_they_mean_to_shells_and_webdataset(pattern, names):
+def test_braces_expand_as_in_shells_and_webdataset(pattern, names):
     assert expand_braces(pattern) == names
 
 
@@ -51,7 +51,7 @@ def test_braces_mean_what_they_mean_to_shells_and_webdataset(pattern, names):
         (f"{{0..{'9' * 5000}}}.tar", "more than 1,000,000 files"),
     ],
 )
-def test_braces_that_mean_nothing_or_too_much_are_refused_in_one_line(pattern, complaint):
+def test_invalid_or_huge_braces_raise_a_one_line_error(pattern, complaint):
     with pytest.raises(InputError, match=complaint) as refused:
         expand_braces(pattern)
     assert "\n" not in str(refused.value)
@@ -71,7 +71,7 @@ def get_file_names(files: list) -> list[str]:
     return [Path(file.url).name for file in files]
 
 
-def test_files_come_in_the_order_of_the_pattern(folder):
+def test_files_are_listed_in_the_order_of_the_pattern(folder):
     assert get_file_names(find_files_by_pattern(f"{folder}/train-{{1,0}}.tar")) == [
         "train-1.tar",
         "train-0.tar",
@@ -79,7 +79,7 @@ def test_files_come_in_the_order_of_the_pattern(folder):
     assert get_file_names(find_files_by_pattern(f"{folder}/*-0.tar")) == ["train-0.tar", "val-0.tar"]
 
 
-def test_splits_are_told_apart_by_their_names_in_a_folder_and_in_a_pattern(folder):
+def test_splits_are_inferred_from_file_names_in_folders_and_patterns(folder):
     for place in (
         str(folder),
         f"{folder}/",
@@ -91,7 +91,7 @@ def test_splits_are_told_apart_by_their_names_in_a_folder_and_in_a_pattern(folde
         assert get_file_names(found.test) == ["val-0.tar"]
 
 
-def test_a_held_out_pattern_without_a_slash_is_beside_the_training_files(folder):
+def test_a_test_pattern_without_a_slash_is_relative_to_the_training_files(folder):
     for test in ("val-0.tar", f"{folder}/val-{{0..0}}.tar"):
         assert get_file_names(
             find_split_files(f"{folder}/train-*.tar", (".tar",), test_split_name_or_pattern=test).test
@@ -125,7 +125,7 @@ def test_a_split_is_a_whole_word_of_a_path(path, word):
         ("ftp://example.org/train-0.tar", "x.tar", "unknown store location ftp"),
     ],
 )
-def test_what_cannot_be_found_is_named(folder, place, test, complaint):
+def test_missing_or_unreachable_files_are_named_in_the_error(folder, place, test, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
         find_split_files(place.format(root=folder), (".tar",), test_split_name_or_pattern=test)
     assert "secret" not in str(caught.value)
@@ -142,7 +142,7 @@ def test_what_cannot_be_found_is_named(folder, place, test, complaint):
         ("https://example.org/sets/in1k/train.tar", "in1k"),
     ],
 )
-def test_a_dataset_is_called_after_its_folder(place, name):
+def test_a_dataset_is_named_after_its_folder(place, name):
     assert derive_dataset_name(place, ".tar") == name
 
 
@@ -172,11 +172,11 @@ def folder_url(request: pytest.FixtureRequest, folder: Path) -> str:
         return str(request.getfixturevalue("web_server"))
     url = str(request.getfixturevalue("s3_url"))
     for file in folder.iterdir():
-        obstore.put(objects_of(url), file.name, file.read_bytes())
+        obstore.put(open_bucket(url), file.name, file.read_bytes())
     return url
 
 
-def test_a_file_is_read_the_same_wherever_it_is(folder_url):
+def test_a_file_reads_the_same_from_disk_web_server_and_bucket(folder_url):
     files = find_files_by_pattern(f"{folder_url}/{{train-{{0..1}},val-0}}.tar")
     for file in files:
         with open_stream(file) as stream:
@@ -187,7 +187,7 @@ def test_a_file_is_read_the_same_wherever_it_is(folder_url):
     assert digest_file_states(files) != digest_file_states(files[1:])
 
 
-def test_a_missing_file_is_named_wherever_it_is(folder_url):
+def test_a_missing_file_is_named_in_the_error_on_disk_web_server_and_bucket(folder_url):
     with pytest.raises(
         InputError,
         match=f"there is no file {folder_url.replace('[', '.').replace(']', '.')}/gone.tar",
@@ -195,9 +195,9 @@ def test_a_missing_file_is_named_wherever_it_is(folder_url):
         find_files_by_pattern(f"{folder_url}/gone.tar")
 
 
-def test_a_file_in_a_bucket_is_found_by_listing(folder, s3_url):
+def test_files_in_a_bucket_are_found_by_listing(folder, s3_url):
     for file in folder.iterdir():
-        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+        obstore.put(open_bucket(s3_url), file.name, file.read_bytes())
     found = find_split_files(s3_url, (".tar",))
     assert get_file_names(found.train) == ["train-0.tar", "train-1.tar"]
     assert get_file_names(found.test) == ["val-0.tar"]
@@ -208,17 +208,17 @@ def test_a_file_in_a_bucket_is_found_by_listing(folder, s3_url):
 
 
 @pytest.mark.parametrize("opened", [lambda file: open_stream(file).__enter__(), open_seekable])
-def test_a_file_that_vanishes_or_changes_meanwhile_is_named(folder, s3_url, opened):
+def test_a_file_that_vanishes_or_changes_is_named_in_the_error(folder, s3_url, opened):
     for file in folder.iterdir():
-        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+        obstore.put(open_bucket(s3_url), file.name, file.read_bytes())
     local, remote = (
         find_files_by_pattern(f"{folder}/train-{{0,1}}.tar"),
         find_files_by_pattern(f"{s3_url}/train-{{0,1}}.tar"),
     )
     (folder / "train-0.tar").unlink()
     (folder / "train-1.tar").write_bytes(b"another")
-    obstore.delete(objects_of(s3_url), "train-0.tar")
-    obstore.put(objects_of(s3_url), "train-1.tar", b"train-2.tar")
+    obstore.delete(open_bucket(s3_url), "train-0.tar")
+    obstore.put(open_bucket(s3_url), "train-1.tar", b"train-2.tar")
     for gone, other in (local, remote):
         with pytest.raises(InputError, match=r"train-0.tar vanished while the dataset was read"):
             opened(gone)
@@ -226,9 +226,9 @@ def test_a_file_that_vanishes_or_changes_meanwhile_is_named(folder, s3_url, open
             opened(other)
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_named(s3_url):
+def test_a_file_replaced_while_being_read_is_named_in_the_error(s3_url):
     def put(content: bytes) -> None:
-        obstore.put(objects_of(s3_url), "train-0.tar", content)
+        obstore.put(open_bucket(s3_url), "train-0.tar", content)
 
     put(bytes(4 << 20))
     (file,) = find_files_by_pattern(f"{s3_url}/train-0.tar")
@@ -240,6 +240,6 @@ def test_a_file_that_is_replaced_while_it_is_read_is_named(s3_url):
             stream.read(4)
 
 
-def test_a_server_that_does_not_answer_is_named():
+def test_an_unreachable_server_is_named_in_the_error():
     with pytest.raises(InputError, match=r"cannot read http://127.0.0.1:1/a\.tar"):
         find_files_by_pattern("http://127.0.0.1:1/a.tar")

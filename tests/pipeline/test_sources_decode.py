@@ -60,7 +60,7 @@ def decode_and_preprocess(data: bytes) -> np.ndarray:
     ],
     ids=lambda value: f"{value[:12]!r}" if isinstance(value, bytes) else None,
 )
-def test_every_kind_of_file_shows_the_same_picture_and_a_moving_one_its_first_frame(data, tolerance):
+def test_every_format_decodes_to_the_same_pixels_and_animations_to_their_first_frame(data, tolerance):
     assert (
         np.abs(decode_and_preprocess(data) - decode_and_preprocess(encode_image(RGB, "PNG"))).max()
         <= tolerance
@@ -82,7 +82,7 @@ GREY_8_BIT = Image.fromarray(np.rint(255 * GREY_RAMP).astype(np.uint8))
     ],
     ids=["8 bits", "with transparency", "16 bits", "16-bit TIFF", "16 of 32 bits"],
 )
-def test_grey_is_scaled_not_clipped_however_deep_it_is(data):
+def test_grey_of_any_bit_depth_is_scaled_not_clipped(data):
     assert (
         np.abs(
             decode_and_preprocess(data) - resize_and_crop_image(GREY_8_BIT, PREPROCESSING).astype(int)
@@ -91,7 +91,7 @@ def test_grey_is_scaled_not_clipped_however_deep_it_is(data):
     )
 
 
-def test_16_bit_colour_is_scaled_too():
+def test_16_bit_colour_is_scaled():
     rows = b"".join(
         b"\0" + row.astype(">u2").tobytes() for row in np.rint(65535 * COLOUR_RAMP).astype(np.uint16)
     )
@@ -105,7 +105,7 @@ def make_png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_photographs_are_turned_upright(kind):
+def test_exif_orientation_is_applied_in_every_format(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = encode_image(RGB.transpose(Image.Transpose.ROTATE_90), kind, exif=exif, quality=98)
@@ -114,11 +114,11 @@ def test_photographs_are_turned_upright(kind):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
-def test_one_pixel_is_an_image(mode):
+def test_a_one_pixel_image_is_decoded(mode):
     assert decode_and_preprocess(encode_image(Image.new(mode, (1, 1), 1), "PNG")).shape == (16, 16, 3)
 
 
-def test_a_very_long_line_is_an_image():
+def test_a_very_wide_image_is_decoded():
     assert decode_and_preprocess(encode_image(Image.new("L", (30_000, 1), 7), "PNG")).max() == 7
 
 
@@ -131,7 +131,7 @@ def make_png_bomb(width: int, height: int) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [10_000, 20_000, 2_000_000])
-def test_a_decompression_bomb_is_refused_before_memory_is_taken(side):
+def test_a_decompression_bomb_is_refused_before_memory_is_allocated(side):
     data = make_png_bomb(side, side)
     with peak_memory() as growth, pytest.raises(ValueError, match="decompression bomb"):
         decode_image(data)
@@ -156,7 +156,7 @@ def test_pixels_of_unknown_range_are_refused():
     ],
     ids=["cut short", "of no kind", "cut in a tag", "pointing nowhere"],
 )
-def test_an_image_whose_exif_cannot_be_read_is_an_image(kind, exif, recwarn):
+def test_an_image_with_unreadable_exif_is_decoded(kind, exif, recwarn):
     try:
         data = encode_image(RGB, kind, exif=exif, quality=98)
     except (SyntaxError, struct.error, OSError):
@@ -169,13 +169,13 @@ def test_an_image_whose_exif_cannot_be_read_is_an_image(kind, exif, recwarn):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("profile", [b"no profile", bytes(3_000_000)], ids=["broken", "large"])
-def test_an_image_with_a_strange_colour_profile_is_an_image(kind, profile):
+def test_an_image_with_an_invalid_colour_profile_is_decoded(kind, profile):
     data = encode_image(RGB, kind, icc_profile=profile, quality=98)
     assert np.abs(decode_and_preprocess(data) - decode_and_preprocess(encode_image(RGB, "PNG"))).max() <= 24
 
 
 @pytest.mark.parametrize("mode", ["LAB", "YCbCr", "CMYK", "1"])
-def test_odd_modes_are_converted(mode):
+def test_uncommon_image_modes_are_converted(mode):
     grey = {"LAB": (137, 128, 128), "YCbCr": (128, 128, 128), "CMYK": (0, 0, 0, 127), "1": 1}[mode]
     seen = decode_and_preprocess(encode_image(Image.new(mode, (8, 8), grey), "TIFF"))
     assert np.abs(seen - (255 if mode == "1" else 128)).max() <= 4
@@ -191,7 +191,7 @@ def test_odd_modes_are_converted(mode):
         (encode_image(RGB, "PNG")[:90], "truncated"),
     ],
 )
-def test_what_is_no_whole_image_is_refused_with_a_reason(data, complaint):
+def test_an_invalid_image_is_refused_with_a_reason(data, complaint):
     with pytest.raises(ValueError, match=complaint):
         decode_image(data)
 
@@ -217,7 +217,7 @@ def try_decode(data: bytes) -> tuple[int, int] | str:
     cut=st.floats(0.05, 1),
     harm=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6),
 )
-def test_damage_gives_an_image_or_a_reason_and_nothing_else(data, cut, harm):
+def test_damaged_image_data_gives_an_image_or_a_value_error(data, cut, harm):
     spoilt = bytearray(data[: max(1, int(cut * len(data)))])
     for place, value in harm:
         spoilt[int(place * len(spoilt))] = value

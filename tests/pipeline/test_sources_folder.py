@@ -39,7 +39,7 @@ class TestFolderSource(SourceTests):
         return f"folder:{image_folder}", "train/bag/003.png"
 
 
-def test_images_in_nested_and_linked_folders_are_read_in_the_order_of_image_folder(tmp_path, image_folder):
+def test_nested_and_linked_folders_are_read_in_the_order_of_image_folder(tmp_path, image_folder):
     bag = image_folder / "train" / "bag"
     for number, nested in enumerate(("z/late", "batch2", "batch2/inner")):
         (bag / nested).mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def test_images_in_nested_and_linked_folders_are_read_in_the_order_of_image_fold
     assert source.inventory.unused_by_kind == {}
 
 
-def test_a_link_to_a_folder_around_it_is_followed_once(image_folder):
+def test_a_symlink_to_a_parent_folder_is_followed_once(image_folder):
     (image_folder / "train" / "bag" / "again").symlink_to(image_folder / "train" / "bag")
     source = open_source(f"folder:{image_folder}")
     assert len(source.train.labels) == 36
@@ -65,7 +65,7 @@ def test_a_link_to_a_folder_around_it_is_followed_once(image_folder):
     "place",
     ["train/bag/003.png", "train/bag/batch2", "train/hat", "train/cls.v1", "test/St. Bernard", "val.v1"],
 )
-def test_a_link_that_leads_nowhere_stops_the_run_and_is_named(image_folder, place):
+def test_a_dangling_symlink_stops_the_run_and_is_named_in_the_error(image_folder, place):
     (image_folder / place).unlink(missing_ok=True)
     (image_folder / place).symlink_to("../.git/annex/objects/x")
     with pytest.raises(
@@ -74,7 +74,7 @@ def test_a_link_that_leads_nowhere_stops_the_run_and_is_named(image_folder, plac
         open_source(f"folder:{image_folder}")
 
 
-def test_a_link_to_a_file_beside_the_class_folders_may_lead_nowhere(image_folder):
+def test_dangling_symlinks_outside_class_folders_are_counted_as_unused(image_folder):
     for place in ("LICENSE.txt", "tour.mp4", "train/labels.csv", "train/loose.png"):
         (image_folder / place).symlink_to("../.git/annex/objects/x")
     source = open_source(f"folder:{image_folder}")
@@ -86,20 +86,20 @@ def test_a_link_to_a_file_beside_the_class_folders_may_lead_nowhere(image_folder
     }
 
 
-def test_a_link_to_itself_leads_nowhere(image_folder):
+def test_a_symlink_to_itself_counts_as_dangling(image_folder):
     (image_folder / "train" / "bag" / "round").symlink_to("round")
     with pytest.raises(InputError, match=r"bag/round is a link to round, which is not there"):
         open_source(f"folder:{image_folder}")
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read every folder")
-def test_a_folder_that_cannot_be_read_is_named(image_folder):
+def test_an_unreadable_folder_is_named_in_the_error(image_folder):
     (image_folder / "train" / "bag" / "private").mkdir(mode=0)
     with pytest.raises(InputError, match=r"cannot read the folder .*bag/private: Permission denied"):
         open_source(f"folder:{image_folder}")
 
 
-def test_files_that_are_no_images_are_counted_by_kind(image_folder):
+def test_files_that_are_not_images_are_counted_by_kind(image_folder):
     files = {
         "train/bag/notes.txt": b"about",
         "train/bag/Thumbs.db": b"\xd0\xcf",
@@ -130,18 +130,18 @@ def test_files_that_are_no_images_are_counted_by_kind(image_folder):
 
 
 @pytest.mark.parametrize("name", ["000", "000.17", "000.png.orig", "000.JFIF"])
-def test_an_image_is_read_by_whatever_name(image_folder, name):
+def test_an_image_is_recognised_under_any_file_name(image_folder, name):
     (image_folder / "train" / "bag" / "000.png").rename(image_folder / "train" / "bag" / name)
     assert len(open_source(f"folder:{image_folder}").train.labels) == 36
 
 
 @pytest.mark.parametrize("name", ["broken.jpg", "photo.heic"])
-def test_what_is_called_an_image_is_taken_for_one(image_folder, name):
+def test_a_file_with_an_image_suffix_is_listed_as_an_image(image_folder, name):
     (image_folder / "train" / "bag" / name).write_bytes(b"?")
     assert any(path.endswith(name) for path in list_sample_paths(open_source(f"folder:{image_folder}")))
 
 
-def test_a_class_without_images_is_named_with_what_it_holds(image_folder):
+def test_a_class_without_images_is_named_with_its_file_kinds(image_folder):
     for file in (image_folder / "train" / "bag").iterdir():
         file.rename(file.with_suffix(".npy"))
     with pytest.raises(InputError, match=r"train/bag holds no image, only 12 \.npy"):
@@ -158,7 +158,7 @@ def test_a_class_without_images_is_named_with_what_it_holds(image_folder):
         ("train", "Dev"),
     ],
 )
-def test_splits_are_known_by_the_same_words_in_any_capitals(image_folder, train, test):
+def test_split_folders_are_matched_by_known_words_ignoring_case(image_folder, train, test):
     (image_folder / "train").rename(image_folder / train)
     (image_folder / "test").rename(image_folder / test)
     source = open_source(f"folder:{image_folder}")
@@ -177,7 +177,7 @@ def test_splits_are_known_by_the_same_words_in_any_capitals(image_folder, train,
         ("seg_train", "test"),
     ],
 )
-def test_splits_are_known_by_words_in_their_names(image_folder, train, test):
+def test_split_folders_are_matched_by_words_in_their_names(image_folder, train, test):
     """As those of shards and tables are."""
     (image_folder / "train").rename(image_folder / train)
     (image_folder / "test").rename(image_folder / test)
@@ -187,7 +187,7 @@ def test_splits_are_known_by_words_in_their_names(image_folder, train, test):
     assert (source.inventory.notes, source.inventory.unused_by_kind) == ((), {})
 
 
-def test_a_folder_called_as_a_split_comes_before_one_that_has_the_word_in_its_name(image_folder):
+def test_an_exact_split_name_takes_precedence_over_a_name_that_contains_it(image_folder):
     shutil.copytree(image_folder / "test", image_folder / "test_set")
     (image_folder / "test").rename(image_folder / "val")
     source = open_source(f"folder:{image_folder}")
@@ -196,7 +196,7 @@ def test_a_folder_called_as_a_split_comes_before_one_that_has_the_word_in_its_na
 
 
 @pytest.mark.parametrize("name", ["train", "test", "Val", "dev"])
-def test_a_class_may_be_called_as_a_split_is(image_folder, name):
+def test_a_class_may_have_the_name_of_a_split(image_folder, name):
     root = image_folder / "train"
     (root / "boot").rename(root / name)
     source = open_source(f"folder:{root}", require_held_out=False)
@@ -207,7 +207,7 @@ def test_a_class_may_be_called_as_a_split_is(image_folder, name):
         open_source(f"folder:{root}")
 
 
-def test_classes_with_a_split_in_their_names_stay_classes(image_folder):
+def test_classes_with_a_split_word_in_their_names_stay_classes(image_folder):
     root = image_folder / "train"
     for class_id, name in (("bag", "bullet train"), ("boot", "test tube"), ("trouser", "trouser")):
         (root / class_id / "batch1").mkdir()
@@ -220,7 +220,7 @@ def test_classes_with_a_split_in_their_names_stay_classes(image_folder):
 @pytest.mark.parametrize(
     "others", [{"test": "1.png"}, {"test": "1.png", "more": "1.png"}, {"boxes": "1.json"}]
 )
-def test_splits_whose_images_are_not_sorted_are_no_classes(tmp_path, image_folder, others):
+def test_flat_split_folders_are_not_taken_for_classes(tmp_path, image_folder, others):
     for folder, name in ({"train": "1.png"} | others).items():
         (tmp_path / "flat" / folder).mkdir(parents=True)
         shutil.copy(image_folder / "test" / "bag" / "000.png", tmp_path / "flat" / folder / name)
@@ -243,7 +243,7 @@ def move_test_to_unlabelled_subfolder(root: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [move_test_to_unlabelled, move_test_to_unlabelled_subfolder])
-def test_a_held_out_folder_without_classes_is_passed_over_for_one_that_has_them(image_folder, layout):
+def test_a_test_folder_without_classes_is_skipped_for_val(image_folder, layout):
     layout(image_folder)
     source = open_source(f"folder:{image_folder}")
     assert all("/val/" in path for path in list_sample_paths(source, "test"))
@@ -251,7 +251,7 @@ def test_a_held_out_folder_without_classes_is_passed_over_for_one_that_has_them(
     assert source.inventory.notes == ("test/ is not used: it holds no folder of a training class",)
 
 
-def test_of_two_held_out_folders_the_choice_is_told_and_can_be_made(image_folder):
+def test_the_choice_between_two_held_out_folders_is_reported_and_can_be_changed(image_folder):
     shutil.copytree(image_folder / "test", image_folder / "val")
     source = open_source(f"folder:{image_folder}")
     assert all("/test/" in path for path in list_sample_paths(source, "test"))
@@ -264,7 +264,7 @@ def test_of_two_held_out_folders_the_choice_is_told_and_can_be_made(image_folder
     assert all("/val/" in path for path in list_sample_paths(open_source(f"folder:{image_folder}"), "test"))
 
 
-def test_any_folder_can_be_named(image_folder):
+def test_split_folders_can_be_chosen_by_name(image_folder):
     (image_folder / "train").rename(image_folder / "seg_train")
     (image_folder / "test").rename(image_folder / "seg_test")
     source = open_source(f"folder:{image_folder}?train=seg_train&test=seg_test")
@@ -273,7 +273,7 @@ def test_any_folder_can_be_named(image_folder):
         open_source(f"folder:{image_folder}?train=seg_train&test=seg_tests")
 
 
-def test_a_subset_of_classes_may_leave_out_those_that_a_split_lacks(tmp_path, image_folder):
+def test_a_class_subset_may_omit_classes_that_a_split_lacks(tmp_path, image_folder):
     shutil.rmtree(image_folder / "test" / "boot")
     (tmp_path / "two.txt").write_text("bag\ntrouser\n")
     source = open_source(f"folder:{image_folder}?classes={tmp_path}/two.txt")
@@ -305,13 +305,15 @@ def test_a_subset_of_classes_may_leave_out_those_that_a_split_lacks(tmp_path, im
         ),
     ],
 )
-def test_a_layout_that_cannot_be_used_is_described(image_folder, spoil: Callable[[Path], object], complaint):
+def test_an_unusable_folder_layout_is_described_in_the_error(
+    image_folder, spoil: Callable[[Path], object], complaint
+):
     spoil(image_folder)
     with pytest.raises(InputError, match=complaint):
         open_source(f"folder:{image_folder}")
 
 
-def test_class_folders_without_a_split_need_a_share_to_hold_out(image_folder):
+def test_class_folders_without_splits_require_hold_out(image_folder):
     with pytest.raises(InputError, match=r"must hold train/ and test/ .*holds bag/, boot/.*--hold-out 0\.1"):
         open_source(f"folder:{image_folder / 'train'}")
     source = open_source(f"folder:{image_folder / 'train'}", require_held_out=False)
@@ -319,7 +321,7 @@ def test_class_folders_without_a_split_need_a_share_to_hold_out(image_folder):
     assert source.test.shards == ()
 
 
-def test_a_flat_folder_has_the_listing_that_it_always_had(image_folder):
+def test_the_listing_digest_of_a_flat_folder_is_unchanged(image_folder):
     """So that a repeat of an old extraction reads nothing."""
     from sfm.pipeline.sources.source import compute_digest
 

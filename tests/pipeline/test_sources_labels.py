@@ -23,20 +23,20 @@ TWELVE_CLASSES = ParsedClassList("a list", sorted(map(str, range(12))), {})
 
 
 @pytest.mark.parametrize("text", ["2", " 10\n", "11"])
-def test_text_that_is_a_listed_id_is_that_class(text):
+def test_text_equal_to_a_listed_id_is_that_class(text):
     assert class_id_from_label(text, TWELVE_CLASSES, "somewhere") == text.strip()
 
 
-def test_an_integer_is_a_position():
+def test_an_integer_label_is_a_position():
     assert class_id_from_label(2, TWELVE_CLASSES, "somewhere") == "10"
 
 
-def test_text_of_digits_that_is_no_id_is_a_position():
+def test_digits_that_are_not_a_listed_id_are_a_position():
     assert class_id_from_label("1", ParsedClassList("a list", ["bag", "boot"], {}), "somewhere") == "boot"
     assert class_id_from_label("001", ParsedClassList("a list", ["001", "002"], {}), "somewhere") == "001"
 
 
-def test_a_listed_id_is_found_in_the_other_unicode_normal_form():
+def test_a_listed_id_matches_in_the_other_unicode_normal_form():
     assert class_id_from_label("e\u0301", ParsedClassList("a list", ["\xe9"], {}), "somewhere") == "\xe9"
 
 
@@ -73,20 +73,20 @@ def read_class_ids(spec: str) -> list[str]:
 
 
 @pytest.mark.parametrize("ending", ["txt", "cls", "json"])
-def test_shards_with_text_labels_keep_their_classes_whatever_the_order_of_the_list(tmp_path, ending):
+def test_text_labels_of_shards_are_independent_of_the_class_list_order(tmp_path, ending):
     texts = [str(c) for c in range(12)]
     (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.class_ids))
     root = write_shards(tmp_path / "ds", {"train": texts, "val": texts}, ending)
     assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == texts
 
 
-def test_integers_in_json_stay_positions(tmp_path):
+def test_integer_labels_in_json_are_positions(tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.class_ids))
     root = write_shards(tmp_path / "ds", {"train": list(range(12)), "val": list(range(12))}, "json")
     assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == TWELVE_CLASSES.class_ids
 
 
-def test_a_text_column_of_a_table_holds_ids_and_an_integer_column_numbers(tmp_path):
+def test_a_text_column_holds_ids_and_an_integer_column_holds_numbers(tmp_path):
     texts = write_tables(tmp_path / "texts", {"train": ["1", "01", "2"], "test": ["1", "01", "2"]})
     assert open_source(f"parquet:{texts}").class_ids == ["01", "1", "2"]
     assert read_class_ids(f"parquet:{texts}") == ["1", "01", "2"]
@@ -94,14 +94,14 @@ def test_a_text_column_of_a_table_holds_ids_and_an_integer_column_numbers(tmp_pa
     assert open_source(f"parquet:{numbers}").class_ids == ["00001", "00002"]
 
 
-def test_a_text_column_with_names_keeps_its_classes(tmp_path):
+def test_a_text_column_with_a_class_list_keeps_its_classes(tmp_path):
     texts = [str(c) for c in range(12)]
     (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.class_ids))
     root = write_tables(tmp_path / "ds", {"train": texts, "test": texts})
     assert read_class_ids(f"parquet:{root}?names={tmp_path}/names.txt") == texts
 
 
-def test_a_position_and_an_id_that_mean_one_class_are_not_merged(tmp_path):
+def test_labels_that_mix_positions_and_ids_of_one_class_are_refused(tmp_path):
     (tmp_path / "names.txt").write_text("1\n2\n5\n10\n")
     root = write_tables(tmp_path / "ds", {"train": ["0", "1", "2", "3"], "test": ["0", "1", "2", "3"]})
     with pytest.raises(InputError, match=r"writes labels of class 1 as '[01]' and as '[01]'"):
@@ -109,7 +109,7 @@ def test_a_position_and_an_id_that_mean_one_class_are_not_merged(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_numbers_written_in_two_ways_are_refused_in_one_shard_or_across_splits(tmp_path, split):
+def test_labels_with_two_spellings_of_one_number_are_refused(tmp_path, split):
     labels = {"train": ["1", "2", "1", "2"], "val": ["1", "2", "1", "2"]}
     labels[split] = ["01", "2", "1" if split == "train" else "01", "2"]
     root = write_shards(tmp_path / "ds", labels)

@@ -34,7 +34,7 @@ def make_config(source: Path | str, store: Path, **words: object) -> ExtractConf
     return ExtractConfig(source=f"folder:{source}", **(known | words))
 
 
-def test_a_class_folder_in_two_normal_forms_is_one_class(image_folder, tmp_path):
+def test_a_class_folder_in_two_unicode_normal_forms_is_one_class(image_folder, tmp_path):
     composed = shutil.copytree(image_folder, tmp_path / "linux")
     rename_class(composed, "bag", NFC, NFC)
     rename_class(image_folder, "bag", NFD, NFC)
@@ -45,14 +45,14 @@ def test_a_class_folder_in_two_normal_forms_is_one_class(image_folder, tmp_path)
         assert read_labelled_images(split) == read_labelled_images(other.splits[name])
 
 
-def test_two_folders_of_one_split_that_differ_in_normal_form_are_refused(image_folder):
+def test_folders_of_one_split_that_differ_only_in_normal_form_are_refused(image_folder):
     rename_class(image_folder, "bag", NFC, NFC)
     rename_class(image_folder, "boot", NFD, NFD)
     with pytest.raises(InputError, match="the same but for how they are written"):
         open_source(f"folder:{image_folder}")
 
 
-def test_a_class_is_chosen_in_either_normal_form(image_folder, tmp_path):
+def test_a_class_is_selected_in_either_unicode_normal_form(image_folder, tmp_path):
     rename_class(image_folder, "bag", NFD, NFD)
     listed = tmp_path / "some.txt"
     for form in (NFC, NFD):
@@ -61,7 +61,7 @@ def test_a_class_is_chosen_in_either_normal_form(image_folder, tmp_path):
         assert (source.class_ids, source.class_names) == (["boot", NFC], ["boot", "Summer"])
 
 
-def test_files_whose_names_are_not_utf8_are_read_and_one_that_cannot_be_is_named(image_folder, tmp_path):
+def test_files_with_non_utf8_names_are_read_and_escaped_in_messages(image_folder, tmp_path):
     folder = os.fsencode(image_folder / "train" / "bag")
     os.rename(folder + b"/000.png", folder + b"/caf\xe9.png")  # noqa: PTH104
     Path(os.fsdecode(folder + b"/\xff.png")).write_bytes(b"no image")
@@ -75,19 +75,19 @@ def test_files_whose_names_are_not_utf8_are_read_and_one_that_cannot_be_is_named
     assert r"/bag/\xff.png: " in line
 
 
-def test_a_class_folder_whose_name_is_not_utf8_is_refused_by_name(image_folder):
+def test_a_class_folder_with_a_non_utf8_name_is_refused(image_folder):
     rename_class(image_folder, "bag", b"caf\xe9", b"caf\xe9")
     with pytest.raises(InputError, match=r"not UTF-8: caf\\xe9; rename it"):
         open_source(f"folder:{image_folder}")
 
 
-def test_a_dataset_is_named_after_the_link_and_without_what_a_name_cannot_hold(image_folder, tmp_path):
+def test_a_dataset_is_named_after_its_symlink_without_reserved_characters(image_folder, tmp_path):
     (tmp_path / "birds@2024").symlink_to(image_folder)
     assert open_source(f"folder:{tmp_path}/birds@2024").name == "birds-2024"
     assert open_source(f"folder:{tmp_path}/birds@2024/train/..").name == "birds-2024"
 
 
-def test_another_name_than_the_stored_one_is_refused_before_and_after_a_pass(image_folder, tmp_path):
+def test_a_name_that_differs_from_the_stored_one_is_refused(image_folder, tmp_path):
     entry = extract(make_config(image_folder, tmp_path / "st", name="theirs")).published[0].summary
     refusal = f"--name mine is not taken: .* as theirs@{entry.entry_digest[:12]} .* --replace"
     with pytest.raises(InputError, match=refusal):
@@ -99,7 +99,7 @@ def test_another_name_than_the_stored_one_is_refused_before_and_after_a_pass(ima
     assert (replaced.outcome, replaced.summary.dataset) == ("published", "mine")
 
 
-def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
+def test_changed_display_names_are_reported(image_folder, tmp_path):
     listed = tmp_path / "garments.txt"
     spec = f"{image_folder}?classes={listed}"
     listed.write_text("bag\nboot\ntrouser\n")
@@ -112,7 +112,7 @@ def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
     assert "--replace" in note
 
 
-def test_what_reading_passes_over_is_counted_when_classes_are_renamed():
+def test_unused_file_counts_are_kept_when_classes_are_renamed():
     shard = Shard("a shard", None, lambda positions: iter(()))
     source = Source(
         name="d",

@@ -10,8 +10,8 @@ import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3_server import objects_of
-from source_samples import samples_by_split
+from s3_server import open_bucket
+from source_samples import group_samples_by_split
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
@@ -66,7 +66,7 @@ class TestParquetSource(SourceTests):
 
     @pytest.fixture
     def expected_samples(self, pictures):
-        return samples_by_split(pictures)
+        return group_samples_by_split(pictures)
 
     @pytest.fixture
     def damaged_spec(self, tmp_path, pictures):
@@ -75,7 +75,7 @@ class TestParquetSource(SourceTests):
         truncated.write_bytes(truncated.read_bytes()[:-100])
         return f"parquet:{root}", truncated.name
 
-    def test_a_dataset_of_the_hub_has_its_name_and_class_names(self, source):
+    def test_a_hub_dataset_has_its_name_and_class_names(self, source):
         assert (source.name, source.class_ids) == ("garments", CLASS_NAMES)
 
 
@@ -83,21 +83,21 @@ class TestParquetSourceInABucket(SourceTests):
     @pytest.fixture
     def spec(self, tmp_path, pictures, s3_url):
         for file in (write_tables(tmp_path / "garments", pictures) / "data").iterdir():
-            obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+            obstore.put(open_bucket(s3_url), file.name, file.read_bytes())
         return f"parquet:{s3_url}/*.parquet"
 
     @pytest.fixture
     def expected_samples(self, pictures):
-        return samples_by_split(pictures)
+        return group_samples_by_split(pictures)
 
 
-def test_a_table_that_vanishes_from_a_bucket_is_named(tmp_path, pictures, s3_url):
+def test_a_table_that_vanishes_from_a_bucket_is_named_in_the_error(tmp_path, pictures, s3_url):
     root = write_tables(tmp_path / "garments", pictures)
     for file in (root / "data").iterdir():
-        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+        obstore.put(open_bucket(s3_url), file.name, file.read_bytes())
     remote = open_source(f"parquet:{s3_url}/*.parquet")
     assert remote.labels is None
-    obstore.delete(objects_of(s3_url), "train-00000-of-00002.parquet")
+    obstore.delete(open_bucket(s3_url), "train-00000-of-00002.parquet")
     with pytest.raises(InputError, match=r"s3://.*/train-00000-of-00002.parquet vanished while"):
         read_samples(remote.train)
 
@@ -115,14 +115,14 @@ def test_small_row_groups_share_a_shard_and_large_ones_do_not(rows, shards):
     assert merge_row_groups_into_shard_ranges(rows) == shards
 
 
-def test_names_that_repeat_are_for_display_only(tmp_path, pictures):
+def test_repeated_class_names_are_used_for_display_only(tmp_path, pictures):
     root = write_tables(tmp_path / "g", pictures, names=["crane", "boot", "Crane "])
     source = open_source(f"parquet:{root}")
     assert source.class_ids == ["00000", "00001", "00002"]
     assert source.class_names == ["crane", "boot", "Crane "]
 
 
-def test_a_class_list_names_the_numbers_of_a_table_without_names(tmp_path, pictures, class_file):
+def test_a_class_list_names_the_numeric_labels_of_a_table(tmp_path, pictures, class_file):
     root = write_tables(tmp_path / "g", pictures, names=None)
     assert open_source(f"parquet:{root}").class_ids == ["00000", "00001", "00002"]
     named = open_source(f"parquet:{root}?names={class_file}")
@@ -139,7 +139,7 @@ def write_splits_of_one_table(
     return f"parquet:{path}"
 
 
-def test_plain_bytes_text_labels_and_columns_of_other_names(tmp_path):
+def test_plain_bytes_text_labels_and_renamed_columns_are_read(tmp_path):
     spec = write_splits_of_one_table(
         tmp_path, pa.array([b"1", b"2"]), pa.array(["cat", "dog"]), ("pixels", "animal")
     )
@@ -169,7 +169,7 @@ def test_plain_bytes_text_labels_and_columns_of_other_names(tmp_path):
         (pa.array(["a.png", "b.png"]), pa.array([0, 1]), "found str"),
     ],
 )
-def test_a_row_without_an_image_is_named(tmp_path, image, label, complaint):
+def test_a_row_without_an_image_is_named_in_the_error(tmp_path, image, label, complaint):
     source = open_source(write_splits_of_one_table(tmp_path, image, label))
     with pytest.raises(InputError, match=complaint):
         read_samples(source.train)
@@ -184,14 +184,16 @@ def test_a_row_without_an_image_is_named(tmp_path, image, label, complaint):
         (pa.array([0, 3]), "label 3, out of range"),
     ],
 )
-def test_labels_that_cannot_be_used_are_named_before_anything_is_read(tmp_path, class_file, label, complaint):
+def test_unusable_labels_are_named_in_the_error_before_images_are_read(
+    tmp_path, class_file, label, complaint
+):
     with pytest.raises(InputError, match=complaint):
         open_source(
             write_splits_of_one_table(tmp_path, pa.array([b"1", b"2"]), label) + f"?names={class_file}"
         )
 
 
-def test_damage_inside_a_table_is_named_when_it_is_read(tmp_path, pictures):
+def test_damage_inside_a_table_is_named_in_the_error_when_it_is_read(tmp_path, pictures):
     root = write_tables(tmp_path / "g", pictures)
     source = open_source(f"parquet:{root}")
     first = sorted((root / "data").iterdir())[0]
@@ -210,7 +212,7 @@ def test_files_of_one_dataset_must_have_the_same_columns(tmp_path, pictures):
         open_source(f"parquet:{root}")
 
 
-def test_files_of_one_dataset_must_number_the_classes_alike(tmp_path, pictures):
+def test_files_of_one_dataset_must_have_the_same_class_names(tmp_path, pictures):
     root, other = (
         write_tables(tmp_path / "a", pictures),
         write_tables(tmp_path / "b", pictures, CLASS_NAMES[::-1]),
@@ -219,7 +221,7 @@ def test_files_of_one_dataset_must_number_the_classes_alike(tmp_path, pictures):
         open_source(f"parquet:{root}/data/train-*.parquet?test={other}/data/validation-*.parquet")
 
 
-def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_a_missing_pyarrow_error_says_what_to_install(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name))
     with pytest.raises(InputError, match=r'needs pyarrow, .*pip install "sfm-distill\[parquet\]"'):
@@ -246,7 +248,7 @@ FOREIGN_METADATA = [
 
 
 @pytest.mark.parametrize("metadata", FOREIGN_METADATA)
-def test_metadata_that_name_no_classes_are_told_and_labels_stand_for_themselves(
+def test_unreadable_class_metadata_is_reported_and_labels_become_class_ids(
     tmp_path, pictures, class_file, metadata
 ):
     root = write_tables(tmp_path / "garments", pictures)
@@ -261,7 +263,7 @@ def test_metadata_that_name_no_classes_are_told_and_labels_stand_for_themselves(
     assert (named.class_ids, named.inventory.notes) == (CLASS_NAMES, ())
 
 
-def test_metadata_of_other_programs_need_no_remark(tmp_path, pictures):
+def test_metadata_of_other_programs_is_ignored(tmp_path, pictures):
     root = write_tables(tmp_path / "garments", pictures)
     for file in (root / "data").iterdir():
         pq.write_table(pq.read_table(file).replace_schema_metadata({b"pandas": b"{"}), file)
@@ -279,7 +281,7 @@ def test_two_configurations_in_a_folder_are_refused(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("unlabelled", ["-1", "none", "no column"])
-def test_a_test_split_without_labels_is_passed_over_for_validation(tmp_path, pictures, unlabelled):
+def test_a_test_split_without_labels_is_skipped_for_validation(tmp_path, pictures, unlabelled):
     root = write_tables(tmp_path / "garments", pictures)
     table = pq.read_table(root / "data" / "validation-00000-of-00001.parquet")
     labels = pa.array([-1 if unlabelled == "-1" else None] * len(table), pa.int64())
@@ -291,7 +293,7 @@ def test_a_test_split_without_labels_is_passed_over_for_validation(tmp_path, pic
     assert source.inventory.notes == ("held out is val: test has no labels (test-00000-of-00001.parquet)",)
 
 
-def test_a_validation_split_without_labels_leaves_nothing_held_out(tmp_path, pictures):
+def test_a_validation_split_without_labels_leaves_no_held_out_split(tmp_path, pictures):
     root = write_tables(tmp_path / "garments", pictures)
     path = root / "data" / "validation-00000-of-00001.parquet"
     table = pq.read_table(path)
@@ -304,7 +306,7 @@ def test_a_validation_split_without_labels_leaves_nothing_held_out(tmp_path, pic
     assert source.class_ids == CLASS_NAMES
 
 
-def test_a_column_that_is_there_twice_is_named(tmp_path):
+def test_a_duplicate_column_is_named_in_the_error(tmp_path):
     image = pa.array([b"1", b"2"])
     table = pa.Table.from_arrays([image, pa.array([0, 1]), pa.array([0, 1])], ["image", "label", "label"])
     for split in ("train", "test"):
@@ -322,7 +324,7 @@ def write_tables_with_labels(root: Path, labels: pa.Array, pictures: Sequence) -
     return root
 
 
-def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
+def test_labels_that_are_not_utf8_are_named_in_the_error(tmp_path, pictures, monkeypatch):
     labels = pa.array([b"\xe9t\xe9", b"b", b"\xe9t\xe9", b"b"]).view(pa.string())
     root = write_tables_with_labels(tmp_path / "d", labels, pictures)
     complaint = (
@@ -344,7 +346,7 @@ def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
         (pa.array(["7", "8"] * 2), "text is an id"),
     ],
 )
-def test_only_text_of_digits_changes_what_a_repeat_looks_for(tmp_path, pictures, labels, meaning):
+def test_only_labels_of_digit_text_change_the_listing_digest(tmp_path, pictures, labels, meaning):
     root = write_tables_with_labels(tmp_path / "d", labels, pictures)
     files = digest_file_states(find_files_by_pattern(str(root / "train.parquet")))
     assert open_source(f"parquet:{root}").train.listing == compute_digest(files, "image", "label", meaning)

@@ -22,7 +22,7 @@ def load_documented_tests() -> type:
     return namespace["TestTsvSource"]
 
 
-def test_every_kind_is_documented_with_an_example():
+def test_every_source_kind_has_a_documented_example():
     assert all(re.search(rf"^\| \[`{kind}`\]\(#.*`'?{kind}:", DOCS, re.MULTILINE) for kind in SOURCE_KINDS)
 
 
@@ -64,7 +64,7 @@ def write_tsv_files(root: Path) -> None:
         (root / f"{split}.tsv").write_text("\n".join(rows))
 
 
-def test_the_examples_are_short():
+def test_the_documented_source_examples_are_short():
     lines = [[line for line in block.splitlines() if line.strip()] for block in PYTHON_BLOCKS]
     assert len(lines[0]) <= 30
     assert len([line for line in lines[1] if "import" not in line]) <= 5

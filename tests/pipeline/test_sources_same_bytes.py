@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from s3_server import objects_of
+from s3_server import open_bucket
 
 from sfm.errors import InputError
 from sfm.pipeline.extract import ExtractionResult, extract
@@ -54,7 +54,7 @@ def write_parquet(root: Path, pictures: Sequence) -> str:
 
 def upload_folder(root: Path, s3_url: str) -> str:
     for file in root.iterdir():
-        obstore.put(objects_of(s3_url), f"{root.name}/{file.name}", file.read_bytes())
+        obstore.put(open_bucket(s3_url), f"{root.name}/{file.name}", file.read_bytes())
     return f"{s3_url}/{root.name}"
 
 
@@ -65,7 +65,7 @@ def run_extraction(source: str, store: Path, **options: object) -> ExtractionRes
 
 
 @pytest.mark.slow
-def test_a_dataset_is_the_same_as_files_as_shards_in_a_bucket_and_as_tables(tmp_path, pictures, s3_url):
+def test_folders_shards_and_tables_of_the_same_images_have_one_fingerprint(tmp_path, pictures, s3_url):
     write_shards(tmp_path / "shards", pictures)
     write_parquet(tmp_path / "tables", pictures)
     shards, tables = (upload_folder(tmp_path / name, s3_url) for name in ("shards", "tables"))
@@ -84,7 +84,7 @@ def test_a_dataset_is_the_same_as_files_as_shards_in_a_bucket_and_as_tables(tmp_
 
 
 @pytest.mark.parametrize("container", [write_folder, write_shards, write_parquet])
-def test_a_subset_is_the_same_in_every_container(tmp_path, pictures, container):
+def test_a_class_subset_has_one_fingerprint_in_every_container(tmp_path, pictures, container):
     listed = tmp_path / "two.txt"
     listed.write_text("trouser\nbag\n")
     some = [picture for picture in pictures if picture.class_id != "boot"]
@@ -104,13 +104,13 @@ def test_a_subset_is_the_same_in_every_container(tmp_path, pictures, container):
     ],
     ids=["not held out", "held out only", "one class"],
 )
-def test_splits_whose_classes_do_not_fit_are_refused(tmp_path, pictures, container, spoil, complaint):
+def test_splits_with_mismatched_classes_are_refused(tmp_path, pictures, container, spoil, complaint):
     source = container(tmp_path / "data", [picture for picture in pictures if spoil(picture)])
     with pytest.raises(InputError, match=complaint):
         run_extraction(source, tmp_path / "store")
 
 
-def test_a_broken_image_is_named_wherever_it_is(tmp_path, pictures):
+def test_a_broken_image_is_named_in_the_error_in_every_container(tmp_path, pictures):
     class Broken:
         split, class_id, number, data = "train", "bag", 99, b"\xff\xd8\xff not a JPEG"
 
@@ -126,13 +126,13 @@ def test_a_broken_image_is_named_wherever_it_is(tmp_path, pictures):
         assert left.published[0].summary.train_samples == 72
 
 
-def test_a_shard_that_vanishes_or_is_cut_off_in_a_bucket_stops_the_run_by_name(tmp_path, pictures, s3_url):
+def test_a_missing_or_truncated_shard_in_a_bucket_is_named_in_the_error(tmp_path, pictures, s3_url):
     write_shards(tmp_path / "shards", pictures)
     place = upload_folder(tmp_path / "shards", s3_url)
     whole = (tmp_path / "shards" / "train-003.tar").read_bytes()
-    obstore.put(objects_of(s3_url), "shards/train-003.tar", whole[:5000])
+    obstore.put(open_bucket(s3_url), "shards/train-003.tar", whole[:5000])
     with pytest.raises(InputError, match=r"s3://.*/train-003.tar is damaged, truncated"):
         run_extraction(f"wds:{place}", tmp_path / "store")
-    obstore.delete(objects_of(s3_url), "shards/train-003.tar")
+    obstore.delete(open_bucket(s3_url), "shards/train-003.tar")
     with pytest.raises(InputError, match=r"there is no file s3://.*/train-003.tar"):
         run_extraction(f"wds:{place}/train-{{000..014}}.tar?test=test-*.tar", tmp_path / "store")

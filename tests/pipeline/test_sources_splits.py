@@ -4,7 +4,7 @@ from pathlib import Path
 
 import obstore
 import pytest
-from s3_server import objects_of
+from s3_server import open_bucket
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile
@@ -25,14 +25,14 @@ def get_relative_paths(root: str, files: list[DataFile]) -> list[str]:
 
 
 @pytest.mark.parametrize("word", ["test", "testing", "Eval", "held-out", "val", "VALID", "validation", "dev"])
-def test_held_out_files_are_known_by_the_words_of_the_datasets_library(tmp_path, word):
+def test_held_out_files_are_matched_by_the_split_words_of_datasets(tmp_path, word):
     root = write_files(tmp_path, "train-0.tar", f"{word}-0.tar")
     found = find_split_files(root, SUFFIXES)
     assert get_relative_paths(root, found.test) == [f"{word}-0.tar"]
     assert found.inventory.notes == ()
 
 
-def test_files_of_no_known_split_are_named_and_can_be_chosen(tmp_path):
+def test_files_of_unknown_splits_are_named_in_the_error_and_can_be_chosen(tmp_path):
     root = write_files(tmp_path, "train-0.tar", "trainextra-0.tar", "val-0.tar")
     with pytest.raises(InputError, match=r"no known split: trainextra-0.tar; .*\?train=NAME&test=NAME"):
         find_split_files(root, SUFFIXES)
@@ -43,7 +43,7 @@ def test_files_of_no_known_split_are_named_and_can_be_chosen(tmp_path):
         find_split_files(root, SUFFIXES, train_split_name="trainmore", test_split_name_or_pattern="val")
 
 
-def test_test_comes_before_val_which_is_told_and_can_be_chosen(tmp_path):
+def test_test_takes_precedence_over_val_and_the_choice_is_reported(tmp_path):
     root = write_files(
         tmp_path, "train-0.tar", "test-0.tar", "validation-0.tar", "validation-1.tar", "README.md"
     )
@@ -61,14 +61,14 @@ def test_test_comes_before_val_which_is_told_and_can_be_chosen(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("train-0.tar", "train-1.tar"), ("0.tar", "1.tar")])
-def test_files_for_training_alone_have_nothing_held_out(tmp_path, names):
+def test_training_files_alone_leave_no_held_out_split(tmp_path, names):
     root = write_files(tmp_path, *names)
     found = find_split_files(root, SUFFIXES)
     assert (get_relative_paths(root, found.train), found.test) == (list(names), [])
     assert "PATTERN?test=PATTERN" in found.inventory.no_held_out_reason
 
 
-def test_held_out_files_alone_are_no_dataset(tmp_path):
+def test_held_out_files_alone_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no training file in .*found: val-0.tar"):
         find_split_files(write_files(tmp_path, "val-0.tar"), SUFFIXES)
 
@@ -82,7 +82,7 @@ def test_held_out_files_alone_are_no_dataset(tmp_path):
         ("full/train-a.tar", "full/val-a.tar", "noisy/train-b.tar", "noisy/val-b.tar"),
     ],
 )
-def test_a_folder_of_several_datasets_is_refused_with_their_folders(tmp_path, names):
+def test_a_folder_of_several_datasets_is_refused_and_the_folders_are_listed(tmp_path, names):
     root = write_files(tmp_path, *names)
     with pytest.raises(
         InputError, match=rf"several datasets, in full, noisy: choose one, such as {root}/full"
@@ -98,13 +98,13 @@ def test_a_folder_of_several_datasets_is_refused_with_their_folders(tmp_path, na
         ("data/train-0.tar", "data/val-0.tar"),
     ],
 )
-def test_a_dataset_spread_over_folders_is_one(tmp_path, names):
+def test_a_dataset_spread_over_folders_is_one_dataset(tmp_path, names):
     root = write_files(tmp_path, *names)
     found = find_split_files(root, SUFFIXES)
     assert len(found.train) + len(found.test) == len(names)
 
 
-def test_linked_folders_of_files_are_followed_and_dangling_links_named(tmp_path):
+def test_symlinked_folders_are_followed_and_dangling_symlinks_are_named_in_the_error(tmp_path):
     write_files(tmp_path / "disk2", "train-1.tar")
     root = write_files(tmp_path / "set", "train-0.tar", "val-0.tar")
     (tmp_path / "set" / "b").symlink_to("../disk2")
@@ -126,7 +126,7 @@ def test_linked_folders_of_files_are_followed_and_dangling_links_named(tmp_path)
 
 def test_a_bucket_is_listed_like_a_folder(s3_url):
     for name in ("train-0.tar", "dev-0.tar", "about.json", ".cache/train-1.tar"):
-        obstore.put(objects_of(s3_url), name, b"x")
+        obstore.put(open_bucket(s3_url), name, b"x")
     found = find_split_files(s3_url, SUFFIXES)
     assert (get_relative_paths(s3_url, found.train), get_relative_paths(s3_url, found.test)) == (
         ["train-0.tar"],
@@ -135,7 +135,7 @@ def test_a_bucket_is_listed_like_a_folder(s3_url):
     assert found.inventory.unused_by_kind == {".json": 1, "hidden": 1}
 
 
-def test_names_choose_among_the_files_of_a_folder_only(tmp_path):
+def test_split_names_are_accepted_only_for_folders(tmp_path):
     root = write_files(tmp_path, "train-0.tar", "val-0.tar")
     with pytest.raises(InputError, match=r"names files: \?train= chooses among those of a folder"):
         find_split_files(f"{root}/train-*.tar", SUFFIXES, train_split_name="train")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision.datasets
-from source_samples import samples_by_split
+from source_samples import group_samples_by_split
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
@@ -21,12 +21,12 @@ def read_samples(split: Split) -> list[Sample]:
     return [sample.read() for shard in split.shards for sample in shard.read(None)]
 
 
-def test_every_dataset_of_the_table_is_one_of_torchvision():
+def test_every_supported_dataset_exists_in_torchvision():
     assert all(hasattr(torchvision.datasets, name) for name in SPLIT_ARGUMENTS)
 
 
 @pytest.fixture
-def fashion(tmp_path: Path) -> Path:
+def fashion_mnist_root(tmp_path: Path) -> Path:
     """Some images of Fashion-MNIST, as torchvision keeps them: unpacked idx files."""
     source = open_source("builtin:fashion-mnist-6k")
     raw = tmp_path / "FashionMNIST" / "raw"
@@ -41,8 +41,8 @@ def fashion(tmp_path: Path) -> Path:
 
 class TestTorchvisionArrays(SourceTests):
     @pytest.fixture
-    def spec(self, fashion):
-        return f"torchvision:FashionMNIST?root={fashion}"
+    def spec(self, fashion_mnist_root):
+        return f"torchvision:FashionMNIST?root={fashion_mnist_root}"
 
 
 class TestTorchvisionFiles(SourceTests):
@@ -53,12 +53,12 @@ class TestTorchvisionFiles(SourceTests):
 
     @pytest.fixture
     def expected_samples(self, pictures):
-        samples = samples_by_split(pictures)
+        samples = group_samples_by_split(pictures)
         return {split: [(WORDNET_IDS[label], data) for label, data in own] for split, own in samples.items()}
 
 
-def test_arrays_are_encoded_without_loss_and_labelled_by_name(fashion):
-    source = open_source(f"torchvision:FashionMNIST?root={fashion}")
+def test_arrays_are_encoded_losslessly_and_labelled_by_name(fashion_mnist_root):
+    source = open_source(f"torchvision:FashionMNIST?root={fashion_mnist_root}")
     other = open_source("builtin:fashion-mnist-6k")
     assert source.name == "fashionmnist"
     assert source.class_ids == sorted(other.class_names)
@@ -67,7 +67,7 @@ def test_arrays_are_encoded_without_loss_and_labelled_by_name(fashion):
         assert mine.label == other.class_names[int(theirs.label)]
 
 
-def test_an_array_has_the_same_bytes_on_every_machine():
+def test_arrays_are_encoded_to_the_same_bytes_on_every_machine():
     digest = hashlib.sha256(
         encode_as_portable_pixmap(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
     ).hexdigest()
@@ -79,7 +79,7 @@ def test_an_array_has_the_same_bytes_on_every_machine():
 
 
 @pytest.fixture
-def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A CIFAR-10 of twenty images per file, in the published layout, with checksums to match."""
     root, rng, sums = tmp_path / "cifar-10-batches-py", np.random.default_rng(0), {}
     root.mkdir()
@@ -96,22 +96,22 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_cifar_shows_what_torchvision_shows(cifar):
-    source = open_source(f"torchvision:CIFAR10?root={cifar}")
+def test_cifar_images_and_labels_match_torchvision(cifar_root):
+    source = open_source(f"torchvision:CIFAR10?root={cifar_root}")
     assert source.class_ids[:3] == ["airplane", "automobile", "bird"]
     for train, split in ((True, source.train), (False, source.test)):
-        theirs = torchvision.datasets.CIFAR10(cifar, train=train)
+        theirs = torchvision.datasets.CIFAR10(cifar_root, train=train)
         for (picture, label), sample in zip(theirs, read_samples(split), strict=True):
             np.testing.assert_array_equal(source.decode(sample.data), picture)
             assert sample.label == theirs.classes[label]
 
 
-def test_a_cifar_that_is_not_whole_is_refused(cifar):
-    (cifar / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
+def test_an_incomplete_cifar_is_refused(cifar_root):
+    (cifar_root / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
     with pytest.raises(
         InputError, match=r"cannot open torchvision:CIFAR10.*not found or corrupted.*download=yes"
     ):
-        open_source(f"torchvision:CIFAR10?root={cifar}")
+        open_source(f"torchvision:CIFAR10?root={cifar_root}")
 
 
 WORDNET_IDS = {"bag": "n01440764", "boot": "n02102040", "trouser": "n02979186"}
@@ -125,7 +125,7 @@ def write_imagenette(root, pictures):
         (folder / f"{picture.number}.jpeg").write_bytes(picture.data)
 
 
-def test_files_have_wordnet_ids_and_are_named_if_they_vanish(tmp_path, pictures):
+def test_imagenette_files_have_wordnet_ids_and_missing_files_are_named_in_the_error(tmp_path, pictures):
     write_imagenette(tmp_path, pictures)
     source = open_source(f"torchvision:Imagenette?root={tmp_path}")
     assert source.class_ids == ["n01440764", "n02102040", "n02979186"]
@@ -138,7 +138,7 @@ def test_files_have_wordnet_ids_and_are_named_if_they_vanish(tmp_path, pictures)
         open_source(f"torchvision:Imagenette?root={tmp_path}")
 
 
-def test_classes_of_pets_keep_their_ids_whatever_the_order_of_their_numbers(tmp_path, pictures):
+def test_pet_class_ids_are_independent_of_their_numbering(tmp_path, pictures):
     root = tmp_path / "oxford-iiit-pet"
     (root / "annotations").mkdir(parents=True)
     (root / "images").mkdir()
@@ -169,7 +169,7 @@ def test_classes_of_pets_keep_their_ids_whatever_the_order_of_their_numbers(tmp_
         ("CIFAR10?root=x&download=maybe", "write download=yes or download=no"),
     ],
 )
-def test_what_torchvision_does_not_have_gets_a_hint(spec, complaint):
+def test_an_unknown_torchvision_dataset_error_gives_a_hint(spec, complaint):
     with pytest.raises(InputError, match=complaint):
         open_source(f"torchvision:{spec}")
 
@@ -185,7 +185,7 @@ class Command:
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
-def test_only_the_published_pickles_are_unpickled(tmp_path, name):
+def test_pickles_without_the_published_checksum_are_not_unpickled(tmp_path, name):
     opened = getattr(torchvision.datasets, name)
     folder = tmp_path / opened.base_folder
     folder.mkdir()
@@ -197,7 +197,7 @@ def test_only_the_published_pickles_are_unpickled(tmp_path, name):
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\x0a\x03" + b"\xff" * 8, b"\xff" * 40])
-def test_what_torchvision_fails_on_is_one_line(tmp_path, content):
+def test_files_that_torchvision_cannot_open_raise_an_input_error(tmp_path, content):
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for split in ("train", "t10k"):

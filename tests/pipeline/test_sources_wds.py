@@ -12,8 +12,8 @@ import obstore
 import pytest
 import webdataset
 from peak_memory import peak_memory
-from s3_server import objects_of
-from source_samples import samples_by_split
+from s3_server import open_bucket
+from source_samples import group_samples_by_split
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import open_source
@@ -51,7 +51,7 @@ class TestWdsSource(SourceTests):
 
     @pytest.fixture
     def expected_samples(self, pictures):
-        return samples_by_split(pictures)
+        return group_samples_by_split(pictures)
 
     @pytest.fixture
     def damaged_spec(self, tmp_path, pictures):
@@ -65,12 +65,12 @@ class TestWdsSourceInABucketWithoutNames(SourceTests):
     @pytest.fixture
     def spec(self, tmp_path, pictures, s3_url):
         for file in write_shards(tmp_path / "garments", pictures).iterdir():
-            obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+            obstore.put(open_bucket(s3_url), file.name, file.read_bytes())
         return f"wds:{s3_url}/train-{{000000..000002}}.tar?test=test-*.tar"
 
     @pytest.fixture
     def expected_samples(self, pictures):
-        samples = samples_by_split(pictures)
+        samples = group_samples_by_split(pictures)
         ids = {"bag": "00000", "boot": "00001", "trouser": "00002"}
         return {split: [(ids[label], data) for label, data in own] for split, own in samples.items()}
 
@@ -85,7 +85,7 @@ class TestWdsSourceInABucketWithoutNames(SourceTests):
     ],
     ids=["cls", "json", "txt", "cls and caption"],
 )
-def test_shards_of_the_webdataset_library_are_read_in_order(tmp_path, pictures, class_file, label):
+def test_shards_written_by_the_webdataset_library_are_read_in_order(tmp_path, pictures, class_file, label):
     root = write_shards(tmp_path / "garments", pictures, label)
     source = open_wds_source(f"{root}?names={class_file}")
     assert source.name == "garments"
@@ -97,7 +97,7 @@ def test_shards_of_the_webdataset_library_are_read_in_order(tmp_path, pictures, 
         assert [(s.data, s.label) for s in read_samples(source.splits[split])] == expected
 
 
-def test_label_numbers_without_names_are_padded_so_that_they_sort(tmp_path, pictures):
+def test_numeric_labels_without_names_are_zero_padded(tmp_path, pictures):
     source = open_wds_source(str(write_shards(tmp_path / "garments", pictures)))
     assert source.class_ids is None
     assert {sample.label for sample in read_samples(source.train)} == {"00000", "00001", "00002"}
@@ -134,7 +134,7 @@ def open_train_shard(tmp_path: Path, data: bytes) -> Shard:
     return open_wds_source(f"{tmp_path}/{{train,test}}-0.tar").train.shards[0]
 
 
-def test_other_members_are_passed_over(tmp_path):
+def test_members_that_are_not_samples_are_skipped(tmp_path):
     data = make_tar(
         ("__meta__.json", b"{}"),
         ("README", b"about"),
@@ -167,7 +167,7 @@ def test_other_members_are_passed_over(tmp_path):
         ([("x.png", b"1"), ("x.cls", b"")], "no usable label: found ''"),
     ],
 )
-def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, complaint):
+def test_an_unusable_sample_is_named_in_the_error(tmp_path, members, complaint):
     with pytest.raises(InputError, match=complaint):
         list(open_train_shard(tmp_path, make_tar(*members)).read(None))
 
@@ -176,7 +176,7 @@ def read_labelled_images(shard: Shard) -> list[tuple[bytes, str]]:
     return [(sample.data, sample.label) for sample in shard.read(None)]
 
 
-def test_what_is_part_of_no_sample_is_counted_by_kind(tmp_path):
+def test_members_without_a_sample_are_counted_by_kind(tmp_path):
     data = make_tar(
         ("__meta__.json", b"{}"),
         ("README", b"about"),
@@ -203,7 +203,7 @@ def test_what_is_part_of_no_sample_is_counted_by_kind(tmp_path):
         assert dict(shard.unused) == expected
 
 
-def test_names_with_dots_are_cut_at_the_last_where_that_pairs(tmp_path):
+def test_names_with_dots_are_split_at_the_last_dot_that_gives_pairs(tmp_path):
     """More of them in a row than are held back."""
     names = [f"a/0_v1.{i}" for i in range(40)] + ["1_plain", "1_v1.7"]
     data = make_tar(
@@ -229,13 +229,13 @@ def test_names_with_dots_are_cut_at_the_last_where_that_pairs(tmp_path):
         ),
     ],
 )
-def test_an_image_or_label_that_cannot_be_paired_stops_the_run_and_is_named(tmp_path, members, complaint):
+def test_an_unpaired_image_or_label_stops_the_run_and_is_named_in_the_error(tmp_path, members, complaint):
     with pytest.raises(InputError, match=complaint):
         read_labelled_images(open_train_shard(tmp_path, make_tar(*((name, b"1") for name in members))))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_a_link_in_place_of_an_image_is_named(tmp_path, kind):
+def test_a_link_in_place_of_an_image_is_named_in_the_error(tmp_path, kind):
     """As tar writes for a file of two names, or a folder of links."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -254,7 +254,7 @@ def open_compressed_shard(tmp_path: Path, data: bytes, suffix: str = ".tar.gz") 
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar"])
-def test_shards_that_gzip_has_compressed_are_read(tmp_path, suffix):
+def test_gzip_compressed_shards_are_read(tmp_path, suffix):
     plain = read_labelled_images(open_train_shard(tmp_path / "plain", TAR_BYTES))
     folder = tmp_path / "zipped"
     folder.mkdir()
@@ -264,9 +264,9 @@ def test_shards_that_gzip_has_compressed_are_read(tmp_path, suffix):
     assert read_labelled_images(open_compressed_shard(folder, halves, suffix)) == plain
 
 
-def test_compressed_shards_in_a_bucket_are_read(s3_url):
+def test_gzip_compressed_shards_in_a_bucket_are_read(s3_url):
     for name in ("train-0.tar.gz", "val-0.tar.gz"):
-        obstore.put(objects_of(s3_url), name, gzip.compress(TAR_BYTES))
+        obstore.put(open_bucket(s3_url), name, gzip.compress(TAR_BYTES))
     assert len(read_labelled_images(open_wds_source(s3_url).train.shards[0])) == 4
     source = open_wds_source(f"{s3_url}/train-0.tar.gz?test=val-0.tar.gz")
     assert (source.name, len(read_labelled_images(source.test.shards[0]))) == ("stats", 4)
@@ -286,12 +286,12 @@ GZIP_TAR_BYTES = gzip.compress(TAR_BYTES, mtime=0)
     ],
     ids=["header", "half", "end", "checksum", "no tar"],
 )
-def test_damage_to_a_compressed_shard_is_named(tmp_path, data):
+def test_a_damaged_gzip_shard_is_named_in_the_error(tmp_path, data):
     with pytest.raises(InputError, match=r"train-0\.tar\.gz is damaged, truncated or no tar archive"):
         read_labelled_images(open_compressed_shard(tmp_path, data))
 
 
-def test_shards_that_something_else_has_compressed_are_named(tmp_path):
+def test_shards_with_unsupported_compression_are_named_in_the_error(tmp_path):
     with pytest.raises(InputError, match=r"train-0\.tar is compressed with xz: unpack it"):
         read_labelled_images(open_train_shard(tmp_path, lzma.compress(TAR_BYTES)))
     (tmp_path / "train-1.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd")
@@ -299,7 +299,7 @@ def test_shards_that_something_else_has_compressed_are_named(tmp_path):
         open_wds_source(str(tmp_path))
 
 
-def test_a_shard_that_is_there_packed_and_unpacked_is_refused(tmp_path):
+def test_a_shard_present_with_and_without_gzip_is_refused(tmp_path):
     open_train_shard(tmp_path, TAR_BYTES)
     (tmp_path / "train-0.tar.gz").write_bytes(GZIP_TAR_BYTES)
     with pytest.raises(InputError, match=r"train-0\.tar and .*train-0\.tar\.gz are one shard"):
@@ -310,7 +310,7 @@ UNLABELLED_MEMBERS = [[("x.png", b"1")], [("x.png", b"1"), ("x.cls", b"-1")], [(
 
 
 @pytest.mark.parametrize("members", UNLABELLED_MEMBERS)
-def test_a_test_split_without_labels_is_passed_over_for_val(tmp_path, members):
+def test_an_unlabelled_test_split_is_skipped_for_val(tmp_path, members):
     (tmp_path / "test-0.tar").write_bytes(make_tar(*members))
     for name in ("train-0.tar", "val-0.tar"):
         (tmp_path / name).write_bytes(TAR_BYTES)
@@ -322,7 +322,7 @@ def test_a_test_split_without_labels_is_passed_over_for_val(tmp_path, members):
 
 @pytest.mark.parametrize("members", UNLABELLED_MEMBERS)
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_a_split_without_labels_alone_leaves_nothing_held_out(tmp_path, split, members):
+def test_an_unlabelled_split_alone_leaves_no_held_out_split(tmp_path, split, members):
     (tmp_path / "train-0.tar").write_bytes(TAR_BYTES)
     (tmp_path / f"{split}-0.tar").write_bytes(make_tar(*members))
     source = open_source(f"wds:{tmp_path}", require_held_out=False)
@@ -333,7 +333,7 @@ def test_a_split_without_labels_alone_leaves_nothing_held_out(tmp_path, split, m
         open_source(f"wds:{tmp_path}")
 
 
-def test_a_test_split_is_passed_over_for_lack_of_labels_only(tmp_path):
+def test_a_test_split_is_skipped_only_if_it_has_no_labels(tmp_path):
     """Not if it is damaged, its first shard alone has none, or it was chosen."""
     (tmp_path / "train-0.tar").write_bytes(TAR_BYTES)
     (tmp_path / "test-0.tar").write_bytes(make_tar(("x.png", b"1")))
@@ -348,7 +348,7 @@ def test_a_test_split_is_passed_over_for_lack_of_labels_only(tmp_path):
     ("label", "complaint"),
     [("3", "label 3, out of range: .*garments.txt names 3"), ("boots", "did you mean boot")],
 )
-def test_a_label_that_the_class_list_does_not_name_is_refused(tmp_path, class_file, label, complaint):
+def test_a_label_missing_from_the_class_list_is_refused(tmp_path, class_file, label, complaint):
     data = make_tar(("x.png", b"1"), ("x.cls", label.encode()))
     for name in ("train-0.tar", "test-0.tar"):
         (tmp_path / name).write_bytes(data)
@@ -358,13 +358,13 @@ def test_a_label_that_the_class_list_does_not_name_is_refused(tmp_path, class_fi
 
 
 @pytest.mark.parametrize("end", [0, 100, 512, 1000, 1536, 2048, 12_288])
-def test_a_truncated_shard_is_named_wherever_it_ends(tmp_path, end):
+def test_a_truncated_shard_is_named_in_the_error_wherever_it_ends(tmp_path, end):
     with pytest.raises(InputError, match=r"train-0.tar is damaged, truncated or no tar archive"):
         list(open_train_shard(tmp_path, TAR_BYTES[:end]).read(None))
 
 
 @pytest.mark.parametrize("place", [0, 1536, 4608])
-def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, place):
+def test_a_damaged_header_is_not_taken_for_the_end_of_the_shard(tmp_path, place):
     spoilt = TAR_BYTES[:place] + b"\x55" * 512 + TAR_BYTES[place + 512 :]
     with pytest.raises(InputError, match=r"train-0.tar is damaged"):
         list(open_train_shard(tmp_path, spoilt).read(None))
@@ -375,25 +375,25 @@ def test_an_html_page_in_place_of_a_shard_is_refused(tmp_path):
         list(open_train_shard(tmp_path, b"<html>" * 1000).read(None))
 
 
-def test_shards_that_vanish_from_a_bucket_are_named(tmp_path, pictures, s3_url):
+def test_shards_that_vanish_from_a_bucket_are_named_in_the_error(tmp_path, pictures, s3_url):
     root = write_shards(tmp_path / "garments", pictures)
     for file in root.iterdir():
-        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+        obstore.put(open_bucket(s3_url), file.name, file.read_bytes())
     remote = open_wds_source(f"{s3_url}/train-{{000000..000002}}.tar?test=test-*.tar")
     assert remote.name == "stats"
-    obstore.delete(objects_of(s3_url), "train-000001.tar")
+    obstore.delete(open_bucket(s3_url), "train-000001.tar")
     with pytest.raises(InputError, match=r"there is no file s3://.*/train-000001.tar"):
         open_wds_source(f"{s3_url}/train-{{000000..000002}}.tar?test=test-*.tar")
     with pytest.raises(InputError, match=r"s3://.*/train-000001.tar vanished while the dataset was read"):
         read_samples(remote.train)
 
 
-def test_a_shard_is_streamed(tmp_path, s3_url):
+def test_shards_are_streamed_in_bounded_memory(tmp_path, s3_url):
     """Reading the first sample of a shard of 256 MB takes neither its memory nor its disk space."""
     big = 256 << 20
     data = make_tar(("a.png", b"1"), ("a.cls", b"1"), ("b.bin", bytes(big)), ("c.png", b"2"), ("c.cls", b"1"))
     for name in ("train-0.tar", "test-0.tar"):
-        obstore.put(objects_of(s3_url), name, data if name[1] == "r" else data[:10_240])
+        obstore.put(open_bucket(s3_url), name, data if name[1] == "r" else data[:10_240])
     del data
     shard = open_wds_source(s3_url).train.shards[0]
     with peak_memory() as growth:
@@ -412,6 +412,6 @@ def test_a_shard_is_streamed(tmp_path, s3_url):
         ("?test=a&test=b", "test is given twice"),
     ],
 )
-def test_options_that_do_not_exist_get_a_hint(tmp_path, query, complaint):
+def test_an_unknown_option_error_gives_a_hint(tmp_path, query, complaint):
     with pytest.raises(InputError, match=complaint):
         open_wds_source(f"{tmp_path}{query}")

@@ -35,7 +35,7 @@ def stage_random_rows(tmp_path, sizes, rng):
 
 
 @given(st.integers(0, 2**32))
-def test_masks_of_masks_select_as_arrays_do(tmp_path_factory, seed):
+def test_nested_masks_select_rows_as_array_indexing_does(tmp_path_factory, seed):
     rng = np.random.default_rng(seed)
     whole, rows, labels = stage_random_rows(tmp_path_factory.mktemp("s"), [5, 3, 4], rng)
     first = rng.random(12) < 0.6
@@ -46,7 +46,7 @@ def test_masks_of_masks_select_as_arrays_do(tmp_path_factory, seed):
     np.testing.assert_array_equal(np.concatenate([np.zeros((0, 2)), *got]), rows[first][second])
 
 
-def test_blocks_are_full_but_for_the_last(tmp_path):
+def test_all_blocks_but_the_last_are_full(tmp_path):
     rng = np.random.default_rng(0)
     whole, rows, _ = stage_random_rows(tmp_path, [BLOCK_ROWS, BLOCK_ROWS, 10], rng)
     keep = rng.random(len(rows)) < 0.7
@@ -55,7 +55,7 @@ def test_blocks_are_full_but_for_the_last(tmp_path):
     np.testing.assert_array_equal(np.concatenate(blocks), rows[keep])
 
 
-def test_a_file_that_was_cut_short_while_written_does_not_count(tmp_path):
+def test_a_partially_written_array_is_not_valid(tmp_path):
     staging = Staging(tmp_path)
     partition = StagedPartition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
     staging.write_array("backbone", partition, np.ones((2, 2)))
@@ -65,7 +65,7 @@ def test_a_file_that_was_cut_short_while_written_does_not_count(tmp_path):
     assert not staging.has_valid_array("backbone", partition, np.float64, 2, (2,))
 
 
-def test_two_extractions_of_one_key_work_apart_and_clean_up(tmp_path):
+def test_concurrent_extractions_of_one_key_use_separate_staging_and_clean_up(tmp_path):
     with open_staging(tmp_path, "key") as first, open_staging(tmp_path, "key") as second:
         assert first.root != second.root
         assert second.root.is_dir()
@@ -108,7 +108,7 @@ def make_npy_header(shape: str, dtype: str = "<f4") -> bytes:
         make_npy_header("(3, 2)") + np.float32([1, 2, np.inf, 4, 5, 6]).tobytes(),
     ],
 )
-def test_rows_that_are_not_what_they_should_be_do_not_count(tmp_path, content):
+def test_invalid_row_files_are_not_valid_and_take_no_memory(tmp_path, content):
     (tmp_path / "rows.npy").write_bytes(content)
     with peak_memory() as growth:
         assert not has_finite_rows(tmp_path / "rows.npy", np.float32, 3, (2,))
@@ -117,14 +117,14 @@ def test_rows_that_are_not_what_they_should_be_do_not_count(tmp_path, content):
     assert has_finite_rows(tmp_path / "sound.npy", np.float32, 3, (2,))
 
 
-def test_rows_that_are_gone_or_never_end_are_one_line(tmp_path):
+def test_missing_row_files_and_pipes_raise_an_input_error(tmp_path):
     os.mkfifo(tmp_path / "pipe.npy")
     for name in ("pipe", "gone"):
         with pytest.raises(InputError, match=f"{name}.npy is damaged or gone: run again"):
             read_rows(tmp_path / f"{name}.npy", np.float32, 3)
 
 
-SOUND = {"read": 3, "kept": [0, 2], "skipped": [{"place": 1, "where": "b.png", "why": "it is empty"}]}
+VALID_RESULT = {"read": 3, "kept": [0, 2], "skipped": [{"place": 1, "where": "b.png", "why": "it is empty"}]}
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ SOUND = {"read": 3, "kept": [0, 2], "skipped": [{"place": 1, "where": "b.png", "
         {"unused": {"a": -1}},
     ],
 )
-def test_what_reading_told_does_not_count_unless_it_may_be_so(tmp_path, change):
+def test_task_results_with_invalid_values_are_ignored(tmp_path, change):
     staging = Staging(tmp_path)
     known = PartitionTask("train", 0, np.arange(3))
     task = known if "classes" not in change else PartitionTask("train", 0, None)
     (tmp_path / "found").mkdir()
-    sound = {**SOUND, "classes": [], "labels": []}
+    sound = {**VALID_RESULT, "classes": [], "labels": []}
     staging.result_path(known).write_text(json.dumps(sound))
     assert isinstance(staging.read_result(known), TaskResult)
     staging.result_path(task).write_text(json.dumps({**sound, **change}))
@@ -167,7 +167,7 @@ def test_what_reading_told_does_not_count_unless_it_may_be_so(tmp_path, change):
 @pytest.mark.parametrize(
     "content", [b"", b"[" * 100_000, b"{}", b"[]", b"\xff", b'{"read": ' + b"9" * 5000 + b"}"]
 )
-def test_what_is_no_record_of_reading_does_not_count(tmp_path, content):
+def test_task_results_that_cannot_be_parsed_are_ignored(tmp_path, content):
     task = PartitionTask("train", 0, np.arange(3))
     (tmp_path / "found").mkdir()
     Staging(tmp_path).result_path(task).write_bytes(content)
@@ -175,7 +175,7 @@ def test_what_is_no_record_of_reading_does_not_count(tmp_path, content):
 
 
 @pytest.mark.parametrize("inside", ["", "backbone"])
-def test_staging_behind_a_link_is_left_alone_for_a_folder_of_ones_own(tmp_path, inside):
+def test_a_symlinked_staging_folder_is_left_unchanged_and_another_is_used(tmp_path, inside):
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "train-000000.npy").write_bytes(b"mine")
@@ -194,7 +194,7 @@ def test_staging_behind_a_link_is_left_alone_for_a_folder_of_ones_own(tmp_path, 
     assert [path.name for path in (tmp_path / "staging").iterdir()] == ["key"]
 
 
-def test_staged_files_are_not_deleted_through_a_link_that_came_later(tmp_path):
+def test_staged_files_are_not_deleted_through_a_later_symlink(tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "train-000000.npy").write_bytes(b"mine")

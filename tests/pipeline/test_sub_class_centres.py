@@ -32,7 +32,7 @@ def draw_blobs(sizes, rng):
     return features.astype(np.float32)
 
 
-def test_well_separated_groups_are_found_largest_first(tmp_path):
+def test_well_separated_clusters_are_found_largest_first(tmp_path):
     rng = np.random.default_rng(0)
     features = np.concatenate([draw_blobs((30, 50, 20), rng), draw_blobs((10, 10, 40), rng) + 100])
     labels = np.repeat([0, 1], [100, 60]).astype(np.int32)
@@ -44,7 +44,7 @@ def test_well_separated_groups_are_found_largest_first(tmp_path):
     assert centre.dtype == np.float32
 
 
-def test_centres_weighted_by_their_counts_average_to_the_class_mean(tmp_path):
+def test_count_weighted_centres_average_to_the_class_mean(tmp_path):
     rng = np.random.default_rng(1)
     features = rng.standard_normal((90, 6)).astype(np.float32)
     labels = rng.integers(0, 3, 90).astype(np.int32)
@@ -58,7 +58,7 @@ def test_centres_weighted_by_their_counts_average_to_the_class_mean(tmp_path):
             np.testing.assert_allclose(mean, features[labels == c].mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
-def test_equal_seeds_give_equal_centres_bit_for_bit(tmp_path):
+def test_equal_seeds_give_bit_for_bit_equal_centres(tmp_path):
     rng = np.random.default_rng(2)
     features, labels = rng.standard_normal((80, 4)).astype(np.float32), np.zeros(80, dtype=np.int32)
     train = stage_features(tmp_path, features, labels)
@@ -66,7 +66,7 @@ def test_equal_seeds_give_equal_centres_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(first[0], again[0])
 
 
-def test_a_class_too_small_leaves_rows_nan_with_count_zero(tmp_path):
+def test_a_class_with_too_few_samples_has_nan_centres_with_count_zero(tmp_path):
     features = np.array([[0, 0], [5, 5], [9, 9], [9, 9], [9, 9]], dtype=np.float32)
     labels = np.array([0, 0, 1, 1, 1], dtype=np.int32)
     centre, count = compute_sub_class_centres(
@@ -78,7 +78,7 @@ def test_a_class_too_small_leaves_rows_nan_with_count_zero(tmp_path):
     np.testing.assert_array_equal(centre[1, 0], [9, 9])
 
 
-def test_a_missing_centre_is_never_nearest():
+def test_a_nan_centre_is_never_the_nearest():
     centres = np.array([[np.nan, np.nan], [3.0, 3.0]])
     assert find_nearest_centres(np.zeros((2, 2)), centres).tolist() == [1, 1]
 
@@ -88,7 +88,7 @@ def compute_inertia(rows, centres):
 
 
 @pytest.mark.parametrize("k", [3, 10])
-def test_centres_placed_by_a_sample_are_no_worse_than_those_of_mini_batch_k_means(tmp_path, monkeypatch, k):
+def test_centres_fitted_on_a_subset_are_no_worse_than_mini_batch_k_means(tmp_path, monkeypatch, k):
     rng = np.random.default_rng(3)
     scale = 1.5 * rng.standard_normal((12, 8))
     features = (scale[rng.integers(0, 12, 1500)] + rng.standard_normal((1500, 8))).astype(np.float32)
@@ -104,7 +104,7 @@ def test_centres_placed_by_a_sample_are_no_worse_than_those_of_mini_batch_k_mean
     assert np.mean(ours) <= np.mean(theirs)
 
 
-def test_no_sub_class_is_empty_where_there_are_as_many_distinct_samples(tmp_path):
+def test_no_sub_class_is_empty_with_enough_distinct_samples(tmp_path):
     features = np.zeros((300, 3), dtype=np.float32)
     features[7], features[120], features[299] = (1, 0, 0), (0, 1e-3, 0), (0, 0, 50)
     labels = np.zeros(300, dtype=np.int32)
@@ -114,7 +114,7 @@ def test_no_sub_class_is_empty_where_there_are_as_many_distinct_samples(tmp_path
     assert count.tolist() == [[297, 1, 1, 1]]
 
 
-def test_centres_do_not_depend_on_how_many_classes_are_held_at_a_time(tmp_path, monkeypatch):
+def test_centres_are_independent_of_the_number_of_classes_in_memory(tmp_path, monkeypatch):
     rng = np.random.default_rng(4)
     features = rng.standard_normal((200, 4)).astype(np.float32)
     labels = rng.integers(0, 5, 200).astype(np.int32)
@@ -127,7 +127,7 @@ def test_centres_do_not_depend_on_how_many_classes_are_held_at_a_time(tmp_path, 
 
 
 @given(st.lists(st.integers(0, 30), min_size=1), st.integers(1, 60))
-def test_groups_hold_every_class_once_and_not_too_many_samples(sizes, most):
+def test_class_groups_hold_every_class_once_within_the_sample_limit(sizes, most):
     groups = group_consecutive_classes(np.array(sizes), most)
     assert [c for group in groups for c in group] == list(range(len(sizes)))
     assert all(len(group) == 1 or sum(sizes[c] for c in group) <= most for group in groups)

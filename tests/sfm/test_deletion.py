@@ -24,7 +24,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("linked", ["a", "a/b", "a/b/c"])
-def test_a_link_at_any_level_is_not_followed(tmp_path: Path, outside_folder: Path, linked: str) -> None:
+def test_delete_below_refuses_a_link_at_any_level(tmp_path: Path, outside_folder: Path, linked: str) -> None:
     root = tmp_path / "root"
     (root / linked).parent.mkdir(parents=True)
     target = outside_folder.joinpath(*linked.split("/")[1:])
@@ -34,7 +34,7 @@ def test_a_link_at_any_level_is_not_followed(tmp_path: Path, outside_folder: Pat
     assert list_files(outside_folder) == ["b/c/thesis.tex"]
 
 
-def test_links_inside_a_deleted_folder_are_deleted_as_links(tmp_path: Path, outside_folder: Path) -> None:
+def test_delete_below_unlinks_links_without_following_them(tmp_path: Path, outside_folder: Path) -> None:
     (tmp_path / "root" / "a" / "deep").mkdir(parents=True)
     (tmp_path / "root" / "a" / "deep" / "folder").symlink_to(outside_folder)
     (tmp_path / "root" / "a" / "file").symlink_to(outside_folder / "b" / "c" / "thesis.tex")
@@ -43,14 +43,14 @@ def test_links_inside_a_deleted_folder_are_deleted_as_links(tmp_path: Path, outs
     assert list_files(outside_folder) == ["b/c/thesis.tex"]
 
 
-def test_the_root_may_be_a_link(tmp_path: Path, outside_folder: Path) -> None:
+def test_delete_below_accepts_a_linked_root(tmp_path: Path, outside_folder: Path) -> None:
     (tmp_path / "root").symlink_to(outside_folder)
     delete_below(tmp_path / "root", "b/c")
     assert list_files(outside_folder) == []
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "a/../../elsewhere", "/etc"])
-def test_a_path_that_leads_out_of_the_root_is_refused(
+def test_delete_below_refuses_a_path_outside_the_root(
     tmp_path: Path, outside_folder: Path, path: str
 ) -> None:
     (tmp_path / "root" / "a").mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_a_path_that_leads_out_of_the_root_is_refused(
 
 
 @pytest.mark.parametrize("path", ["gone", "gone/deeper", "file"])
-def test_what_is_gone_is_passed_over(tmp_path: Path, path: str) -> None:
+def test_delete_below_ignores_missing_paths(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("x")
     delete_below(tmp_path, path)
     assert not (tmp_path / path).exists()
@@ -69,7 +69,7 @@ def test_what_is_gone_is_passed_over(tmp_path: Path, path: str) -> None:
     delete_below(tmp_path / "no root", path)
 
 
-def test_a_folder_that_is_swapped_for_a_link_meanwhile_is_not_entered(
+def test_delete_below_does_not_follow_a_folder_swapped_for_a_link_concurrently(
     tmp_path: Path, outside_folder: Path
 ) -> None:
     root, done = tmp_path / "root", threading.Event()

@@ -31,7 +31,7 @@ def raise_long_error() -> None:
         (raise_long_error, "error: no dataset xxx"),
     ],
 )
-def test_an_error_is_one_line_of_bounded_length(
+def test_error_is_one_line_of_bounded_length_with_exit_code_2(
     capsys: pytest.CaptureFixture[str], fault: Callable[[], None], message: str
 ) -> None:
     with pytest.raises(typer.Exit) as end, exit_on_error():

@@ -40,23 +40,21 @@ def insert_chunk(path: Path, kind: bytes, data: bytes) -> None:
         (Image.new("1", (SIDE, SIDE), 1), [255, 255, 255]),
     ],
 )
-def test_a_png_file_of_any_kind_of_pixel_is_read_as_colours(
-    tmp_path: Path, image: Image.Image, pixel: list[int]
-) -> None:
+def test_png_of_any_pixel_mode_is_read_as_rgb(tmp_path: Path, image: Image.Image, pixel: list[int]) -> None:
     save_image(tmp_path / "a.png", image)
     pixels = read_png_as_rgb(tmp_path / "a.png", MOST)
     assert pixels.shape == (SIDE, SIDE, 3)
     assert pixels[0, 0].tolist() == pixel
 
 
-def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
+def test_first_frame_of_an_animated_png_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("blue", "red", "lime")]
     save_image(tmp_path / "a.png", frames[0], save_all=True, append_images=frames[1:])
     assert read_png_as_rgb(tmp_path / "a.png", MOST)[0, 0].tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "JPEG", "TIFF", "BMP", "PDF", "EPS"])
-def test_what_is_no_png_file_is_not_opened_whatever_its_name(
+def test_other_image_formats_are_refused_regardless_of_the_file_extension(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     interpreter = tmp_path / "gs"
@@ -98,7 +96,7 @@ def truncate_png(path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_a_file_that_would_take_memory_or_time_is_refused_in_one_line(
+def test_invalid_or_oversized_png_gives_a_one_line_error_within_bounded_memory(
     tmp_path: Path, make: Callable[[Path], object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whatever decoded a dataset in this process before has raised it.
@@ -116,7 +114,7 @@ def test_a_file_that_would_take_memory_or_time_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_of_other_sides_is_refused(tmp_path: Path) -> None:
+def test_png_of_unexpected_size_is_refused(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png", Image.new("RGB", (SIDE, SIDE - 1)))
     with pytest.raises(InputError, match="it has 8 x 7 pixels, 8 x 8 are expected"):
         read_png_as_rgb(tmp_path / "a.png", MOST, (SIDE, SIDE))

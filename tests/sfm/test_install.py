@@ -22,7 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_sfm_alone_with_rooms_data_and_types(wheel):
+def test_wheel_contains_only_the_sfm_package_with_data_and_py_typed(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"sfm"}
     for wanted in (
@@ -39,7 +39,7 @@ def test_the_wheel_holds_sfm_alone_with_rooms_data_and_types(wheel):
     assert sum(embedded) <= 3_000_000
 
 
-def test_files_of_the_users_own_do_not_get_in_the_way(wheel, tmp_path):
+def test_user_modules_named_like_subpackages_do_not_shadow_the_package(wheel, tmp_path):
     venv.create(tmp_path / "venv", system_site_packages=False, with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     site = subprocess.run(

@@ -50,7 +50,7 @@ def run_interrupted(
         ("timm", signal.SIGINT),
     ],
 )
-def test_a_signal_while_modules_are_imported_is_one_line(
+def test_signal_during_imports_exits_130_with_one_line_error(
     tmp_path: Path, module: str, number: signal.Signals
 ) -> None:
     distilling = ["distill", "--store", "nowhere", "--backbone", "lite0", "--dataset", "d"]
@@ -60,7 +60,7 @@ def test_a_signal_while_modules_are_imported_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_installed_command_starts_so_too(tmp_path: Path) -> None:
+def test_signal_during_imports_of_the_console_script_exits_130(tmp_path: Path) -> None:
     installed = tomllib.loads(PYPROJECT.read_text())["project"]["scripts"]["sfm"]
     module, _, function = installed.partition(":")
     script = f"import sys; from {module} import {function}; sys.exit({function}())"
@@ -68,7 +68,7 @@ def test_the_installed_command_starts_so_too(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
-def test_a_command_in_the_background_goes_on_ignoring_ctrl_c() -> None:
+def test_background_command_keeps_ignoring_sigint() -> None:
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "from sfm.interrupts import interrupt_on_sigint_and_sigterm; interrupt_on_sigint_and_sigterm()\n"
@@ -110,7 +110,7 @@ def raise_keyboard_interrupt(*_: object, **__: object) -> None:
         ),
     ],
 )
-def test_an_interrupted_command_says_what_it_leaves(
+def test_interrupted_command_exits_130_and_reports_what_was_saved(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -132,7 +132,7 @@ def test_an_interrupted_command_says_what_it_leaves(
     assert output.err.count("\n") == 1
 
 
-def test_the_command_to_go_on_with_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_next_command_is_shell_quoted(capsys: pytest.CaptureFixture[str]) -> None:
     print_next_command("evaluate", "my run", "--store", "s3://team/stats", "--dataset", "it's")
     line = capsys.readouterr().out
     assert shlex.split(line.removeprefix("Next: ")) == [

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from other_users import acting_as, needs_root, shared_folder
+from other_users import act_as_user, needs_root, shared_folder
 
 from sfm import locking
 from sfm.distill.config import DistillConfig
@@ -31,7 +31,7 @@ with lock_output_folder(Path(sys.argv[1])):
 
 
 @pytest.fixture(autouse=True)
-def _refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def _disable_lock_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locking, "MAX_WAIT_SECONDS", 0.0)
 
 
@@ -47,7 +47,7 @@ def lock_in_another_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def test_a_folder_that_another_process_writes_is_refused_naming_the_process(tmp_path: Path) -> None:
+def test_locked_folder_is_refused_naming_the_holder_process(tmp_path: Path) -> None:
     with lock_in_another_process(tmp_path / "run") as writer:
         message = (
             rf"run is being written by process {writer.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -57,9 +57,7 @@ def test_a_folder_that_another_process_writes_is_refused_naming_the_process(tmp_
 
 
 @pytest.mark.parametrize("lock_content", [b"[" * 100_000, b"{}", b"{" + b" " * 2**20])
-def test_a_lock_that_does_not_tell_its_holder_is_held_all_the_same(
-    tmp_path: Path, lock_content: bytes
-) -> None:
+def test_lock_with_unreadable_content_is_still_held(tmp_path: Path, lock_content: bytes) -> None:
     with lock_in_another_process(tmp_path / "run"):
         (tmp_path / "run" / LOCK_NAME).write_bytes(lock_content)
         with (
@@ -69,7 +67,7 @@ def test_a_lock_that_does_not_tell_its_holder_is_held_all_the_same(
             pytest.fail("two processes write one folder")
 
 
-def test_a_writer_that_is_killed_locks_out_nobody(tmp_path: Path) -> None:
+def test_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     with lock_in_another_process(tmp_path / "run") as writer:
         writer.kill()
         writer.wait()
@@ -79,7 +77,7 @@ def test_a_writer_that_is_killed_locks_out_nobody(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / LOCK_NAME).exists()
 
 
-def test_nothing_is_left_of_a_folder_that_stayed_empty(tmp_path: Path) -> None:
+def test_empty_output_folder_is_removed_on_release(tmp_path: Path) -> None:
     with lock_output_folder(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []
@@ -88,13 +86,15 @@ def test_nothing_is_left_of_a_folder_that_stayed_empty(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_written_stays(tmp_path: Path) -> None:
+def test_written_files_are_kept_on_release(tmp_path: Path) -> None:
     with lock_output_folder(tmp_path / "a" / "b"):
         (tmp_path / "a" / "b" / "file").write_text("kept")
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
 
 
-def test_a_place_that_cannot_be_locked_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locking_is_skipped_where_it_is_not_supported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     with lock_output_folder(tmp_path / "file"):
         pass
@@ -108,7 +108,7 @@ def test_a_place_that_cannot_be_locked_is_not_locked(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_a_lock_that_is_another_name_of_a_file_is_refused_and_the_file_stays(
+def test_lock_that_links_to_another_file_is_refused_and_the_file_is_kept(
     tmp_path: Path, link: Callable[[Path, Path], None]
 ) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
@@ -120,7 +120,7 @@ def test_a_lock_that_is_another_name_of_a_file_is_refused_and_the_file_stays(
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
-def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
+def test_named_pipe_as_lock_file_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / LOCK_NAME)
     with (
         pytest.raises(InputError, match="has other hard links or is not a file"),
@@ -130,16 +130,16 @@ def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None
 
 
 @needs_root
-def test_a_lock_that_another_user_made_locks_too() -> None:
+def test_lock_file_created_by_another_user_still_locks() -> None:
     with shared_folder() as team:
         run = team / "run"
-        with acting_as(12345):
+        with act_as_user(12345):
             run.mkdir(mode=0o2775)
             run.chmod(0o2775)
             (run / LOCK_NAME).touch()
         with (
             lock_in_another_process(run),
-            acting_as(12346),
+            act_as_user(12346),
             pytest.raises(InputError, match="is being written by"),
             lock_output_folder(run),
         ):
@@ -147,7 +147,7 @@ def test_a_lock_that_another_user_made_locks_too() -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_second_distillation_into_one_folder_is_refused(tmp_path: Path, resume: bool) -> None:
+def test_concurrent_distillation_into_the_same_folder_is_refused(tmp_path: Path, resume: bool) -> None:
     config = DistillConfig(store="s", backbone="lite0", dataset="d", out=tmp_path / "run", resume=resume)
     with (
         lock_in_another_process(config.out),
@@ -156,7 +156,7 @@ def test_a_second_distillation_into_one_folder_is_refused(tmp_path: Path, resume
         distill(config)
 
 
-def test_a_second_quickstart_in_one_folder_is_refused(tmp_path: Path) -> None:
+def test_concurrent_quickstart_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with lock_output_folder(tmp_path / "q"), pytest.raises(InputError, match="is being written by process"):
         run_quickstart(tmp_path / "q")
     assert list(tmp_path.iterdir()) == []

@@ -26,11 +26,11 @@ def make_entry(role: str = "full", **words: object) -> tuple[Summary, Extraction
     return summary, card
 
 
-def test_nothing_is_said_of_opaque_images():
+def test_opaque_images_give_no_warning():
     assert list(list_pixel_warnings([make_entry(composited=0, dark=0)])) == []
 
 
-def test_backbones_share_a_line_and_roles_have_their_own():
+def test_pixel_warnings_are_merged_over_backbones_and_separate_by_role():
     full = make_entry(composited=7, composited_example="icons/a.png", dark=0)
     tuning = make_entry("tuning", composited=4, composited_example="icons/a.png", dark=0)
     lines = list(list_pixel_warnings([full, tuning, full, tuning]))
@@ -42,7 +42,7 @@ def test_backbones_share_a_line_and_roles_have_their_own():
     ]
 
 
-def test_dark_images_are_named_with_what_to_do():
+def test_dark_images_give_a_warning_with_an_example_and_a_remedy():
     (line,) = list_pixel_warnings([make_entry(composited=0, dark=3, dark_example="cells/1.tif")])
     assert "3 of 30 images" in line
     assert "(such as cells/1.tif)" in line

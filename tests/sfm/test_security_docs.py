@@ -11,7 +11,7 @@ PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "SECU
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_the_page_names_is_there(page: Path) -> None:
+def test_documented_tests_and_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     tests = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
     assert set(re.findall(r"`(test_\w+\.py)`", text)) <= tests
@@ -19,7 +19,7 @@ def test_what_the_page_names_is_there(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
-def test_every_kind_of_thing_that_is_not_trusted_names_a_test() -> None:
+def test_every_untrusted_input_in_the_security_page_names_a_test() -> None:
     table = SECURITY.read_text(encoding="utf-8").split("## Not trusted")[1].split("\n\n")[2]
     rows = table.splitlines()[2:]
     assert len(rows) >= 9

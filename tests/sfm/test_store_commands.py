@@ -41,7 +41,7 @@ def run_sfm_json(*words: object) -> dict:
     return json.loads(done.stdout)
 
 
-def assert_one_line(done: Result, status: int, *words: str) -> None:
+def assert_one_line_error(done: Result, status: int, *words: str) -> None:
     """One error line on stderr that holds the words, no traceback, and this exit status."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert (done.exit_code, len(lines)) == (status, 1), done.output
@@ -64,7 +64,7 @@ def store(tmp_path) -> Store:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_examples_json_and_quiet(verb):
+def test_every_store_command_documents_examples_json_and_quiet(verb):
     done = run_sfm(verb, "--help")
     assert done.exit_code == 0
     assert f"$ sfm store {verb}" in done.stdout
@@ -73,16 +73,16 @@ def test_every_verb_has_help_with_examples_json_and_quiet(verb):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_says_in_one_line_that_there_is_no_store(verb, tmp_path):
+def test_every_store_command_reports_a_missing_store_with_one_line_error(verb, tmp_path):
     more = {"show": ["birds"], "rm": ["birds"], "copy": [tmp_path / "t"], "merge": ["a", "b"]}.get(verb, [])
     if verb == "merge":
         more = [f"{tmp_path / 'nowhere'}#a", "b"]
     place = tmp_path / ("target" if verb == "merge" else "nowhere")
-    assert_one_line(run_sfm(verb, place, *more), 2, "no store at", "nowhere")
+    assert_one_line_error(run_sfm(verb, place, *more), 2, "no store at", "nowhere")
     assert not (tmp_path / "t").exists()
 
 
-def test_ls_lists_what_is_visible(store):
+def test_ls_lists_visible_entries(store):
     rows = run_sfm_json("ls", store.url)["entries"]
     assert [(r["dataset"], r["backbone"], r["role"]) for r in rows] == [
         ("birds", "lite0", "full"),
@@ -93,7 +93,7 @@ def test_ls_lists_what_is_visible(store):
     assert "birds" in run_sfm("ls", store.url).stdout
 
 
-def test_ls_names_what_cannot_be_read_and_lists_the_rest(store, tmp_path):
+def test_ls_reports_unreadable_commits_and_lists_the_rest(store, tmp_path):
     key = store.list_summaries()[2].key
     (tmp_path / "s" / "index" / key / "00000001.json").write_text("{")
     found = run_sfm_json("ls", store.url)
@@ -117,8 +117,10 @@ def test_show_prints_cards_classes_and_sizes(store):
         assert word in done.stdout
 
 
-def test_show_lists_the_candidates_where_several_fit(store):
-    assert_one_line(run_sfm("show", store.url, "birds"), 2, "several entries fit", "birds@", "lite0", "lite1")
+def test_show_of_an_ambiguous_name_lists_the_candidates(store):
+    assert_one_line_error(
+        run_sfm("show", store.url, "birds"), 2, "several entries fit", "birds@", "lite0", "lite1"
+    )
 
 
 def test_show_opens_a_replaced_entry_by_its_digest(store):
@@ -128,7 +130,7 @@ def test_show_opens_a_replaced_entry_by_its_digest(store):
     assert (shown["summary"]["entry_digest"], shown["summary"]["generation"]) == (digest, 1)
 
 
-def test_history_shows_what_was_replaced_and_removed(store):
+def test_show_history_lists_replaced_and_removed_entries(store):
     assert run_sfm("rm", store.url, "birds", "--backbone", "lite1").exit_code == 0
     history = run_sfm_json("show", store.url, "birds", "--history")["history"]
     states = sorted((g["summary"]["backbone"], g["generation"], g["state"]) for g in history)
@@ -140,10 +142,10 @@ def test_history_shows_what_was_replaced_and_removed(store):
         ("lite1", 2, "tombstone"),
     ]
     assert "tombstone" in run_sfm("show", store.url, "birds", "--history").stdout
-    assert_one_line(run_sfm("show", store.url, "bird", "--history"), 2, "did you mean birds?")
+    assert_one_line_error(run_sfm("show", store.url, "bird", "--history"), 2, "did you mean birds?")
 
 
-def test_verify_says_sound_and_exits_with_zero(store):
+def test_verify_of_a_sound_store_exits_0(store):
     found = run_sfm_json("verify", store.url)["entries"]
     assert [v["sound"] for v in found] == [True] * 3
     done = run_sfm("verify", store.url, "--quiet")
@@ -153,12 +155,12 @@ def test_verify_says_sound_and_exits_with_zero(store):
     assert len(run_sfm_json("verify", store.url, "--dataset", "birds@tuning")["entries"]) == 1
 
 
-def test_verify_names_damage_and_exits_with_one(store, tmp_path):
+def test_verify_reports_damaged_objects_and_exits_1(store, tmp_path):
     run = store.open_entry(store.list_summaries()[0]).commit.run
     chunk = tmp_path / "s" / "runs" / run / "train" / "mean" / "c" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
     done = run_sfm("verify", store.url, "--quiet")
-    assert_one_line(done, 1, "1 of 3 entries are damaged")
+    assert_one_line_error(done, 1, "1 of 3 entries are damaged")
     assert f"damaged object runs/{run}/train/mean/c/0/0" in done.stdout
     assert "DAMAGED" in done.stdout
     assert run_sfm("verify", store.url, "--backbone", "lite1").exit_code == 0
@@ -167,8 +169,8 @@ def test_verify_names_damage_and_exits_with_one(store, tmp_path):
     assert [e["sound"] for e in json.loads(script.stdout)["entries"]].count(False) == 1
 
 
-def test_rm_removes_one_entry_or_all_that_fit(store):
-    assert_one_line(run_sfm("rm", store.url, "birds"), 2, "several entries fit")
+def test_rm_removes_one_entry_and_rm_all_removes_every_match(store):
+    assert_one_line_error(run_sfm("rm", store.url, "birds"), 2, "several entries fit")
     would = run_sfm_json("rm", store.url, "birds", "--all", "--dry-run")
     assert (len(would["removed"]), would["dry_run"]) == (3, True)
     assert len(store.list_summaries()) == 3
@@ -178,10 +180,12 @@ def test_rm_removes_one_entry_or_all_that_fit(store):
     assert {s.backbone for s in store.list_summaries()} == {"lite0"}
     assert len(run_sfm_json("rm", store.url, "birds", "--all")["removed"]) == 2
     assert store.list_summaries() == []
-    assert_one_line(run_sfm("rm", store.url, "birds"), 2, "no dataset 'birds'", "the store holds nothing")
+    assert_one_line_error(
+        run_sfm("rm", store.url, "birds"), 2, "no dataset 'birds'", "the store holds nothing"
+    )
 
 
-def test_gc_takes_what_was_removed_at_once_and_leaves_the_rest_its_time(store, tmp_path):
+def test_gc_now_deletes_removed_and_replaced_runs_and_keeps_recent_uncommitted_ones(store, tmp_path):
     Draft(store).write_array("train/count", np.arange(3))
     run_sfm("rm", store.url, "birds", "--backbone", "lite1")
     assert run_sfm_json("gc", store.url)["deleted"] == []
@@ -194,10 +198,10 @@ def test_gc_takes_what_was_removed_at_once_and_leaves_the_rest_its_time(store, t
     age_files(tmp_path)
     assert [g["reason"] for g in run_sfm_json("gc", store.url)["deleted"]] == ["never committed"]
     assert "nothing to delete" in run_sfm("gc", store.url).stdout
-    assert_one_line(run_sfm("gc", store.url, "--older-than", "soon"), 2, "'soon' is not a duration")
+    assert_one_line_error(run_sfm("gc", store.url, "--older-than", "soon"), 2, "'soon' is not a duration")
 
 
-def test_copy_says_what_became_of_every_entry(store, tmp_path):
+def test_copy_reports_the_outcome_of_every_entry(store, tmp_path):
     target = tmp_path / "t"
     first = run_sfm_json("copy", store.url, target)["entries"]
     assert [e["outcome"] for e in first] == ["copied"] * 3
@@ -205,14 +209,14 @@ def test_copy_says_what_became_of_every_entry(store, tmp_path):
     done = run_sfm("copy", store.url, target, "--dataset", "birds", "--backbone", "lite1")
     assert done.exit_code == 0
     assert "already there" in done.stdout
-    assert_one_line(run_sfm("copy", store.url, target, "--dataset", "boats"), 2, "no dataset 'boats'")
+    assert_one_line_error(run_sfm("copy", store.url, target, "--dataset", "boats"), 2, "no dataset 'boats'")
 
 
-def test_copy_that_is_kept_from_replacing_exits_with_two_and_says_how(store, tmp_path):
+def test_copy_over_a_different_entry_exits_2_and_suggests_replace(store, tmp_path):
     other = open_or_create_store(str(tmp_path / "t"))
     publish_random_entry(other, 9, dataset="birds")
     refused = run_sfm("copy", store.url, other.url, "--quiet")
-    assert_one_line(refused, 2, "1 of 3 entries not copied", "--replace")
+    assert_one_line_error(refused, 2, "1 of 3 entries not copied", "--replace")
     assert "differs in the target" in refused.stdout
     assert run_sfm("copy", store.url, other.url, "--replace").exit_code == 0
     assert {s.entry_digest for s in other.list_summaries()} == {
@@ -220,39 +224,39 @@ def test_copy_that_is_kept_from_replacing_exits_with_two_and_says_how(store, tmp
     }
 
 
-def test_copy_of_a_store_of_which_an_entry_cannot_be_read_copies_the_others_and_exits_with_one(
-    store, tmp_path
-):
+def test_copy_skips_entries_with_a_damaged_commit_and_exits_1(store, tmp_path):
     broken = tmp_path / "s" / make_commit_path(store.list_summaries()[0])
     broken.write_text("{}")
     done = run_sfm("copy", store.url, tmp_path / "t", "--quiet")
-    assert_one_line(done, 1, "1 entries of", "damaged commit")
+    assert_one_line_error(done, 1, "1 entries of", "damaged commit")
     assert len(open_store(str(tmp_path / "t")).list_summaries()) == 2
     assert run_sfm("copy", store.url, tmp_path / "t", "--backbone", "lite1").exit_code == 0
 
 
-def test_copy_names_damage_in_the_source_and_exits_with_one(store, tmp_path):
+def test_copy_reports_damaged_source_objects_and_exits_1(store, tmp_path):
     run = store.open_entry(store.list_summaries()[0]).commit.run
     shutil.rmtree(tmp_path / "s" / "runs" / run / "train" / "mean")
     done = run_sfm("copy", store.url, tmp_path / "t", "--quiet")
-    assert_one_line(done, 1, "1 of 3 entries not copied", f"runs/{run}/train/mean")
+    assert_one_line_error(done, 1, "1 of 3 entries not copied", f"runs/{run}/train/mean")
     assert len(open_store(str(tmp_path / "t")).list_summaries()) == 2
 
 
-def test_merge_refuses_in_one_line_and_makes_no_store(fashion_store, tmp_path):
+def test_invalid_merge_gives_a_one_line_error_and_creates_no_store(fashion_store, tmp_path):
     union, part = tmp_path / "u", f"{fashion_store}#fashion-mnist-6k"
     chosen = ("--backbone", "lite0", "--quiet")
-    assert_one_line(run_sfm("merge", union, part, part), 2, "several entries fit, name --backbone")
-    assert_one_line(
+    assert_one_line_error(run_sfm("merge", union, part, part), 2, "several entries fit, name --backbone")
+    assert_one_line_error(
         run_sfm("merge", union, part, f"{fashion_store}#nothing", *chosen), 2, "no dataset 'nothing'"
     )
-    assert_one_line(run_sfm("merge", union, part, part, "--device", "tpu", *chosen), 2, "--device 'tpu'")
-    assert_one_line(run_sfm("merge", union, part, *chosen), 2, "two parts or more")
-    assert_one_line(run_sfm("merge", union, part, part, *chosen), 2, "the parts share data")
+    assert_one_line_error(
+        run_sfm("merge", union, part, part, "--device", "tpu", *chosen), 2, "--device 'tpu'"
+    )
+    assert_one_line_error(run_sfm("merge", union, part, *chosen), 2, "two parts or more")
+    assert_one_line_error(run_sfm("merge", union, part, part, *chosen), 2, "the parts share data")
     assert not union.exists()
 
 
-def test_merging_parts_without_training_features_needs_no_torch(tmp_path):
+def test_merge_without_training_features_does_not_import_torch(tmp_path):
     store = open_or_create_store(str(tmp_path / "s"))
     for name in ("north", "south"):
         draft = Draft(store)
@@ -278,7 +282,7 @@ def test_merging_parts_without_training_features_needs_no_torch(tmp_path):
     assert [s["dataset"] for s in dry_run["contained_in"]] == ["north+south"]
 
 
-def test_a_store_on_s3_takes_every_verb(store, s3_url):
+def test_store_commands_work_on_s3(store, s3_url):
     assert [e["outcome"] for e in run_sfm_json("copy", store.url, s3_url)["entries"]] == ["copied"] * 3
     assert len(run_sfm_json("ls", s3_url)["entries"]) == 3
     assert run_sfm_json("show", s3_url, "birds@tuning")["summary"]["role"] == "tuning"
@@ -288,11 +292,11 @@ def test_a_store_on_s3_takes_every_verb(store, s3_url):
     assert run_sfm_json("ls", s3_url)["entries"] == []
 
 
-def test_a_pinned_entry_is_distilled_after_it_was_replaced(fashion_store, tmp_path):
+def test_distill_reads_a_pinned_entry_after_it_was_replaced(fashion_store, tmp_path):
     shutil.copytree(fashion_store, tmp_path / "s")
     store = open_or_create_store(str(tmp_path / "s"))
     (old,) = [s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full")]
-    replace_with_other_means(store, old)
+    replace_with_shifted_means(store, old)
     assert old not in store.list_summaries()
     pinned = f"{old.dataset}@{old.entry_digest[:12]}"
     run = distill(
@@ -301,7 +305,7 @@ def test_a_pinned_entry_is_distilled_after_it_was_replaced(fashion_store, tmp_pa
     assert run.record["entry_digest"] == old.entry_digest
 
 
-def replace_with_other_means(store: Store, summary) -> None:
+def replace_with_shifted_means(store: Store, summary) -> None:
     """Publish the next generation of an entry, with its means moved."""
     from sfm.stats_store.publication import publish_draft
 
@@ -312,7 +316,7 @@ def replace_with_other_means(store: Store, summary) -> None:
     publish_draft(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier, replace=True)
 
 
-def test_show_computes_the_accuracy_of_every_class_if_asked_to(fashion_store):
+def test_show_per_class_reports_the_accuracy_of_every_class(fashion_store):
     store = open_store(fashion_store)
     entry = store.open_entry(
         next(s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full"))

@@ -37,20 +37,20 @@ def print_to_lines(width: int, rows: list[list[str]], *, title: str = "Store st"
 
 
 @pytest.mark.parametrize("width", [20, 40])
-def test_on_a_narrow_terminal_a_row_is_a_list(width):
+def test_table_on_a_narrow_terminal_lists_each_row_vertically(width):
     lines = print_to_lines(width, [ROW, ROW])
     assert lines[1:8] == [f"{name}: {value}" for name, value in zip(COLUMNS, ROW, strict=True)]
     assert lines[8] == ""
 
 
 @pytest.mark.parametrize("width", [80, 70])
-def test_on_a_terminal_that_is_a_little_narrow_a_table_folds_words_but_no_digest_and_no_number(width):
+def test_table_on_a_medium_terminal_wraps_words_but_not_digests_or_numbers(width):
     lines = print_to_lines(width, [ROW, ROW])
     assert all(len(line) <= width for line in lines)
     assert sum("0123456789ab" in line and " 200 " in line and "87.5" in line for line in lines) == 2
 
 
-def test_where_there_is_no_terminal_nothing_is_folded_or_cut():
+def test_table_without_a_terminal_is_neither_wrapped_nor_truncated():
     row = [*ROW[:2], "x" * 300, *ROW[3:]]
     lines = print_to_lines(20, [row], terminal=False, title="A title that is longer than a narrow terminal")
     assert lines[0] == "A title that is longer than a narrow terminal"
@@ -58,7 +58,7 @@ def test_where_there_is_no_terminal_nothing_is_folded_or_cut():
 
 
 @pytest.mark.parametrize("name", ["pets [raw]", "pets[/raw]", "[b]", "[link=http://evil/]x[/link]", ":dog:"])
-def test_names_are_no_markup(name, capsys):
+def test_rich_markup_in_names_is_printed_literally(name, capsys):
     lines = print_to_lines(200, [[name, *ROW[1:]]], title=name)
     assert lines[0] == name
     assert any(f" {name} " in line for line in lines)
@@ -67,12 +67,12 @@ def test_names_are_no_markup(name, capsys):
     assert capsys.readouterr().out == f"{name}\n"
 
 
-def test_a_line_break_or_an_escape_sequence_in_a_name_stays_in_its_cell():
+def test_line_breaks_and_escape_sequences_in_table_cells_are_escaped():
     (line,) = [line for line in print_to_lines(200, [["cat\nFelis\x1b[2J", *ROW[1:]]]) if "Felis" in line]
     assert r"cat\nFelis\x1b[2J" in line
 
 
-def test_an_ascii_terminal_gets_ascii_boxes_and_names_in_line():
+def test_ascii_terminal_gets_an_aligned_ascii_table():
     lines = print_to_lines(200, [["café – 猫", *ROW[1:]]], encoding="ascii")
     assert any(r"caf\xe9 - \u732b" in line for line in lines)
     assert len({len(line) for line in lines[1:]}) == 1
@@ -83,7 +83,7 @@ FIGURES = {"images/s": 312.5, "partitions left": 12, "decode ms": 1.25}
 
 
 @pytest.mark.parametrize("width", [80, 40, 30])
-def test_a_progress_line_keeps_bar_count_and_time_left(width):
+def test_progress_bar_fits_the_width_with_bar_count_and_time_left(width):
     console, raw = make_console(width)
     with FittedProgressBars(console=console, auto_refresh=False) as bars:
         task = bars.add_task(STAGE, total=60000, figures="images/s 312.5", unit="images")
@@ -98,7 +98,7 @@ def test_a_progress_line_keeps_bar_count_and_time_left(width):
         assert line.startswith("statist")
 
 
-def test_progress_without_a_terminal_is_plain_lines():
+def test_progress_without_a_terminal_prints_plain_lines():
     console, raw = make_console(80, terminal=False)
     show = make_progress_line_printer(console)
     show(Progress("statistics of pets[/raw]\x1b[2J", 1, 2, "parts", FIGURES))
@@ -107,19 +107,19 @@ def test_progress_without_a_terminal_is_plain_lines():
     assert line.count("\n") == 1
 
 
-def test_a_bar_of_a_hostile_name_is_drawn():
+def test_progress_bar_escapes_markup_and_control_characters():
     console, raw = make_console(100)
     with FittedProgressBars(console=console, auto_refresh=False) as bars:
         bars.add_task("a[/b]\n\x1b[2J", total=None)
     assert rb"a[/b]\n\x1b[2J" in raw.getvalue()
 
 
-def test_quiet_shows_nothing(capsys):
+def test_quiet_hides_progress(capsys):
     with show_progress(quiet=True) as show:
         show(Progress("features", 1, 2))
     assert capsys.readouterr().err == ""
 
 
-def test_an_empty_listing_is_a_table_without_rows(capsys):
+def test_empty_listing_prints_a_table_without_rows(capsys):
     print_entry_table("Store st: 0 entries", [])
     assert capsys.readouterr().out.startswith("Store st: 0 entries\n")

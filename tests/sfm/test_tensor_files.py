@@ -28,7 +28,7 @@ def tensor_file(tmp_path: Path) -> Path:
     return tmp_path / "a.safetensors"
 
 
-def test_what_a_file_declares_is_known_before_it_is_read(tensor_file: Path) -> None:
+def test_tensor_specs_are_checked_before_tensors_are_read(tensor_file: Path) -> None:
     with open_safetensors(tensor_file, "numpy", MOST) as opened:
         assert read_tensor_specs(opened) == EXPECTED
         require_tensor_specs(opened, EXPECTED, tensor_file)
@@ -47,7 +47,7 @@ def test_what_a_file_declares_is_known_before_it_is_read(tensor_file: Path) -> N
         ({"age": ("I64", ())}, r'\[2, 3\] as "weight", not nothing'),
     ],
 )
-def test_other_tensors_are_refused_by_name(
+def test_unexpected_tensors_are_refused_by_name(
     tensor_file: Path, expected: dict[str, object], message: str
 ) -> None:
     with (
@@ -99,7 +99,7 @@ def replace_by_folder(tensor_file: Path) -> None:
         lambda tensor_file: tensor_file.write_bytes(b"\x01"),
     ],
 )
-def test_a_file_that_is_damaged_or_too_long_is_refused_in_one_line(
+def test_damaged_or_oversized_safetensors_file_gives_a_one_line_error(
     tensor_file: Path, damage: Callable[[Path], None]
 ) -> None:
     damage(tensor_file)
@@ -108,6 +108,6 @@ def test_a_file_that_is_damaged_or_too_long_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_told_apart(tmp_path: Path) -> None:
+def test_missing_safetensors_file_raises_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), open_safetensors(tmp_path / "none", "numpy", MOST):
         pass

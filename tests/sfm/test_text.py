@@ -18,7 +18,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("text", "shown"), HOSTILE.items())
-def test_what_moves_a_cursor_or_turns_text_is_escaped(text, shown):
+def test_control_and_bidirectional_characters_are_escaped(text, shown):
     assert sanitize_line(text) == shown
     assert sanitize_line(text).isprintable()
 
@@ -26,11 +26,11 @@ def test_what_moves_a_cursor_or_turns_text_is_escaped(text, shown):
 @pytest.mark.parametrize(
     "text", ["T-shirt/top", "猫", "می\u200cخواهم", "👩\u200d🚒", "pets [raw]", r"C:\new", "é"]
 )
-def test_names_of_people_stay_as_they_are(text):
+def test_printable_unicode_text_is_unchanged(text):
     assert sanitize_line(text) == text
 
 
-def test_a_very_long_name_is_cut():
+def test_long_text_is_truncated():
     assert sanitize_line("x" * 10_000_000 + "\n", max_length=50) == "x" * 49 + "…"
 
 
@@ -38,15 +38,15 @@ def test_a_very_long_name_is_cut():
     ("encoding", "shown"),
     [("ascii", r"caf\xe9 87.5 +/- 0.1 - ... \u732b"), ("cp1252", r"café 87.5 ± 0.1 – … \u732b")],
 )
-def test_what_an_encoding_lacks_is_degraded(encoding, shown):
+def test_characters_missing_from_the_encoding_are_replaced(encoding, shown):
     assert make_encodable("café 87.5 ± 0.1 – … 猫", encoding) == shown
 
 
-def test_only_bytes_that_are_not_utf8_are_written_otherwise():
+def test_only_non_utf8_bytes_are_escaped():
     assert escape_non_utf8("caf\udce9\n猫") == "caf\\xe9\n猫"
 
 
-def test_a_json_document_of_paths_is_utf8():
+def test_non_utf8_paths_in_a_json_document_are_escaped():
     document = {"out": "caf\udce9", "runs": ["a\udce9", 1, None], "caf\udce9": {"x": 1.5}}
     assert escape_non_utf8_values(document) == {
         "out": r"caf\xe9",

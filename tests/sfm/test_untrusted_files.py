@@ -11,17 +11,17 @@ from sfm.untrusted_files import OversizeError, parse_json, read_bounded_file
 @pytest.mark.parametrize(
     "data", [b"[" * 10**6, b'{"a":' * 10**5, b"9" * 10**5, b'"\\ud800"', b"\xff", b"", b"{} {}"]
 )
-def test_what_is_no_bounded_document_is_a_value_error(data: bytes) -> None:
+def test_invalid_or_too_deep_json_raises_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(data)
 
 
-def test_a_long_document_is_refused_by_its_length_alone() -> None:
+def test_oversized_json_is_refused_by_its_length() -> None:
     with pytest.raises(OversizeError, match="at most 16777216"):
         parse_json(b" " * (16 * 2**20 + 1))
 
 
-def test_a_long_file_is_not_read(tmp_path: Path) -> None:
+def test_oversized_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     with file.open("wb") as sparse:
         sparse.truncate(10**12)
@@ -29,13 +29,13 @@ def test_a_long_file_is_not_read(tmp_path: Path) -> None:
         read_bounded_file(file)
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_named_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(OSError, match="not a regular file"):
         read_bounded_file(tmp_path / "run.json")
 
 
-def test_a_file_is_read_whole(tmp_path: Path) -> None:
+def test_file_of_at_most_max_bytes_is_read(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(b"x" * 100)
     assert read_bounded_file(tmp_path / "run.json", max_bytes=100) == b"x" * 100
     with pytest.raises(OversizeError):

@@ -25,7 +25,7 @@ def logits_and_labels(draw, elements):
 
 @given(logits_and_labels(SOME))
 @settings(max_examples=50)
-def test_ties_rank_as_they_do_in_evaluation(case):
+def test_label_ranks_with_ties_match_evaluation(case):
     logits, labels = case
     expected = ranks_of_tensors(torch.from_numpy(logits), torch.from_numpy(labels).long())
     assert compute_label_ranks(logits, labels).tolist() == expected.tolist()
@@ -33,7 +33,7 @@ def test_ties_rank_as_they_do_in_evaluation(case):
 
 @given(logits_and_labels(ODD))
 @settings(max_examples=50)
-def test_logits_that_are_not_finite_are_refused_where_evaluation_refuses_them(case):
+def test_non_finite_logits_raise_floating_point_error_as_in_evaluation(case):
     logits, labels = case
     if np.isfinite(logits).all():
         return
@@ -44,7 +44,7 @@ def test_logits_that_are_not_finite_are_refused_where_evaluation_refuses_them(ca
 
 
 @pytest.mark.parametrize("classes", [2, 5, 8])
-def test_accuracies_with_ties_are_those_of_evaluation(classes):
+def test_accuracies_with_ties_match_evaluation(classes):
     rng = np.random.default_rng(classes)
     features = rng.integers(0, 2, (60, 4)).astype(np.float32)
     weight = rng.integers(-1, 2, (classes, 4)).astype(np.float32)

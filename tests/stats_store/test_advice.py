@@ -12,7 +12,7 @@ from sfm.stats_store.extract_command import DEFAULT_OPTIONS, format_extract_comm
 from sfm.stats_store.store import open_store
 
 
-def test_the_command_repeats_the_options_of_the_entry(fashion_store: str) -> None:
+def test_suggested_extract_command_repeats_the_options_of_the_entry(fashion_store: str) -> None:
     store = open_store(fashion_store)
     with pytest.raises(NotExtractedError) as missing:
         filter_summaries_by_model(
@@ -24,7 +24,7 @@ def test_the_command_repeats_the_options_of_the_entry(fashion_store: str) -> Non
     )
 
 
-def test_what_need_not_be_given_is_the_default_of_extraction() -> None:
+def test_omitted_options_equal_the_extract_defaults() -> None:
     config = ExtractConfig(source="builtin:fashion-mnist-6k", store="s", backbone=["lite0"])
     assert format_nondefault_options(make_entry_options(config, "full", {})) == []
     for name, default in DEFAULT_OPTIONS.items():
@@ -33,7 +33,7 @@ def test_what_need_not_be_given_is_the_default_of_extraction() -> None:
             assert (list(own) if isinstance(own, tuple) else own) == default
 
 
-def test_distilling_through_a_backbone_that_is_missing_names_the_command(
+def test_distill_with_a_missing_entry_suggests_the_extract_command(
     fashion_store: str, tmp_path: Path
 ) -> None:
     from sfm.distill.config import DistillConfig

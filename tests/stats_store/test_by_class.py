@@ -18,7 +18,7 @@ class ArraysInMemory:
         return self.arrays[name][rows or slice(None)]
 
 
-def test_a_tie_is_never_right_and_a_class_without_samples_has_no_accuracy() -> None:
+def test_class_accuracy_counts_ties_as_wrong_and_is_nan_without_samples() -> None:
     entry = ArraysInMemory(
         classifier_weight=np.eye(3, 2, dtype=np.float32),
         classifier_bias=np.zeros(3, np.float32),
@@ -28,5 +28,5 @@ def test_a_tie_is_never_right_and_a_class_without_samples_has_no_accuracy() -> N
     np.testing.assert_array_equal(compute_held_out_class_accuracies(entry), [0.5, 0.5, np.nan])
 
 
-def test_without_held_out_features_there_is_none() -> None:
+def test_class_accuracies_are_none_without_held_out_features() -> None:
     assert compute_held_out_class_accuracies(ArraysInMemory()) is None

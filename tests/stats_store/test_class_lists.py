@@ -10,7 +10,7 @@ from sfm.stats_store.class_lists import find_class_id, parse_class_list, read_cl
 NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
 
 
-def test_a_hash_is_a_comment_at_the_beginning_of_a_line_only():
+def test_hash_starts_a_comment_only_at_the_start_of_a_line():
     found = parse_class_list("# languages\nc\nc#\nf #2\n", "a list")
     assert found.class_ids == ["c", "c#", "f #2"]
 
@@ -21,7 +21,7 @@ def test_a_display_name_follows_a_tab():
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbfc\ngo\n", b"c\r\ngo\r\n", b"c\ngo"])
-def test_a_file_of_any_editor_is_read(tmp_path, data):
+def test_class_file_with_bom_crlf_or_no_final_newline_is_read(tmp_path, data):
     (tmp_path / "list.txt").write_bytes(data)
     assert read_class_file(tmp_path / "list.txt").class_ids == ["c", "go"]
 
@@ -35,13 +35,13 @@ def test_a_file_of_any_editor_is_read(tmp_path, data):
         (b"# none\n", "holds no class"),
     ],
 )
-def test_a_file_that_is_no_list_is_refused(tmp_path, data, complaint):
+def test_invalid_class_file_is_refused(tmp_path, data, complaint):
     (tmp_path / "list.txt").write_bytes(data)
     with pytest.raises(InputError, match=complaint):
         read_class_file(tmp_path / "list.txt")
 
 
-def test_a_class_is_found_in_either_unicode_normal_form_and_as_it_is_shown():
+def test_class_is_found_by_either_unicode_normal_form_or_escaped_text():
     ids = ["c", NFD, "cat\nFelis"]
     assert find_class_id("c", ids) == "c"
     assert find_class_id(NFC, ids) == NFD

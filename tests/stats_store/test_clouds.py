@@ -35,7 +35,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 @pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clear_cloud_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No variable of a cloud, no credentials in the home folder, and one attempt."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "AZURE_", "AZURITE_", "GOOGLE_")):
@@ -46,7 +46,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @contextmanager
-def answering(status: int, code: str, message: str) -> Iterator[str]:
+def serve_error(status: int, code: str, message: str) -> Iterator[str]:
     """Serve one error, as a cloud does, to every request; return the address."""
     body = (
         f'<?xml version="1.0"?>\n<Error>\n<Code>{code}</Code>\n<Message>{message}</Message></Error>'.encode()
@@ -70,7 +70,7 @@ def answering(status: int, code: str, message: str) -> Iterator[str]:
         server.server_close()
 
 
-def require_line(url: str, reason: str, open_it: Callable[[str], object] = open_store) -> None:
+def assert_open_error(url: str, reason: str, open_it: Callable[[str], object] = open_store) -> None:
     with pytest.raises(InputError) as error:
         open_it(url)
     line = str(error.value)
@@ -136,18 +136,18 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("scheme", "answer", "reason"), ANSWERS, ids=[f"{a[0]}-{a[1][1]}" for a in ANSWERS])
-def test_what_a_server_refuses_is_said_with_the_variables_of_its_cloud(
+def test_cloud_server_error_names_the_variables_to_set(
     scheme: str, answer: tuple[int, str, str], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, code, message = answer
-    with answering(status, code, f"{message} {CANARY}") as address:
+    with serve_error(status, code, f"{message} {CANARY}") as address:
         variables = {**AZURE, "AZURE_STORAGE_ENDPOINT": f"{address}/account", "AZURE_ALLOW_HTTP": "true"}
         variables |= {"AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "k"}
         variables |= {**PUBLIC, "GOOGLE_BASE_URL": address, "AWS_SECRET_ACCESS_KEY": CANARY}
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         for open_it in (open_store, open_or_create_store):
-            require_line(f"{scheme}://place/x", reason, open_it)
+            assert_open_error(f"{scheme}://place/x", reason, open_it)
 
 
 ENVIRONMENTS = [
@@ -221,12 +221,12 @@ ENVIRONMENTS = [
 
 
 @pytest.mark.parametrize(("scheme", "variables", "reason"), ENVIRONMENTS)
-def test_what_is_wrong_in_the_environment_is_said(
+def test_invalid_cloud_environment_gives_a_one_line_error(
     scheme: str, variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    require_line(f"{scheme}://place/x", reason)
+    assert_open_error(f"{scheme}://place/x", reason)
 
 
 NO_KEY = {"type": "service_account", "private_key": CANARY, "private_key_id": "", "client_email": "a@b"}
@@ -248,7 +248,7 @@ NO_KEY = {"type": "service_account", "private_key": CANARY, "private_key_id": ""
         (None, "does not hold credentials that are known here"),
     ],
 )
-def test_a_file_of_credentials_that_holds_none_is_said_to(
+def test_invalid_google_credentials_file_is_reported(
     content: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / CANARY
@@ -278,7 +278,7 @@ def test_a_file_of_credentials_that_holds_none_is_said_to(
 @pytest.mark.parametrize(
     "cloud", [*{id(c): c for c in PROVIDERS_BY_SCHEME.values()}.values()], ids=lambda c: c.variable_prefix
 )
-def test_an_address_that_is_none_is_refused_before_any_request(
+def test_invalid_cloud_endpoint_is_refused_before_any_request(
     cloud: object, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheme = next(scheme for scheme, known in PROVIDERS_BY_SCHEME.items() if known is cloud)
@@ -290,7 +290,7 @@ def test_an_address_that_is_none_is_refused_before_any_request(
 
 
 @pytest.mark.parametrize("end", ["\n", " ", "é", "\r\nX-Evil: 1"])
-def test_a_key_that_no_header_can_carry_is_refused_before_any_request(
+def test_credential_invalid_in_a_header_is_refused_before_any_request(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for scheme, cloud in PROVIDERS_BY_SCHEME.items():
@@ -309,7 +309,7 @@ parts = st.text(st.sampled_from('ahtp:/[]@.%#?1 \\"<>^`{|}\té'), max_size=12)
 @example(scheme="http://", rest=".1")
 @example(scheme="http://", rest="xn--0")
 @given(scheme=st.sampled_from(["http://", "https://"]), rest=parts)
-def test_obstore_panics_at_no_address_that_passes(
+def test_accepted_endpoint_url_does_not_panic_obstore(
     scheme: str, rest: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     address = f"{scheme}{rest}"
@@ -325,15 +325,17 @@ def test_obstore_panics_at_no_address_that_passes(
     assert "panicked" not in capfd.readouterr().err
 
 
-def test_a_panic_of_obstore_is_one_line_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_obstore_panic_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "account.json"
     content = {"gcs_base_url": CANARY, "disable_oauth": True, "client_email": "", "private_key": ""}
     file.write_text(json.dumps({**content, "private_key_id": ""}))
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(file))
-    require_line("gs://place/x", "a setting for it in the environment is not valid: check GOOGLE_BASE_URL")
+    assert_open_error(
+        "gs://place/x", "a setting for it in the environment is not valid: check GOOGLE_BASE_URL"
+    )
 
 
-def test_every_reason_can_be_said_of_every_cloud() -> None:
+def test_every_error_explanation_can_be_formatted_for_every_cloud() -> None:
     for scheme, cloud in PROVIDERS_BY_SCHEME.items():
         for sign, _ in ERROR_EXPLANATIONS:
             line = explain_store_error(GenericError(sign), f"{scheme}://place/x")
@@ -343,7 +345,7 @@ def test_every_reason_can_be_said_of_every_cloud() -> None:
         assert plain.endswith(f"set {cloud.variable_prefix}_ALLOW_HTTP=true to use it all the same")
 
 
-def test_a_store_is_printed_without_asking_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_repr_does_not_call_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
     """Obstore panics at the text of an Azure store whose account is in the environment."""
     for name, value in AZURE.items():
         monkeypatch.setenv(name, value)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_faults import Proxy, breaking
+from s3_faults import Proxy, run_fault_proxy
 from toy_entries import make_backbone_card, publish_random_entry
 from typer.testing import CliRunner
 
@@ -30,14 +30,14 @@ LATENCY = 0.05
 @pytest.fixture
 def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy that everything goes through, and that delays nothing until it is told to."""
-    with breaking(s3_endpoint) as proxy:
+    with run_fault_proxy(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
         proxy.latency = 0.0
 
 
 @pytest.fixture
-def far_away(proxy: Proxy, s3_url: str, tmp_path: Path) -> Store:
+def slow_store(proxy: Proxy, s3_url: str, tmp_path: Path) -> Store:
     """A store of five entries on a server that takes its time."""
     near = open_or_create_store(str(tmp_path / "near"))
     for number in range(5):
@@ -49,12 +49,12 @@ def far_away(proxy: Proxy, s3_url: str, tmp_path: Path) -> Store:
     return open_store(s3_url)
 
 
-def interrupt_soon() -> None:
+def send_sigint_soon() -> None:
     """Press Ctrl-C in a moment."""
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
-def test_results_keep_the_order_of_what_was_given_and_progress_only_grows() -> None:
+def test_map_concurrently_keeps_input_order_and_monotonic_progress() -> None:
     told: list[Progress] = []
     assert map_concurrently(lambda n: n * n, range(50), told.append, "square", "numbers") == [
         n * n for n in range(50)
@@ -64,7 +64,7 @@ def test_results_keep_the_order_of_what_was_given_and_progress_only_grows() -> N
     assert map_concurrently(str, []) == []
 
 
-def test_no_more_than_the_limit_are_under_way() -> None:
+def test_map_concurrently_limits_concurrent_calls_to_max_threads() -> None:
     together = threading.Barrier(3)
     most, under_way, lock = 0, 0, threading.Lock()
 
@@ -81,7 +81,7 @@ def test_no_more_than_the_limit_are_under_way() -> None:
     assert most == 3
 
 
-def test_the_first_error_is_raised_and_nothing_begins_after_it() -> None:
+def test_map_concurrently_raises_the_first_error_and_starts_no_further_call() -> None:
     begun = []
 
     def fail(number: int) -> None:
@@ -93,15 +93,15 @@ def test_the_first_error_is_raised_and_nothing_begins_after_it() -> None:
     assert len(begun) <= 2
 
 
-def test_an_interrupt_does_not_wait_for_what_is_under_way() -> None:
+def test_map_concurrently_does_not_wait_for_running_calls_on_interrupt() -> None:
     over = threading.Event()
-    interrupt_soon()
+    send_sigint_soon()
     with pytest.raises(KeyboardInterrupt):
         map_concurrently(lambda _: over.wait(60), range(100))
     over.set()
 
 
-def test_a_budget_lets_in_what_fits_and_what_is_larger_than_all_of_it_alone() -> None:
+def test_memory_budget_admits_an_oversized_request_only_when_empty() -> None:
     budget = MemoryBudget(10)
     assert (budget.acquire(4), budget.acquire(6)) == (4, 6)
     waiting = threading.Thread(target=budget.acquire, args=(99,), daemon=True)
@@ -113,7 +113,7 @@ def test_a_budget_lets_in_what_fits_and_what_is_larger_than_all_of_it_alone() ->
     assert not waiting.is_alive()
 
 
-def test_progress_is_shown_of_what_takes_long_alone() -> None:
+def test_progress_of_short_stages_is_hidden() -> None:
     told: list[Progress] = []
     for seconds in (0.0, 1000.0):
         listen = hide_progress_of_short_stages(seconds, told.append)
@@ -122,19 +122,21 @@ def test_progress_is_shown_of_what_takes_long_alone() -> None:
     assert [event.done for event in told] == [0, 2]
 
 
-def test_entries_objects_and_commits_are_asked_for_side_by_side(far_away: Store, proxy: Proxy) -> None:
-    summaries = far_away.list_summaries()
+def test_entries_objects_and_commits_are_requested_concurrently(slow_store: Store, proxy: Proxy) -> None:
+    summaries = slow_store.list_summaries()
     assert proxy.most == len(summaries)
     proxy.most = 0
-    assert [v.is_sound for v in verify_entries(far_away)] == [True] * len(summaries)
+    assert [v.is_sound for v in verify_entries(slow_store)] == [True] * len(summaries)
     assert len(summaries) < proxy.most <= MAX_REQUESTS
     proxy.most = 0
-    done = copy_entries(far_away, open_or_create_store(f"{far_away.url}-copy"), summaries[:4])
+    done = copy_entries(slow_store, open_or_create_store(f"{slow_store.url}-copy"), summaries[:4])
     assert {c.outcome for c in done} == {"copied"}
     assert 4 < proxy.most <= MAX_REQUESTS
 
 
-def test_removing_an_entry_asks_two_things_of_every_other_of_its_backbone(s3_url: str, proxy: Proxy) -> None:
+def test_finding_merged_entries_costs_two_requests_per_other_entry_of_the_backbone(
+    s3_url: str, proxy: Proxy
+) -> None:
     store = open_or_create_store(s3_url)
     for number in range(3):
         publish_random_entry(store, number, dataset=f"set{number}", fingerprint=f"{number:064x}")
@@ -145,12 +147,12 @@ def test_removing_an_entry_asks_two_things_of_every_other_of_its_backbone(s3_url
 
 
 @pytest.mark.parametrize("words", [["ls"], ["show", "toy"], ["verify"], ["gc", "--dry-run"]])
-def test_an_interrupted_command_says_in_one_line_what_is_true(
+def test_interrupted_read_only_command_reports_that_nothing_was_changed(
     s3_url: str, proxy: Proxy, words: list[str]
 ) -> None:
     open_or_create_store(s3_url)
     proxy.latency = 20.0
-    interrupt_soon()
+    send_sigint_soon()
     done = CliRunner().invoke(app, ["store", words[0], s3_url, *words[1:]])
     proxy.latency = 0.0
     assert (done.exit_code, done.stdout) == (130, "")
@@ -158,7 +160,7 @@ def test_an_interrupted_command_says_in_one_line_what_is_true(
     assert done.stderr.count("\n") == 1
 
 
-def test_two_collections_at_once_both_end_well(tmp_path: Path) -> None:
+def test_concurrent_gc_keeps_the_current_entry_sound(tmp_path: Path) -> None:
     store = open_or_create_store(str(tmp_path))
     for number in range(6):
         publish_random_entry(store, number, replace=True)
@@ -182,9 +184,7 @@ draft.write_array("train/count", np.arange(3))
 """
 
 
-def test_an_interrupted_writer_does_not_wait_for_a_server_that_stands_still(
-    proxy: Proxy, s3_url: str
-) -> None:
+def test_interrupted_writer_does_not_wait_for_a_stalled_server(proxy: Proxy, s3_url: str) -> None:
     proxy.latency = 100.0
     command = [sys.executable, "-c", WRITE, s3_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:

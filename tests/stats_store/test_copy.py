@@ -25,7 +25,7 @@ from sfm.stats_store.verification import verify_entries
 
 
 @pytest.fixture
-def disk(tmp_path) -> Store:
+def disk_store(tmp_path) -> Store:
     """A store on a disk with three entries."""
     store = open_or_create_store(str(tmp_path / "disk"))
     publish_random_entry(store, 0)
@@ -42,32 +42,36 @@ def content(store: Store) -> dict[str, bytes]:
     }
 
 
-def outcomes(done) -> list[str]:
+def list_outcomes(done) -> list[str]:
     return [c.outcome for c in done]
 
 
-def test_entries_copied_to_s3_and_back_are_the_same_bytes(disk, s3_url, tmp_path):
+def test_copy_to_s3_and_back_preserves_every_byte(disk_store, s3_url, tmp_path):
     there = open_or_create_store(s3_url)
-    assert outcomes(copy_entries(disk, there, disk.list_summaries())) == ["copied"] * 3
-    assert content(there) == content(disk)
+    assert list_outcomes(copy_entries(disk_store, there, disk_store.list_summaries())) == ["copied"] * 3
+    assert content(there) == content(disk_store)
     back = open_or_create_store(str(tmp_path / "back"))
-    assert outcomes(copy_entries(there, back, there.list_summaries())) == ["copied"] * 3
-    assert content(back) == content(disk)
-    assert back.list_summaries() == there.list_summaries() == disk.list_summaries()
+    assert list_outcomes(copy_entries(there, back, there.list_summaries())) == ["copied"] * 3
+    assert content(back) == content(disk_store)
+    assert back.list_summaries() == there.list_summaries() == disk_store.list_summaries()
     assert all(v.is_sound for v in verify_entries(back))
 
 
-def test_a_second_copy_writes_nothing(disk, tmp_path):
+def test_repeated_copy_writes_nothing(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
-    copy_entries(disk, target, disk.list_summaries())
+    copy_entries(disk_store, target, disk_store.list_summaries())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")}
-    assert outcomes(copy_entries(disk, target, disk.list_summaries())) == ["already there"] * 3
+    assert (
+        list_outcomes(copy_entries(disk_store, target, disk_store.list_summaries())) == ["already there"] * 3
+    )
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")} == before
 
 
-def test_only_what_was_asked_for_is_copied(disk, tmp_path):
+def test_copy_writes_only_the_selected_entries(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
-    copy_entries(disk, target, find_summaries(disk.list_summaries(), dataset="toy", backbone_spec="lite1"))
+    copy_entries(
+        disk_store, target, find_summaries(disk_store.list_summaries(), dataset="toy", backbone_spec="lite1")
+    )
     assert [(s.dataset, s.backbone) for s in target.list_summaries()] == [("toy", "lite1")]
 
 
@@ -81,12 +85,12 @@ def leave_partial_copy(source: Store, target: Store, run: str, chunks: int = 3) 
     return [Path(target.url) / path for path in paths]
 
 
-def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing(disk, tmp_path):
+def test_interrupted_copy_resumes_with_the_missing_objects(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
-    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
-    commit = disk.read_commit(f"index/{chosen.key}/00000001.json")
-    leave_partial_copy(disk, target, commit.run)
-    (done,) = copy_entries(disk, target, [chosen])
+    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    commit = disk_store.read_commit(f"index/{chosen.key}/00000001.json")
+    leave_partial_copy(disk_store, target, commit.run)
+    (done,) = copy_entries(disk_store, target, [chosen])
     assert (done.outcome, done.existing_object_count, done.written_object_count) == (
         "copied",
         3,
@@ -97,11 +101,11 @@ def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing(d
 
 
 @pytest.mark.parametrize("fault", ["other bytes", "an object of another entry", "too old to be safe from gc"])
-def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry(disk, tmp_path, fault):
+def test_unusable_partial_copy_is_ignored_and_another_run_is_written(disk_store, tmp_path, fault):
     target = open_or_create_store(str(tmp_path / "t"))
-    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
-    commit = disk.read_commit(f"index/{chosen.key}/00000001.json")
-    left = leave_partial_copy(disk, target, commit.run)
+    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    commit = disk_store.read_commit(f"index/{chosen.key}/00000001.json")
+    left = leave_partial_copy(disk_store, target, commit.run)
     if fault == "other bytes":
         left[1].write_bytes(left[1].read_bytes()[:-1] + b"?")
     elif fault == "an object of another entry":
@@ -109,7 +113,7 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
     else:
         age_files(tmp_path / "t", days=5)
     before = {path: path.read_bytes() for path in (tmp_path / "t" / "runs").rglob("*") if path.is_file()}
-    (done,) = copy_entries(disk, target, [chosen])
+    (done,) = copy_entries(disk_store, target, [chosen])
     assert (done.outcome, done.existing_object_count) == ("copied", 0)
     assert {path: path.read_bytes() for path in before} == before
     now = target.read_commit(f"index/{chosen.key}/00000001.json")
@@ -120,31 +124,33 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
     assert [v.is_sound for v in verify_entries(target)] == [True]
 
 
-def test_an_untrusted_store_that_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it(disk, tmp_path):
+def test_copy_of_a_reused_run_id_does_not_change_the_existing_entry(disk_store, tmp_path):
     untrusted = open_or_create_store(str(tmp_path / "untrusted"))
     evil = publish_random_entry(untrusted, 5, dataset="free-stats", fingerprint="b" * 64)
-    victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
-    before = content(disk)
-    take_run_id(untrusted, evil, victim)
+    victim = disk_store.read_commit(f"index/{disk_store.list_summaries()[0].key}/00000001.json").run
+    before = content(disk_store)
+    set_run_id(untrusted, evil, victim)
     assert [v.is_sound for v in verify_entries(untrusted)] == [True]
-    (done,) = copy_entries(untrusted, disk, untrusted.list_summaries())
+    (done,) = copy_entries(untrusted, disk_store, untrusted.list_summaries())
     assert (done.outcome, done.existing_object_count) == ("copied", 0)
-    assert {path: data for path, data in content(disk).items() if path in before} == before
-    assert not [path for path in content(disk) if path.startswith(f"runs/{victim}/") and path not in before]
-    assert [v.is_sound for v in verify_entries(disk)] == [True] * 4
+    assert {path: data for path, data in content(disk_store).items() if path in before} == before
+    assert not [
+        path for path in content(disk_store) if path.startswith(f"runs/{victim}/") and path not in before
+    ]
+    assert [v.is_sound for v in verify_entries(disk_store)] == [True] * 4
 
 
-def test_a_run_that_a_commit_refers_to_gains_no_object_even_where_all_of_it_was_lost(disk, tmp_path):
+def test_copy_does_not_write_to_a_committed_run_whose_objects_were_lost(disk_store, tmp_path):
     untrusted = open_or_create_store(str(tmp_path / "untrusted"))
     evil = publish_random_entry(untrusted, 5, dataset="free-stats", fingerprint="b" * 64)
-    victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
+    victim = disk_store.read_commit(f"index/{disk_store.list_summaries()[0].key}/00000001.json").run
     shutil.rmtree(tmp_path / "disk" / "runs" / victim)
-    take_run_id(untrusted, evil, victim)
-    assert outcomes(copy_entries(untrusted, disk, untrusted.list_summaries())) == ["copied"]
+    set_run_id(untrusted, evil, victim)
+    assert list_outcomes(copy_entries(untrusted, disk_store, untrusted.list_summaries())) == ["copied"]
     assert not (tmp_path / "disk" / "runs" / victim).exists()
 
 
-def test_two_entries_of_an_untrusted_store_with_one_run_id_do_not_mix(tmp_path):
+def test_concurrent_copies_of_entries_with_the_same_run_id_do_not_mix(tmp_path):
     untrusted = open_or_create_store(str(tmp_path / "untrusted"))
     first = publish_random_entry(untrusted, 5, dataset="a", fingerprint="a" * 64)
     second = publish_random_entry(
@@ -152,19 +158,19 @@ def test_two_entries_of_an_untrusted_store_with_one_run_id_do_not_mix(tmp_path):
     )
     other = open_or_create_store(str(tmp_path / "other"))
     run = untrusted.read_commit(f"index/{first.key}/00000001.json").run
-    take_run_id(other, second, run)
+    set_run_id(other, second, run)
     target = open_or_create_store(str(tmp_path / "t"))
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda s: copy_entries(s, target, s.list_summaries()), (untrusted, other)))
-    assert [outcomes(each) for each in done] == [["copied"]] * 2
+    assert [list_outcomes(each) for each in done] == [["copied"]] * 2
     assert [v.problems for v in verify_entries(target)] == [[], []]
     assert len({target.read_commit(f"index/{s.key}/00000001.json").run for s in (first, second)}) == 2
 
 
 @pytest.mark.parametrize("fault", ["values", "cards"])
-def test_what_verify_calls_damaged_is_not_published_in_another_store(disk, tmp_path, fault):
-    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
-    run = Path(disk.url) / "runs" / disk.read_commit(make_commit_path(chosen)).run
+def test_copy_does_not_publish_an_entry_that_fails_verification(disk_store, tmp_path, fault):
+    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    run = Path(disk_store.url) / "runs" / disk_store.read_commit(make_commit_path(chosen)).run
 
     def change(content) -> None:
         if fault == "values":
@@ -174,97 +180,99 @@ def test_what_verify_calls_damaged_is_not_published_in_another_store(disk, tmp_p
             (run / "zarr.json").write_bytes(cards)
             content["objects"]["zarr.json"]["sha256"] = compute_sha256(cards)
 
-    rewrite_commit(disk, chosen, change)
-    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
-    (verdict,) = verify_entries(disk, [chosen])
+    rewrite_commit(disk_store, chosen, change)
+    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    (verdict,) = verify_entries(disk_store, [chosen])
     assert not verdict.is_sound
     target = open_or_create_store(str(tmp_path / "t"))
-    (done,) = copy_entries(disk, target, [chosen])
+    (done,) = copy_entries(disk_store, target, [chosen])
     assert done.outcome == "damaged"
     assert done.detail.startswith(verdict.problems[0])
     assert target.list_summaries() == []
     assert (fault == "values") == any(path.startswith("runs/") for path in content(target))
 
 
-def take_run_id(store: Store, summary: Summary, run: str) -> None:
+def set_run_id(store: Store, summary: Summary, run: str) -> None:
     """Give an entry another run id, as whoever wrote it could."""
     folder = Path(store.url) / "runs"
     (folder / store.read_commit(make_commit_path(summary)).run).rename(folder / run)
     rewrite_commit(store, summary, lambda content: content.update(run=run))
 
 
-def test_a_damaged_object_is_not_copied_and_named_and_the_other_entries_are(disk, tmp_path):
-    chosen = disk.list_summaries()
-    run = disk.read_commit(f"index/{chosen[1].key}/00000001.json").run
+def test_copy_reports_a_damaged_object_and_copies_the_other_entries(disk_store, tmp_path):
+    chosen = disk_store.list_summaries()
+    run = disk_store.read_commit(f"index/{chosen[1].key}/00000001.json").run
     victim = tmp_path / "disk" / "runs" / run / "train" / "mean" / "c" / "0" / "0"
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     target = open_or_create_store(str(tmp_path / "t"))
-    done = copy_entries(disk, target, chosen)
-    assert outcomes(done) == ["copied", "damaged", "copied"]
+    done = copy_entries(disk_store, target, chosen)
+    assert list_outcomes(done) == ["copied", "damaged", "copied"]
     assert f"runs/{run}/train/mean/c/0/0" in done[1].detail
     assert target.list_summaries() == [chosen[0], chosen[2]]
 
 
-def test_what_the_target_holds_under_the_key_stays_unless_it_is_to_be_replaced(disk, tmp_path):
+def test_copy_replaces_a_different_target_entry_only_with_replace(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
     publish_random_entry(target, 7)
-    (chosen,) = find_summaries(disk.list_summaries(), dataset="toy", backbone_spec="lite0")
+    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="toy", backbone_spec="lite0")
     mine = target.list_summaries()
-    assert outcomes(copy_entries(disk, target, [chosen])) == ["differs in the target"]
+    assert list_outcomes(copy_entries(disk_store, target, [chosen])) == ["differs in the target"]
     assert target.list_summaries() == mine
-    assert outcomes(copy_entries(disk, target, [chosen], replace=True)) == ["copied"]
+    assert list_outcomes(copy_entries(disk_store, target, [chosen], replace=True)) == ["copied"]
     (now,) = target.list_summaries()
     assert now.generation == 2
     assert now.model_copy(update={"generation": 1}) == chosen
     assert [v.is_sound for v in verify_entries(target)] == [True]
 
 
-def test_a_copy_does_not_undo_a_takedown_unless_told_to(disk, tmp_path):
+def test_copy_restores_a_removed_entry_only_with_replace(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
-    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
-    copy_entries(disk, target, [chosen])
+    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    copy_entries(disk_store, target, [chosen])
     remove_entry(target, target.list_summaries()[0])
     collect_garbage(target, delete_replaced_now=True)
-    assert outcomes(copy_entries(disk, target, [chosen])) == ["removed there"]
+    assert list_outcomes(copy_entries(disk_store, target, [chosen])) == ["removed there"]
     assert target.list_summaries() == []
-    assert outcomes(copy_entries(disk, target, [chosen], replace=True)) == ["copied"]
+    assert list_outcomes(copy_entries(disk_store, target, [chosen], replace=True)) == ["copied"]
     statuses = read_commit_statuses(target)
     assert [(s.generation, s.state) for s in statuses] == [(2, "tombstone"), (3, "current")]
     assert [v.is_sound for v in verify_entries(target)] == [True]
 
 
-def test_a_replica_replaces_a_damaged_entry_and_nothing_is_written_over(disk, tmp_path):
+def test_copy_from_a_replica_repairs_a_damaged_entry_without_overwriting_objects(disk_store, tmp_path):
     replica = open_or_create_store(str(tmp_path / "replica"))
-    copy_entries(disk, replica, disk.list_summaries())
+    copy_entries(disk_store, replica, disk_store.list_summaries())
     victims = sorted(p for p in (tmp_path / "disk" / "runs").rglob("c/**/*") if p.is_file())
     victims[0].unlink()
     victims[1].write_bytes(b"")
-    before = content(disk)
-    (damaged,) = [v.summary for v in verify_entries(disk) if not v.is_sound]
-    assert set(outcomes(copy_entries(replica, disk, replica.list_summaries()))) == {"already there"}
-    done = copy_entries(replica, disk, replica.list_summaries(), replace=True)
+    before = content(disk_store)
+    (damaged,) = [v.summary for v in verify_entries(disk_store) if not v.is_sound]
+    assert set(list_outcomes(copy_entries(replica, disk_store, replica.list_summaries()))) == {
+        "already there"
+    }
+    done = copy_entries(replica, disk_store, replica.list_summaries(), replace=True)
     assert {c.summary.key: c.outcome for c in done if c.written_object_count} == {damaged.key: "repaired"}
-    assert sorted(outcomes(done)) == ["already there", "already there", "repaired"]
-    assert {path: data for path, data in content(disk).items() if path in before} == before
-    assert [v.problems for v in verify_entries(disk, disk.list_summaries())] == [[], [], []]
-    assert [s.generation for s in disk.list_summaries() if s.key == damaged.key] == [2]
-    collect_garbage(disk, delete_replaced_now=True)
-    assert [v.problems for v in verify_entries(disk)] == [[], [], []]
+    assert sorted(list_outcomes(done)) == ["already there", "already there", "repaired"]
+    assert {path: data for path, data in content(disk_store).items() if path in before} == before
+    assert [v.problems for v in verify_entries(disk_store, disk_store.list_summaries())] == [[], [], []]
+    assert [s.generation for s in disk_store.list_summaries() if s.key == damaged.key] == [2]
+    collect_garbage(disk_store, delete_replaced_now=True)
+    assert [v.problems for v in verify_entries(disk_store)] == [[], [], []]
     assert len(list((tmp_path / "disk" / "runs").iterdir())) == 4
 
 
-def test_a_replica_stands_in_for_a_damaged_commit(disk, tmp_path):
+def test_copy_from_a_replica_supersedes_a_damaged_commit(disk_store, tmp_path):
     replica = open_or_create_store(str(tmp_path / "replica"))
-    copy_entries(disk, replica, disk.list_summaries())
+    copy_entries(disk_store, replica, disk_store.list_summaries())
     (chosen,) = find_summaries(replica.list_summaries(), dataset="other")
     (tmp_path / "disk" / "index" / chosen.key / "00000001.json").write_bytes(b"{")
-    assert len(disk.list_summaries()) == 2
-    assert outcomes(copy_entries(replica, disk, [chosen])) == ["damaged"]
-    assert outcomes(copy_entries(replica, disk, [chosen], replace=True)) == ["copied"]
-    assert len(disk.list_summaries()) == 3
+    assert len(disk_store.list_summaries()) == 2
+    assert list_outcomes(copy_entries(replica, disk_store, [chosen])) == ["damaged"]
+    assert list_outcomes(copy_entries(replica, disk_store, [chosen], replace=True)) == ["copied"]
+    assert len(disk_store.list_summaries()) == 3
 
 
-def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
+def test_copy_preserves_unknown_content_of_a_newer_minor_version(tmp_path):
     source = open_or_create_store(str(tmp_path / "later"))
     summary = publish_random_entry(source, 0)
     path = f"index/{summary.key}/00000001.json"
@@ -284,9 +292,9 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     plain, busy = open_or_create_store(str(tmp_path / "a")), open_or_create_store(str(tmp_path / "b"))
     publish_random_entry(busy, 9)
     (chosen,) = source.list_summaries()
-    assert outcomes(copy_entries(source, plain, [chosen])) == ["copied"]
+    assert list_outcomes(copy_entries(source, plain, [chosen])) == ["copied"]
     assert content(plain) == content(source)
-    assert outcomes(copy_entries(source, busy, [chosen], replace=True)) == ["copied"]
+    assert list_outcomes(copy_entries(source, busy, [chosen], replace=True)) == ["copied"]
     envelope = json.loads((tmp_path / "b" / "index" / summary.key / "00000002.json").read_bytes())
     assert envelope["commit"]["summary"].pop("generation") == 2
     inner["summary"].pop("generation")
@@ -298,21 +306,23 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     )
 
 
-def test_two_copies_of_one_entry_at_once_both_arrive(disk, tmp_path):
+def test_concurrent_copies_of_the_same_entries_both_succeed(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda _: copy_entries(disk, target, disk.list_summaries()), range(2)))
-    assert {o for each in done for o in outcomes(each)} <= {"copied", "already there"}
+        done = list(
+            pool.map(lambda _: copy_entries(disk_store, target, disk_store.list_summaries()), range(2))
+        )
+    assert {o for each in done for o in list_outcomes(each)} <= {"copied", "already there"}
     assert [g.generation for g in read_commit_statuses(target)] == [1, 1, 1]
     assert [v.is_sound for v in verify_entries(target)] == [True] * 3
 
 
-def test_a_key_without_a_generation_left_keeps_no_other_entry_from_being_copied(disk, tmp_path):
+def test_copy_skips_a_key_without_a_free_generation_and_copies_the_others(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
-    key = disk.list_summaries()[0].key
+    key = disk_store.list_summaries()[0].key
     obstore.put(target.objects, f"index/{key}/99999999.published", b"")
-    done = copy_entries(disk, target, disk.list_summaries(), replace=True)
-    assert outcomes(done) == ["differs in the target", "copied", "copied"]
+    done = copy_entries(disk_store, target, disk_store.list_summaries(), replace=True)
+    assert list_outcomes(done) == ["differs in the target", "copied", "copied"]
     assert "delete 99999999.json and 99999999.published there" in done[0].detail
     (reason,) = target.list_summaries_and_problems()[1]
     assert "delete 99999999.published there" in reason

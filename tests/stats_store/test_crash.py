@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from s3_faults import Fault, Proxy, Request, breaking
+from s3_faults import Fault, Proxy, Request, run_fault_proxy
 from store_processes import (
-    array_digests,
-    child,
-    digests_of,
-    processes,
+    compute_array_digests,
+    compute_toy_digests,
+    make_forkserver_context,
     publish_toy,
-    sfm_command,
+    run_sfm_command,
+    start_process,
 )
 
 from sfm.errors import InputError
@@ -25,7 +25,7 @@ from sfm.stats_store.objects import list_objects
 from sfm.stats_store.store import Store, open_store
 from sfm.stats_store.verification import verify_entries
 
-PUBLISHED = digests_of(1)
+PUBLISHED = compute_toy_digests(1)
 
 EXTRACT = [
     "extract",
@@ -34,7 +34,7 @@ EXTRACT = [
 ]
 
 
-def require_sound(url: str) -> list[dict[str, str]]:
+def verify_and_read_digests(url: str) -> list[dict[str, str]]:
     """Check what a crash left behind; return the digests of the entries that are visible."""
     try:
         store = open_store(url)
@@ -43,10 +43,10 @@ def require_sound(url: str) -> list[dict[str, str]]:
         assert not Path(url).is_dir() or not list_objects(location.connect_object_store(url))
         return []
     assert [v.problems for v in verify_entries(store) if v.problems] == []
-    return list(array_digests(store).values())
+    return list(compute_array_digests(store).values())
 
 
-def runs_in(store: Store) -> set[str]:
+def list_run_ids(store: Store) -> set[str]:
     """Return the ids of all runs of which anything is there."""
     paths = [item["path"].split("/") for item in list_objects(store.objects, "runs")]
     return {parts[1] for parts in paths if len(parts) > 2}
@@ -61,32 +61,32 @@ def runs_in(store: Store) -> set[str]:
         pytest.param("s3", 50, marks=pytest.mark.torture),
     ],
 )
-def test_a_writer_killed_while_it_publishes_leaves_nothing_or_a_whole_entry(
+def test_killed_writer_leaves_no_entry_or_a_complete_one(
     tmp_path: Path, request: pytest.FixtureRequest, where: str, kills: int
 ) -> None:
     base = str(request.getfixturevalue("s3_url")) if where == "s3" else str(tmp_path / "store")
-    context, rng = processes(), random.Random(kills)
-    child(context, publish_toy, f"{base}-first", 1).join()
+    context, rng = make_forkserver_context(), random.Random(kills)
+    start_process(context, publish_toy, f"{base}-first", 1).join()
     begin = time.perf_counter()
-    child(context, publish_toy, f"{base}-undisturbed", 1).join()
+    start_process(context, publish_toy, f"{base}-undisturbed", 1).join()
     seconds = time.perf_counter() - begin
     killed, visible = 0, 0
     for number in range(10 * kills):
         url = f"{base}-{number}"
-        process = child(context, publish_toy, url, 1)
+        process = start_process(context, publish_toy, url, 1)
         time.sleep(rng.uniform(0, 1.2 * seconds))
         process.kill()
         process.join()
         killed += process.exitcode == -9
-        after = require_sound(url)
+        after = verify_and_read_digests(url)
         assert after in ([], [PUBLISHED])
         visible += bool(after)
         publish_toy(url, 1)
-        assert require_sound(url) == [PUBLISHED]
+        assert verify_and_read_digests(url) == [PUBLISHED]
         store = open_store(url)
         collect_garbage(store, min_age=location.datetime.timedelta(0))
-        assert len(runs_in(store)) == 1
-        assert require_sound(url) == [PUBLISHED]
+        assert len(list_run_ids(store)) == 1
+        assert verify_and_read_digests(url) == [PUBLISHED]
         if killed == kills:
             break
     assert killed == kills
@@ -98,14 +98,12 @@ def test_a_writer_killed_while_it_publishes_leaves_nothing_or_a_whole_entry(
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.torture)])
 @pytest.mark.slow
-def test_an_extraction_killed_at_any_moment_ends_with_the_digests_of_an_undisturbed_one(
-    tmp_path: Path, kills: int
-) -> None:
-    context, rng = processes(), random.Random(kills)
+def test_killed_extraction_resumes_to_the_digests_of_an_uninterrupted_one(tmp_path: Path, kills: int) -> None:
+    context, rng = make_forkserver_context(), random.Random(kills)
     output = str(tmp_path / "output")
 
     def extraction(store: Path):  # type: ignore[no-untyped-def]
-        return child(context, sfm_command, [*EXTRACT, "--store", str(store)], output)
+        return start_process(context, run_sfm_command, [*EXTRACT, "--store", str(store)], output)
 
     extraction(tmp_path / "first").join()
     begin = time.perf_counter()
@@ -113,7 +111,7 @@ def test_an_extraction_killed_at_any_moment_ends_with_the_digests_of_an_undistur
     undisturbed.join()
     seconds = time.perf_counter() - begin
     assert undisturbed.exitcode == 0, Path(output).read_text()
-    wanted = require_sound(str(tmp_path / "undisturbed"))
+    wanted = verify_and_read_digests(str(tmp_path / "undisturbed"))
     assert len(wanted) == 1
 
     killed, attempts, resumed = 0, 0, 0
@@ -126,12 +124,12 @@ def test_an_extraction_killed_at_any_moment_ends_with_the_digests_of_an_undistur
             process.kill()
             process.join()
             killed += process.exitcode == -9
-            assert require_sound(str(store)) in ([], wanted)
+            assert verify_and_read_digests(str(store)) in ([], wanted)
         resumed += any(store.glob("staging/*/*/*.npy"))
         last = extraction(store)
         last.join()
         assert last.exitcode == 0, Path(output).read_text()
-        assert require_sound(str(store)) == wanted
+        assert verify_and_read_digests(str(store)) == wanted
         assert not [p for p in store.glob("staging/*") if p.is_dir()]
         shutil.rmtree(store)
     print(
@@ -163,7 +161,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.mark.parametrize("sizes", [4, pytest.param(40, marks=pytest.mark.torture)])
-def test_a_disk_that_fills_leaves_nothing_or_a_whole_entry(
+def test_publishing_to_a_full_disk_leaves_no_entry_and_a_retry_completes(
     small_disk: Callable[[int], Path], sizes: int
 ) -> None:
     for number in range(sizes):
@@ -171,37 +169,37 @@ def test_a_disk_that_fills_leaves_nothing_or_a_whole_entry(
         url = str(disk / "store")
         with pytest.raises(InputError, match=r"no space left on the disk of .* run the same command again"):
             publish_toy(url, 1)
-        assert require_sound(url) == []
+        assert verify_and_read_digests(url) == []
         small_disk(4096)
         publish_toy(url, 1)
-        assert require_sound(url) == [PUBLISHED]
+        assert verify_and_read_digests(url) == [PUBLISHED]
         shutil.rmtree(url)
     print(f"\ntorture: {sizes} disks filled up while publishing: no torn entry, all completed with more room")
 
 
 @pytest.mark.parametrize("sizes", [1, pytest.param(8, marks=pytest.mark.torture)])
-def test_an_extraction_on_a_disk_that_fills_completes_when_there_is_room(
+def test_extraction_on_a_full_disk_exits_2_and_completes_after_space_is_freed(
     tmp_path: Path, small_disk: Callable[[int], Path], sizes: int
 ) -> None:
-    context, output = processes(), tmp_path / "output"
+    context, output = make_forkserver_context(), tmp_path / "output"
 
     def extraction(store: Path) -> int | None:
-        process = child(context, sfm_command, [*EXTRACT, "--store", str(store)], str(output))
+        process = start_process(context, run_sfm_command, [*EXTRACT, "--store", str(store)], str(output))
         process.join()
         return process.exitcode
 
     assert extraction(tmp_path / "undisturbed") == 0
-    wanted = require_sound(str(tmp_path / "undisturbed"))
+    wanted = verify_and_read_digests(str(tmp_path / "undisturbed"))
     needed = sum(f.stat().st_size for f in (tmp_path / "undisturbed").rglob("*") if f.is_file()) // 1024
     for number in range(sizes):
         disk = small_disk(64 + number * needed // sizes)
         assert extraction(disk / "store") == 2
         lines = output.read_text().splitlines()
         assert lines[-1].startswith("error: no space left on the disk")
-        assert require_sound(str(disk / "store")) == []
+        assert verify_and_read_digests(str(disk / "store")) == []
         small_disk(64 * 1024)
         assert extraction(disk / "store") == 0
-        assert require_sound(str(disk / "store")) == wanted
+        assert verify_and_read_digests(str(disk / "store")) == wanted
         shutil.rmtree(disk / "store")
     print(f"\ntorture: {sizes} extractions on a disk that filled up, completed with more room")
 
@@ -209,7 +207,7 @@ def test_an_extraction_on_a_disk_that_fills_completes_when_there_is_room(
 @pytest.fixture
 def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy that everything goes through; breaks nothing until told to."""
-    with breaking(s3_endpoint) as proxy:
+    with run_fault_proxy(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
 
@@ -217,7 +215,7 @@ def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 FAULTS: list[Fault] = ["500", "503", "drop", "truncate", "short", "lose answer", "500 after"]
 
 
-def unreliable(seed: int, share: float) -> Callable[[Request], Fault | None]:
+def make_random_fault_chooser(seed: int, share: float) -> Callable[[Request], Fault | None]:
     """Return a choice of faults that befall a share of all requests."""
     rng = random.Random(seed)
 
@@ -230,21 +228,21 @@ def unreliable(seed: int, share: float) -> Callable[[Request], Fault | None]:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(15, marks=pytest.mark.torture)])
-def test_a_server_that_fails_now_and_then_is_asked_again(proxy: Proxy, s3_url: str, rounds: int) -> None:
+def test_failed_s3_requests_are_retried(proxy: Proxy, s3_url: str, rounds: int) -> None:
     for number in range(rounds):
-        proxy.choose = unreliable(number, 0.2)
+        proxy.choose = make_random_fault_chooser(number, 0.2)
         url = f"{s3_url}-{number}"
         publish_toy(url, 1)
-        assert require_sound(url) == [PUBLISHED]
+        assert verify_and_read_digests(url) == [PUBLISHED]
         proxy.choose = lambda _: None
-        assert require_sound(url) == [PUBLISHED]
+        assert verify_and_read_digests(url) == [PUBLISHED]
     print(
         f"\ntorture: {len(proxy.broken)} of {len(proxy.seen)} S3 requests failed, broke off or lost their "
         f"answer; {rounds} entries published and read, none torn"
     )
 
 
-def test_a_conditional_write_whose_refusal_breaks_off_is_asked_again(proxy: Proxy, s3_url: str) -> None:
+def test_conditional_write_with_a_truncated_response_is_retried(proxy: Proxy, s3_url: str) -> None:
     first = True
 
     def choose(request: Request) -> Fault | None:
@@ -258,26 +256,28 @@ def test_a_conditional_write_whose_refusal_breaks_off_is_asked_again(proxy: Prox
     proxy.choose = choose
     publish_toy(s3_url, 1)
     assert not first
-    assert require_sound(s3_url) == [PUBLISHED]
+    assert verify_and_read_digests(s3_url) == [PUBLISHED]
 
 
 @pytest.mark.torture
-def test_an_extraction_to_a_server_that_fails_now_and_then_has_the_digests_of_any_other(
+def test_extraction_to_an_unreliable_server_gives_the_same_digests(
     proxy: Proxy, s3_url: str, tmp_path: Path
 ) -> None:
     def extraction(url: str) -> int | None:
         arguments = [*EXTRACT, "--store", url, "--staging", str(tmp_path / "staging")]
-        process = child(processes(), sfm_command, arguments, str(tmp_path / "output"))
+        process = start_process(
+            make_forkserver_context(), run_sfm_command, arguments, str(tmp_path / "output")
+        )
         process.join()
         return process.exitcode
 
     assert extraction(str(tmp_path / "undisturbed")) == 0
-    wanted = require_sound(str(tmp_path / "undisturbed"))
+    wanted = verify_and_read_digests(str(tmp_path / "undisturbed"))
     for number in range(5):
-        proxy.choose = unreliable(number, 0.2)
+        proxy.choose = make_random_fault_chooser(number, 0.2)
         assert extraction(f"{s3_url}-{number}") == 0, (tmp_path / "output").read_text()
         proxy.choose = lambda _: None
-        assert require_sound(f"{s3_url}-{number}") == wanted
+        assert verify_and_read_digests(f"{s3_url}-{number}") == wanted
     print(
         f"\ntorture: 5 extractions to S3 while {len(proxy.broken)} of {len(proxy.seen)} requests "
         f"failed: the digests of an undisturbed run"
@@ -285,7 +285,7 @@ def test_an_extraction_to_a_server_that_fails_now_and_then_has_the_digests_of_an
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(30, marks=pytest.mark.torture)])
-def test_a_server_that_stays_away_is_an_error_and_the_same_command_completes_later(
+def test_unavailable_server_gives_a_one_line_error_and_a_later_retry_completes(
     proxy: Proxy, s3_url: str, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(location.LONG_RETRY, "max_retries", 1)
@@ -300,5 +300,5 @@ def test_a_server_that_stays_away_is_an_error_and_the_same_command_completes_lat
         assert "\n" not in str(failure.value)
         proxy.choose = lambda _: None
         publish_toy(url, 1)
-        assert require_sound(url) == [PUBLISHED]
+        assert verify_and_read_digests(url) == [PUBLISHED]
     print(f"\ntorture: {rounds} servers that went away halfway: no torn entry, all completed later")

@@ -37,20 +37,20 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Reading:
+class StoreReading:
     """What a reader gets from a store: contents by fingerprint, and complaints."""
 
     contents: dict[str, Content]
     complaints: list[str]
 
 
-def read_all(url: str) -> Reading:
+def read_all(url: str) -> StoreReading:
     """Read a store as a user would, entry by entry."""
     try:
         store = open_store(url)
         summaries, complaints = store.list_summaries_and_problems()
     except (DamageError, InputError) as error:
-        return Reading({}, [str(error)])
+        return StoreReading({}, [str(error)])
     contents = {}
     for summary in summaries:
         try:
@@ -62,11 +62,11 @@ def read_all(url: str) -> Reading:
             )
         except (DamageError, InputError) as error:
             complaints.append(str(error))
-    return Reading(contents, complaints)
+    return StoreReading(contents, complaints)
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of two entries of different data through different backbones."""
     store = open_or_create_store(str(tmp_path_factory.mktemp("original")))
     for seed, weights in ((1, "w"), (2, "v")):
@@ -77,13 +77,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(original: Path, tmp_path: Path) -> Store:
+def store(original_store: Path, tmp_path: Path) -> Store:
     """A copy of that store, to be damaged."""
-    return open_store(str(shutil.copytree(original, tmp_path / "store")))
+    return open_store(str(shutil.copytree(original_store, tmp_path / "store")))
 
 
 @pytest.fixture
-def intact(store: Store) -> Reading:
+def expected_reading(store: Store) -> StoreReading:
     """What the store holds before anything happens to it."""
     reading = read_all(store.url)
     assert len(reading.contents) == 2
@@ -91,14 +91,14 @@ def intact(store: Store) -> Reading:
     return reading
 
 
-def files_of(store: Store, *, chunks: bool | None = None) -> list[Path]:
+def list_files(store: Store, *, chunks: bool | None = None) -> list[Path]:
     """Return the files of a store; only chunks, only others, or all."""
     files = sorted(path for path in Path(store.url).rglob("*") if path.is_file() and path.stat().st_size)
     return [f for f in files if chunks is None or ("c" in f.relative_to(store.url).parts[3:]) == chunks]
 
 
 @contextmanager
-def changed(store: Store, file: Path, data: bytes | None) -> Iterator[str]:
+def change_file(store: Store, file: Path, data: bytes | None) -> Iterator[str]:
     """Change a file for a while; yields its path in the store. None deletes it."""
     before = file.read_bytes()
     if data is None:
@@ -111,7 +111,7 @@ def changed(store: Store, file: Path, data: bytes | None) -> Iterator[str]:
         file.write_bytes(before)
 
 
-def judge(store: Store, intact: Reading, path: str) -> bool:
+def check_damage_report(store: Store, expected_reading: StoreReading, path: str) -> bool:
     """Check the promise after a change of one object; return whether the change was reported.
 
     Entries that can be read are what they were, an entry that cannot be is reported with the path of the
@@ -119,7 +119,7 @@ def judge(store: Store, intact: Reading, path: str) -> bool:
     """
     reading = read_all(store.url)
     for fingerprint, content in reading.contents.items():
-        assert content == intact.contents[fingerprint], f"other content after a change of {path}"
+        assert content == expected_reading.contents[fingerprint], f"other content after a change of {path}"
     named = [c for c in reading.complaints if path in c or (path == "zarr.json" and store.url in c)]
     assert len(reading.contents) + len(named) == 2 or (path == "zarr.json" and named)
     assert named == reading.complaints
@@ -131,22 +131,22 @@ def judge(store: Store, intact: Reading, path: str) -> bool:
 
 
 @pytest.mark.parametrize("flips", [50, pytest.param(1000, marks=pytest.mark.torture)])
-def test_one_flipped_bit_in_any_object_is_harmless_or_reported_by_name(
-    store: Store, intact: Reading, flips: int
+def test_bit_flip_in_any_object_is_harmless_or_reported_with_its_path(
+    store: Store, expected_reading: StoreReading, flips: int
 ) -> None:
     rng = random.Random(flips)
-    files = files_of(store)
+    files = list_files(store)
     reported, objects = 0, set()
     for number in range(flips):
         file = files[number % len(files)]
         data = bytearray(file.read_bytes())
         bit = rng.randrange(8 * len(data))
         data[bit // 8] ^= 1 << bit % 8
-        with changed(store, file, bytes(data)) as path:
-            reported += judge(store, intact, path)
+        with change_file(store, file, bytes(data)) as path:
+            reported += check_damage_report(store, expected_reading, path)
         objects.add(path)
     assert reported > flips // 2
-    assert read_all(store.url) == intact
+    assert read_all(store.url) == expected_reading
     print(
         f"\ntorture: {flips} bits flipped in {len(objects)} objects: {reported} reported by name, "
         f"{flips - reported} harmless, none gave other numbers"
@@ -174,47 +174,51 @@ CHANGES: dict[str, Callable[[bytes], bytes | None]] = {
         ),
     ],
 )
-def test_an_object_that_is_deleted_or_cut_is_reported_by_name(
-    store: Store, intact: Reading, change: str
+def test_deleted_or_truncated_object_is_reported_with_its_path(
+    store: Store, expected_reading: StoreReading, change: str
 ) -> None:
-    for file in files_of(store):
-        with changed(store, file, CHANGES[change](file.read_bytes())) as path:
+    for file in list_files(store):
+        with change_file(store, file, CHANGES[change](file.read_bytes())) as path:
             if path == "runs/zarr.json" or path.endswith(("/train/zarr.json", "/test/zarr.json")):
-                judge(store, intact, path)
+                check_damage_report(store, expected_reading, path)
             else:
-                assert judge(store, intact, path), f"{path} {change}, and nobody says so"
+                assert check_damage_report(store, expected_reading, path), (
+                    f"{path} {change}, and nobody says so"
+                )
 
 
-def test_two_chunks_that_change_places_are_both_reported(store: Store, intact: Reading) -> None:
-    chunks = files_of(store, chunks=True)
+def test_swapped_chunks_are_both_reported(store: Store, expected_reading: StoreReading) -> None:
+    chunks = list_files(store, chunks=True)
     pairs = [(a, b) for a in chunks for b in chunks if a < b and a.parent.parent == b.parent.parent]
     assert pairs
     for one, other in [*pairs, (chunks[0], chunks[-1])]:
         was, wanted = one.read_bytes(), other.read_bytes()
-        with changed(store, one, wanted) as first, changed(store, other, was) as second:
+        with change_file(store, one, wanted) as first, change_file(store, other, was) as second:
             reading = read_all(store.url)
-            assert all(content == intact.contents[f] for f, content in reading.contents.items())
+            assert all(content == expected_reading.contents[f] for f, content in reading.contents.items())
             assert any(first in c or second in c for c in reading.complaints)
             problems = [p for verdict in verify_entries(store) for p in verdict.problems]
             assert any(first in p for p in problems)
             assert any(second in p for p in problems)
 
 
-def test_metadata_and_commits_of_another_entry_are_reported(store: Store, intact: Reading) -> None:
-    commits = [f for f in files_of(store) if "index" in f.relative_to(store.url).parts]
+def test_metadata_or_commit_copied_from_another_entry_is_reported(
+    store: Store, expected_reading: StoreReading
+) -> None:
+    commits = [f for f in list_files(store) if "index" in f.relative_to(store.url).parts]
     runs = [store.read_commit(f.relative_to(store.url).as_posix()).run for f in commits]
     for ours, theirs in ((0, 1), (1, 0)):
-        with changed(store, commits[ours], commits[theirs].read_bytes()) as path:
-            assert judge(store, intact, path)
+        with change_file(store, commits[ours], commits[theirs].read_bytes()) as path:
+            assert check_damage_report(store, expected_reading, path)
         root = Path(store.url) / "runs" / runs[ours]
         for file in root.rglob("zarr.json"):
             twin = Path(store.url) / "runs" / runs[theirs] / file.relative_to(root)
             if file.read_bytes() != twin.read_bytes():
-                with changed(store, file, twin.read_bytes()) as path:
-                    assert judge(store, intact, path)
+                with change_file(store, file, twin.read_bytes()) as path:
+                    assert check_damage_report(store, expected_reading, path)
 
 
-def test_a_whole_run_that_is_replaced_by_another_is_reported(store: Store, intact: Reading) -> None:
+def test_swapped_runs_are_reported(store: Store, expected_reading: StoreReading) -> None:
     runs = sorted(p for p in (Path(store.url) / "runs").iterdir() if p.is_dir())
     aside = runs[0].with_name("aside")
     runs[0].rename(aside)
@@ -226,50 +230,50 @@ def test_a_whole_run_that_is_replaced_by_another_is_reported(store: Store, intac
     assert all(not verdict.is_sound for verdict in verify_entries(store))
 
 
-def test_the_commit_of_an_older_generation_in_the_place_of_a_newer_one_is_reported(store: Store) -> None:
+def test_newest_commit_overwritten_with_an_older_one_is_reported(store: Store) -> None:
     draft = Draft(store)
     write_random_arrays(draft, 3)
     summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest, older = (Path(store.url) / "index" / summary.key / f"{n:08d}.json" for n in (2, 1))
-    with changed(store, newest, older.read_bytes()) as path:
+    with change_file(store, newest, older.read_bytes()) as path:
         entries, reasons = store.list_summaries_and_problems()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         assert path in reasons[0]
 
 
-def test_a_lost_commit_does_not_bring_back_what_it_replaced_or_removed(store: Store) -> None:
+def test_lost_commit_does_not_restore_a_replaced_or_removed_entry(store: Store) -> None:
     draft = Draft(store)
     write_random_arrays(draft, 3)
     summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
-    with changed(store, newest, None) as path:
+    with change_file(store, newest, None) as path:
         entries, reasons = store.list_summaries_and_problems()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         (reason,) = reasons
         assert reason.startswith(f"missing commit {path}: it was published and is gone; if it never was, ")
         assert reasons[0] in [problem for verdict in verify_entries(store) for problem in verdict.problems]
     remove_entry(store, summary)
-    with changed(store, newest.with_name("00000003.json"), None) as path:
+    with change_file(store, newest.with_name("00000003.json"), None) as path:
         entries, reasons = store.list_summaries_and_problems()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         assert path in reasons[0]
 
 
-def test_an_entry_whose_newest_commit_is_damaged_does_not_fall_back_to_the_one_it_replaced(
+def test_damaged_newest_commit_does_not_fall_back_to_the_previous_generation(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     draft = Draft(store)
     write_random_arrays(draft, 3)
     summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
-    with changed(store, newest, b"{}") as path:
+    with change_file(store, newest, b"{}") as path:
         assert [s.fingerprint for s in store.list_summaries()] == [f"{2:064x}"]
         assert path in caplog.text
         with pytest.raises(DamageError, match="damaged commit"):
             store.open_entry(summary)
 
 
-def test_the_next_generation_can_be_published_over_a_damaged_commit(store: Store) -> None:
+def test_replace_publishes_the_next_generation_after_a_damaged_commit(store: Store) -> None:
     summary = store.list_summaries()[0]
     broken = Path(store.url) / "index" / summary.key / "00000001.json"
     broken.write_bytes(b"")
@@ -291,19 +295,19 @@ def test_the_next_generation_can_be_published_over_a_damaged_commit(store: Store
     assert {s.generation for s in store.list_summaries()} == {1, 2}
 
 
-def test_the_checksum_of_a_chunk_protects_a_plain_zarr_reader(store: Store) -> None:
+def test_plain_zarr_reader_raises_on_a_chunk_checksum_mismatch(store: Store) -> None:
     rng = random.Random(0)
-    for file in files_of(store, chunks=True):
+    for file in list_files(store, chunks=True):
         parts = file.relative_to(store.url).parts
         array = Path(*parts[: parts.index("c")])
         data = bytearray(file.read_bytes())
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        with changed(store, file, bytes(data)), pytest.raises(ValueError, match="checksum"):
+        with change_file(store, file, bytes(data)), pytest.raises(ValueError, match="checksum"):
             zarr.open_array(Path(store.url) / array, mode="r")[...]
         zarr.open_array(Path(store.url) / array, mode="r")[...]
 
 
-def test_what_a_store_did_not_keep_is_never_published(tmp_path: Path) -> None:
+def test_publish_raises_damage_error_if_a_written_object_is_missing_or_changed(tmp_path: Path) -> None:
     store = open_or_create_store(str(tmp_path))
     for change in (None, b"other bytes"):
         draft = Draft(store)

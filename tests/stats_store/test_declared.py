@@ -12,7 +12,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
-from forged_entries import change_metadata, change_object, rewrite_commit, run_of
+from forged_entries import change_metadata, change_object, get_run_folder, rewrite_commit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_entries import (
@@ -47,18 +47,18 @@ RUN = "a" * 32
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = open_or_create_store(str(tmp_path_factory.mktemp("original")))
     publish_random_entry(store, 1)
     return Path(store.url)
 
 
 @pytest.fixture
-def store(original: Path, tmp_path: Path) -> Store:
-    return open_store(str(shutil.copytree(original, tmp_path / "store")))
+def store(original_store: Path, tmp_path: Path) -> Store:
+    return open_store(str(shutil.copytree(original_store, tmp_path / "store")))
 
 
-def cards(train: int = TRAIN_SAMPLES, **options: Any) -> tuple[DatasetCard, ExtractionCard]:
+def make_cards(train: int = TRAIN_SAMPLES, **options: Any) -> tuple[DatasetCard, ExtractionCard]:
     ids = [f"n{i}" for i in range(CLASSES)]
     dataset = DatasetCard(
         name="toy",
@@ -75,7 +75,7 @@ def cards(train: int = TRAIN_SAMPLES, **options: Any) -> tuple[DatasetCard, Extr
     return dataset, extraction
 
 
-def reasons(store: Store, summary: Summary) -> list[str]:
+def list_damage_messages(store: Store, summary: Summary) -> list[str]:
     """Return why an entry cannot be opened, and what `verify_entries` says of it."""
     with pytest.raises(DamageError) as error:
         store.open_entry(summary)
@@ -84,7 +84,7 @@ def reasons(store: Store, summary: Summary) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_cards_declare_the_shape_of_every_array_of_the_schema(name: str) -> None:
+def test_expected_shape_of_every_schema_array_follows_from_the_cards(name: str) -> None:
     sizes = {
         "class": CLASSES,
         "feature": FEATURES,
@@ -98,19 +98,21 @@ def test_the_cards_declare_the_shape_of_every_array_of_the_schema(name: str) -> 
     }
     expected = tuple(sizes[axis] for axis in DIMENSIONS[strip_sub_class_suffix(name)])
     assert is_array_in_schema(name)
-    assert compute_expected_shape(name, make_backbone_card(), cards()[0], exemplars_per_class=7) == expected
+    assert (
+        compute_expected_shape(name, make_backbone_card(), make_cards()[0], exemplars_per_class=7) == expected
+    )
 
 
 @pytest.mark.parametrize(
     "name", ["train/centre", "train/count_5", "train/centre_0", "train/centre_05", "train/centre_5_5", ""]
 )
-def test_a_name_that_is_not_quite_one_of_the_schema_is_of_an_unknown_array(name: str) -> None:
+def test_malformed_array_name_is_not_in_the_schema(name: str) -> None:
     assert not is_array_in_schema(name)
 
 
 @given(st.sampled_from(NAMES), st.data())
 @settings(max_examples=40, deadline=None)
-def test_whatever_this_program_writes_has_a_layout_that_is_its_own(name: str, data: st.DataObject) -> None:
+def test_layout_parsed_from_written_metadata_matches_the_array(name: str, data: st.DataObject) -> None:
     shape = tuple(data.draw(st.integers(1, 9)) for _ in DIMENSIONS[strip_sub_class_suffix(name)])
     dtype = np.dtype(data.draw(st.sampled_from(ALLOWED_DTYPES[strip_sub_class_suffix(name)])))
     objects = MemoryStore()
@@ -133,7 +135,7 @@ def set_chunks(*shape: int) -> Callable[[dict[str, Any]], None]:
     return lambda metadata: metadata["chunk_grid"]["configuration"].update(chunk_shape=list(shape))
 
 
-def set_(**fields: Any) -> Callable[[dict[str, Any]], None]:
+def set_fields(**fields: Any) -> Callable[[dict[str, Any]], None]:
     return lambda metadata: metadata.update(fields)
 
 
@@ -149,37 +151,37 @@ SHARDS = {"name": "sharding_indexed", "configuration": {"chunk_shape": [4, 6], "
         (set_shape(-1, FEATURES), "its shape cannot"),
         (set_shape(*[1] * 1000), "its shape and chunk_grid cannot"),
         (set_shape(2**70, FEATURES), "its shape cannot"),
-        (set_(shape=[4.0, 6]), r"shape.0: input should be a valid integer"),
-        (set_(shape={"4": 6}), "shape: input should be a valid list"),
-        (set_(data_type="float32"), "type float32, not float64"),
-        (set_(data_type="string"), "its data_type cannot"),
+        (set_fields(shape=[4.0, 6]), r"shape.0: input should be a valid integer"),
+        (set_fields(shape={"4": 6}), "shape: input should be a valid list"),
+        (set_fields(data_type="float32"), "type float32, not float64"),
+        (set_fields(data_type="string"), "its data_type cannot"),
         (set_chunks(0, 6), r"chunks of \(0, 6\) do not divide \(4, 6\)"),
         (set_chunks(2**40, 6), "do not divide"),
         (set_chunks(1, 6), "missing object .*/train/mean/c/1/0: the commit does not list it"),
-        (set_(chunk_grid={"name": "regular"}), "chunk_shape: input should be a valid list"),
-        (set_(chunk_grid={"name": "rectangular"}), "chunk_shape: "),
-        (set_(chunk_key_encoding={"name": "v2"}), "its chunk_key_encoding cannot"),
+        (set_fields(chunk_grid={"name": "regular"}), "chunk_shape: input should be a valid list"),
+        (set_fields(chunk_grid={"name": "rectangular"}), "chunk_shape: "),
+        (set_fields(chunk_key_encoding={"name": "v2"}), "its chunk_key_encoding cannot"),
         (
-            set_(chunk_key_encoding={"name": "default", "configuration": {"separator": "."}}),
+            set_fields(chunk_key_encoding={"name": "default", "configuration": {"separator": "."}}),
             "its chunk_key_encoding cannot",
         ),
-        (set_(codecs=[SHARDS]), "its codecs cannot"),
-        (set_(codecs=[{"name": "bytes"}, {"name": "gzip"}]), "its codecs cannot"),
-        (set_(codecs=[]), "its codecs cannot"),
-        (set_(codecs=[{"name": "bytes"}] * 1000), "its codecs cannot"),
-        (set_(fill_value="0x7fc00000"), "its fill_value cannot"),
-        (set_(storage_transformers=[{"name": "x"}]), "its storage_transformers cannot"),
-        (set_(zarr_format=2), "its zarr_format cannot"),
-        (set_(node_type="group"), "its node_type cannot"),
+        (set_fields(codecs=[SHARDS]), "its codecs cannot"),
+        (set_fields(codecs=[{"name": "bytes"}, {"name": "gzip"}]), "its codecs cannot"),
+        (set_fields(codecs=[]), "its codecs cannot"),
+        (set_fields(codecs=[{"name": "bytes"}] * 1000), "its codecs cannot"),
+        (set_fields(fill_value="0x7fc00000"), "its fill_value cannot"),
+        (set_fields(storage_transformers=[{"name": "x"}]), "its storage_transformers cannot"),
+        (set_fields(zarr_format=2), "its zarr_format cannot"),
+        (set_fields(node_type="group"), "its node_type cannot"),
     ],
 )
-def test_metadata_that_its_entrys_cards_do_not_declare_is_refused_at_open_and_by_verify(
+def test_array_metadata_contradicting_the_cards_is_damage_at_open_and_in_verify(
     store: Store, change: Callable[[dict[str, Any]], None], reason: str
 ) -> None:
     (summary,) = store.list_summaries()
     change_metadata(store, summary, "train/mean", change)
     run = f"runs/{store.read_entry_commit(summary).run}"
-    for line in reasons(store, summary):
+    for line in list_damage_messages(store, summary):
         assert line.startswith((f"damaged object {run}/train/mean/zarr.json: ", "missing object"))
         assert re.search(reason, line), line
 
@@ -187,13 +189,13 @@ def test_metadata_that_its_entrys_cards_do_not_declare_is_refused_at_open_and_by
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"null", b"[" * 100_000, b'{"shape": 1e400}', b"\xff", b"{" * 9]
 )
-def test_metadata_that_is_no_json_object_is_damage(store: Store, data: bytes) -> None:
+def test_array_metadata_that_is_not_a_json_object_is_damage(store: Store, data: bytes) -> None:
     (summary,) = store.list_summaries()
     change_object(store, summary, "train/mean/zarr.json", data)
-    assert all("/train/mean/zarr.json: " in line for line in reasons(store, summary))
+    assert all("/train/mean/zarr.json: " in line for line in list_damage_messages(store, summary))
 
 
-def test_metadata_that_the_commit_does_not_list_is_missing(store: Store) -> None:
+def test_array_metadata_missing_from_the_commit_is_damage(store: Store) -> None:
     (summary,) = store.list_summaries()
     rewrite_commit(store, summary, lambda content: content["objects"].pop("train/mean/zarr.json"))
     with pytest.raises(DamageError, match="train/mean"):
@@ -201,25 +203,25 @@ def test_metadata_that_the_commit_does_not_list_is_missing(store: Store) -> None
     assert "train/mean" in verify_entries(store)[0].problems[0]
 
 
-def test_a_chunk_too_many_is_damage(store: Store) -> None:
+def test_extra_chunk_in_the_commit_is_damage(store: Store) -> None:
     (summary,) = store.list_summaries()
     change_object(store, summary, "train/mean/c/7/7", b"chunk")
-    assert all("the commit lists 2 chunks, it has 1" in line for line in reasons(store, summary))
+    assert all("the commit lists 2 chunks, it has 1" in line for line in list_damage_messages(store, summary))
 
 
-def test_a_chunk_larger_than_it_can_be_is_damage_and_not_read(store: Store) -> None:
+def test_oversized_chunk_record_is_damage_and_the_chunk_is_not_read(store: Store) -> None:
     (summary,) = store.list_summaries()
     huge = {"size": 2**30, "sha256": "0" * 64}
     rewrite_commit(store, summary, lambda content: content["objects"].update({"train/mean/c/0/0": huge}))
-    first, *more = reasons(store, summary)
+    first, *more = list_damage_messages(store, summary)
     assert "/train/mean/c/0/0: 1073741824 bytes, a chunk has at most" in first
     assert any("1073741824" in line for line in more)
 
 
-def test_an_object_that_grew_is_not_read_into_memory(store: Store) -> None:
+def test_object_larger_than_recorded_is_not_read_into_memory(store: Store) -> None:
     (summary,) = store.list_summaries()
     entry = store.open_entry(summary)
-    with (run_of(store, summary) / "train/mean/c/0/0").open("r+b") as chunk:
+    with (get_run_folder(store, summary) / "train/mean/c/0/0").open("r+b") as chunk:
         chunk.truncate(2**30)  # sparse
     tracemalloc.start()
     with pytest.raises(DamageError, match=r"1073741824 bytes, at most \d+ are read"):
@@ -228,7 +230,7 @@ def test_an_object_that_grew_is_not_read_into_memory(store: Store) -> None:
     tracemalloc.stop()
 
 
-def of_many_samples(samples: int, chunk_size: int) -> list[str]:
+def find_layout_problems(samples: int, chunk_size: int) -> list[str]:
     """Return what is wrong with training features whose chunks have so many bytes each."""
     shape, chunk_shape = (samples, FEATURES), (4096, FEATURES)
     metadata = {
@@ -241,7 +243,7 @@ def of_many_samples(samples: int, chunk_size: int) -> list[str]:
         "fill_value": "NaN",
         "codecs": [{"name": "bytes"}, {"name": "blosc"}, {"name": "crc32c"}],
     }
-    dataset, extraction = cards(train=samples)
+    dataset, extraction = make_cards(train=samples)
     record = ObjectRecord(size=chunk_size, sha256="0" * 64)
     names = ["train/feature/zarr.json", *(f"train/feature/c/{row}/0" for row in range(-(-samples // 4096)))]
     commit = Commit(
@@ -253,16 +255,16 @@ def of_many_samples(samples: int, chunk_size: int) -> list[str]:
     )[1]
 
 
-def test_few_bytes_do_not_stand_for_gigabytes() -> None:
+def test_extreme_compression_ratio_of_a_large_array_is_damage() -> None:
     samples = MAX_HIGH_RATIO_BYTES // (4 * FEATURES)
-    assert of_many_samples(samples - 4096, chunk_size=50) == []
-    assert of_many_samples(10 * samples, chunk_size=50_000) == []
-    (problem,) = of_many_samples(samples + 4096, chunk_size=50)
+    assert find_layout_problems(samples - 4096, chunk_size=50) == []
+    assert find_layout_problems(10 * samples, chunk_size=50_000) == []
+    (problem,) = find_layout_problems(samples + 4096, chunk_size=50)
     assert "compressed more than 1000 times" in problem
 
 
-def test_exemplars_are_as_many_as_the_options_say() -> None:
-    dataset, extraction = cards(exemplars=5)
+def test_exemplar_arrays_must_match_the_options_and_each_other() -> None:
+    dataset, extraction = make_cards(exemplars=5)
     objects = MemoryStore()
     for name, shape in (("exemplar/role", (CLASSES, 2)), ("exemplar/sample", (CLASSES, 5))):
         create_run_array(objects, RUN, name, shape, np.dtype(ALLOWED_DTYPES[name][0]))[...] = 0
@@ -276,58 +278,60 @@ def test_exemplars_are_as_many_as_the_options_say() -> None:
         commit, EntryCards(make_backbone_card(), dataset, extraction, CLASSIFIER), written
     )[1]
     assert "exemplar/role/zarr.json: shape (4, 2), by the cards of its entry (4, 5)" in problem
-    _, silent = cards()
+    _, silent = make_cards()
     (problem,) = parse_valid_array_layouts(
         commit, EntryCards(make_backbone_card(), dataset, silent, CLASSIFIER), written
     )[1]
     assert problem == f"damaged run runs/{RUN}: its exemplar arrays have different lengths"
 
 
-def with_crc(data: bytes) -> bytes:
+def append_crc(data: bytes) -> bytes:
     return data + struct.pack("<I", google_crc32c.value(data))
 
 
-def put_chunk(store: Store, data: bytes) -> str:
+def write_chunk_and_get_error(store: Store, data: bytes) -> str:
     """Write the chunk of ``test/feature``, vouched for; return why it cannot be read."""
     (summary,) = store.list_summaries()
-    change_object(store, summary, "test/feature/c/0/0", with_crc(data))
+    change_object(store, summary, "test/feature/c/0/0", append_crc(data))
     with pytest.raises(DamageError) as error:
         store.open_entry(summary).read_array("test/feature")
     assert any("test/feature" in line for line in verify_entries(store)[0].problems)
     return str(error.value)
 
 
-def chunk_of(store: Store) -> bytes:
+def read_chunk_without_crc(store: Store) -> bytes:
     (summary,) = store.list_summaries()
-    return (run_of(store, summary) / "test/feature/c/0/0").read_bytes()[:-4]
+    return (get_run_folder(store, summary) / "test/feature/c/0/0").read_bytes()[:-4]
 
 
-def test_a_chunk_that_claims_gigabytes_is_damage_before_it_is_decompressed(store: Store) -> None:
-    chunk = bytearray(chunk_of(store))
+def test_invalid_blosc_header_is_damage_before_decompression(store: Store) -> None:
+    chunk = bytearray(read_chunk_without_crc(store))
     struct.pack_into("<I", chunk, 4, 2**31 - 1)
-    assert "it would decompress to 2147483647 bytes, a chunk has 49152" in put_chunk(store, bytes(chunk))
+    assert "it would decompress to 2147483647 bytes, a chunk has 49152" in write_chunk_and_get_error(
+        store, bytes(chunk)
+    )
     struct.pack_into("<II", chunk, 4, 49152, 2**31 - 1)
-    assert "its header is not that of compressed data" in put_chunk(store, bytes(chunk))
-    assert "it is too short to be compressed" in put_chunk(store, b"")
+    assert "its header is not that of compressed data" in write_chunk_and_get_error(store, bytes(chunk))
+    assert "it is too short to be compressed" in write_chunk_and_get_error(store, b"")
 
 
 @given(st.lists(st.tuples(st.integers(0, 2000), st.integers(1, 255)), min_size=1, max_size=9))
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )
-def test_a_chunk_with_any_bytes_changed_is_read_or_is_damage(
-    original: Path, changes: list[tuple[int, int]]
+def test_chunk_with_changed_bytes_is_read_or_raises_damage_error(
+    original_store: Path, changes: list[tuple[int, int]]
 ) -> None:
-    store = open_store(str(original))
-    chunk = bytearray(chunk_of(store))
+    store = open_store(str(original_store))
+    chunk = bytearray(read_chunk_without_crc(store))
     before = bytes(chunk)
     for place, change in changes:
         chunk[place] ^= change
     (summary,) = store.list_summaries()
     try:
-        change_object(store, summary, "test/feature/c/0/0", with_crc(bytes(chunk)))
+        change_object(store, summary, "test/feature/c/0/0", append_crc(bytes(chunk)))
         store.open_entry(summary).read_array("test/feature")
     except DamageError as error:
         assert "test/feature" in str(error)  # noqa: PT017
     finally:
-        change_object(store, summary, "test/feature/c/0/0", with_crc(before))
+        change_object(store, summary, "test/feature/c/0/0", append_crc(before))

@@ -36,20 +36,20 @@ def tall_arrays(draw: st.DrawFn) -> npt.NDArray[np.generic]:
     return np.random.default_rng(draw(st.integers(0, 99))).integers(0, 200, (rows, 3)).astype(dtype)
 
 
-def test_the_digest_is_the_one_the_design_defines() -> None:
+def test_array_digest_matches_its_definition() -> None:
     array = np.arange(10_000, dtype=np.int32).reshape(5_000, 2)
     blocks = [hashlib.sha256(array[i : i + 4096].astype("<i4").tobytes()).digest() for i in (0, 4096)]
     assert compute_array_digest(array) == hashlib.sha256(b"".join(blocks) + b'["<i4",[5000,2]]').hexdigest()
 
 
 @given(tall_arrays())
-def test_blocks_digested_apart_combine_to_the_digest_of_the_whole(array: npt.NDArray[np.generic]) -> None:
+def test_block_digests_combine_to_the_array_digest(array: npt.NDArray[np.generic]) -> None:
     blocks = [compute_block_digest(array[i : i + BLOCK_ROWS]) for i in range(0, len(array), BLOCK_ROWS)]
     assert combine_block_digests(blocks, array.dtype, array.shape) == compute_array_digest(array)
 
 
 @given(tall_arrays(), st.lists(st.integers(0, 10_000), max_size=6))
-def test_how_an_array_is_cut_into_parts_does_not_matter(
+def test_array_digest_is_independent_of_chunk_boundaries(
     array: npt.NDArray[np.generic], cuts: list[int]
 ) -> None:
     parts = np.split(array, sorted(min(cut, len(array)) for cut in cuts))
@@ -57,14 +57,14 @@ def test_how_an_array_is_cut_into_parts_does_not_matter(
 
 
 @given(small_arrays)
-def test_byte_order_and_memory_layout_do_not_matter(array: npt.NDArray[np.generic]) -> None:
+def test_array_digest_is_independent_of_byte_order_and_memory_layout(array: npt.NDArray[np.generic]) -> None:
     assert compute_array_digest(array.astype(array.dtype.newbyteorder(">"))) == compute_array_digest(array)
     assert compute_array_digest(np.asfortranarray(array)) == compute_array_digest(array)
     assert compute_array_digest(np.repeat(array, 2, axis=0)[::2]) == compute_array_digest(array)
 
 
 @given(small_arrays, st.data())
-def test_any_other_bit_type_or_shape_is_another_digest(
+def test_array_digest_depends_on_every_bit_dtype_and_shape(
     array: npt.NDArray[np.generic], data: st.DataObject
 ) -> None:
     changed = bytearray(array.tobytes())
@@ -79,23 +79,23 @@ def test_any_other_bit_type_or_shape_is_another_digest(
         )
 
 
-def test_rows_that_do_not_make_up_the_shape_are_refused() -> None:
+def test_chunked_array_digest_raises_value_error_on_a_row_count_mismatch() -> None:
     with pytest.raises(ValueError, match="3 rows given, 4 announced"):
         compute_chunked_array_digest([np.zeros(3)], np.dtype(float), (4,))
 
 
-def test_an_empty_array_has_a_digest_that_depends_on_type_and_shape() -> None:
+def test_digest_of_an_empty_array_depends_on_dtype_and_shape() -> None:
     empty = [np.zeros((0, 3), np.float32), np.zeros((0, 4), np.float32), np.zeros((0, 3), np.float64)]
     assert len({compute_array_digest(array) for array in empty}) == 3
 
 
-def test_json_has_one_spelling_and_no_nan() -> None:
+def test_canonical_json_is_sorted_and_compact_and_refuses_nan() -> None:
     assert encode_canonical_json({"b": [1, 2.5], "a": None}) == b'{"a":null,"b":[1,2.5]}'
     with pytest.raises(ValueError, match="Out of range float values"):
         encode_canonical_json({"a": float("nan")})
 
 
-def test_the_entry_digest_covers_arrays_backbone_dataset_and_options_and_no_order() -> None:
+def test_entry_digest_covers_arrays_backbone_dataset_and_options_in_any_order() -> None:
     arrays = {"train/mean": "a", "train/count": "b"}
     digest = compute_entry_digest(arrays, "backbone", "data", "options")
     assert compute_entry_digest(dict(reversed(arrays.items())), "backbone", "data", "options") == digest

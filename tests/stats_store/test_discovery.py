@@ -13,7 +13,7 @@ from sfm.stats_store.verification import verify_entries
 
 
 @pytest.mark.parametrize("entries", [50, pytest.param(1000, marks=pytest.mark.torture)])
-def test_listing_reads_commits_alone(tmp_path, entries):
+def test_listing_reads_only_commits(tmp_path, entries):
     store = open_or_create_store(str(tmp_path))
     publish_fake_commits(store, publish_random_entry(store), entries - 1)
     began = time.perf_counter()
@@ -22,7 +22,7 @@ def test_listing_reads_commits_alone(tmp_path, entries):
     print(f"\ntorture: `ls` of {entries} entries in a folder: {seconds:.2f} s")
 
 
-def test_show_tells_cards_classes_licence_source_sizes_and_ratio(fashion_store):
+def test_entry_document_contains_cards_classes_and_array_sizes(fashion_store):
     store = open_store(fashion_store)
     (summary,) = [s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full")]
     entry = store.open_entry(summary)
@@ -39,7 +39,7 @@ def test_show_tells_cards_classes_licence_source_sizes_and_ratio(fashion_store):
     assert (mean["shape"], mean["dtype"], mean["bytes"]) == ([10, 1280], "float64", 10 * 1280 * 8)
 
 
-def test_sizes_are_those_on_the_disk(tmp_path):
+def test_reported_sizes_match_the_files_on_disk(tmp_path):
     store = open_or_create_store(str(tmp_path))
     entry = store.open_entry(publish_random_entry(store))
     document = store_tables.make_entry_document(entry)
@@ -54,7 +54,7 @@ def test_sizes_are_those_on_the_disk(tmp_path):
     assert document["compression_ratio"] == pytest.approx(document["bytes"] / sum(on_disk.values()))
 
 
-def test_an_entry_without_held_out_features_opens_lists_verifies_and_copies(tmp_path):
+def test_entry_without_held_out_features_can_be_opened_shown_verified_and_copied(tmp_path):
     store = open_or_create_store(str(tmp_path / "s"))
     draft = Draft(store)
     draft.write_array("train/count", write_random_arrays(Draft(store))["train/count"])

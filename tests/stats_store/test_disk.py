@@ -26,14 +26,14 @@ from sfm.stats_store.verification import verify_entries
 @pytest.mark.parametrize(
     "name", [".DS_Store", "._x", ".gitkeep", "lost+found/", "Thumbs.db", "Desktop.ini", "empty/"]
 )
-def test_what_systems_leave_in_a_folder_is_not_in_the_way_of_a_store(tmp_path: Path, name: str) -> None:
+def test_store_can_be_created_in_a_folder_with_system_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"x")
     publish_random_entry(open_or_create_store(str(tmp_path)))
     assert (tmp_path / name).exists()
     assert [v.is_sound for v in verify_entries(open_store(str(tmp_path)))] == [True]
 
 
-def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) -> None:
+def test_creating_a_store_next_to_other_files_suggests_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="it holds other files: give an empty folder"):
         open_or_create_store(str(tmp_path))
@@ -41,19 +41,19 @@ def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a#b", "a?b", "ä", "[x", "-", "a\\b"])
-def test_a_store_lies_where_its_path_says_whatever_is_in_it(tmp_path: Path, name: str) -> None:
+def test_special_characters_in_a_store_path_are_taken_literally(tmp_path: Path, name: str) -> None:
     publish_random_entry(open_or_create_store(str(tmp_path / name)))
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert [v.is_sound for v in verify_entries(open_store(str(tmp_path / name)))] == [True]
 
 
 @pytest.mark.parametrize("url", ["file:///x/a#b", "file:///x/a?b", "file:///x/a#", "file://team/x"])
-def test_a_file_url_of_which_a_part_would_be_lost_is_refused(url: str) -> None:
+def test_file_url_with_host_query_or_fragment_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="write"):
         parse_local_path(url)
 
 
-def test_a_file_url_is_decoded() -> None:
+def test_file_url_is_percent_decoded() -> None:
     assert (
         parse_local_path("file:///x/a%23b%20c")
         == parse_local_path("file://localhost/x/a%23b%20c")
@@ -61,7 +61,7 @@ def test_a_file_url_is_decoded() -> None:
     )
 
 
-def test_a_store_whose_folder_is_a_link_and_one_whose_runs_are_on_another_disk(tmp_path: Path) -> None:
+def test_store_with_linked_root_and_linked_runs_folder_verifies(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     publish_random_entry(open_or_create_store(str(tmp_path / "link")))
@@ -80,7 +80,9 @@ def test_a_store_whose_folder_is_a_link_and_one_whose_runs_are_on_another_disk(t
         ("\0", "null"),
     ],
 )
-def test_a_place_that_cannot_be_a_folder_is_said_in_one_line(tmp_path: Path, path: str, reason: str) -> None:
+def test_store_path_that_cannot_be_a_folder_gives_a_one_line_error(
+    tmp_path: Path, path: str, reason: str
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     for visit in (open_or_create_store, open_store):
         with pytest.raises(InputError, match=reason) as error:
@@ -88,7 +90,7 @@ def test_a_place_that_cannot_be_a_folder_is_said_in_one_line(tmp_path: Path, pat
         assert "\n" not in str(error.value)
 
 
-def without(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def fail_system_call(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a call of the system fail as it does on file systems that have no such thing."""
 
     def fail(*_: object) -> None:
@@ -98,11 +100,11 @@ def without(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
-def test_without_hard_links_a_commit_is_still_created_by_one_writer_alone(
+def test_commit_creation_is_exclusive_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    without("link", number, monkeypatch)
-    without("fsync", errno.EINVAL, monkeypatch)
+    fail_system_call("link", number, monkeypatch)
+    fail_system_call("fsync", errno.EINVAL, monkeypatch)
     store = open_or_create_store(str(tmp_path))
     summary = publish_random_entry(store)
     with pytest.raises(AlreadyExistsError):
@@ -111,10 +113,10 @@ def test_without_hard_links_a_commit_is_still_created_by_one_writer_alone(
     assert not list(tmp_path.rglob("*#*"))
 
 
-def test_a_file_system_on_which_nothing_is_exclusive_is_refused_at_the_start(
+def test_file_system_without_exclusive_creation_is_refused_and_no_file_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without("link", errno.EPERM, monkeypatch)
+    fail_system_call("link", errno.EPERM, monkeypatch)
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOTSUP, "neither")
@@ -126,7 +128,7 @@ def test_a_file_system_on_which_nothing_is_exclusive_is_refused_at_the_start(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE])
-def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
+def test_failed_write_leaves_no_partial_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     store, whole = open_or_create_store(str(tmp_path)), local_files.create_file_exclusively
@@ -152,7 +154,7 @@ def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
     assert [v.is_sound for v in verify_entries(store)] == [True]
 
 
-def states(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
+def snapshot_files(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
     """Return number, time of change and content of every file."""
     return {
         path: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
@@ -161,7 +163,7 @@ def states(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
     }
 
 
-def test_no_object_of_a_store_is_ever_written_again(tmp_path: Path) -> None:
+def test_store_operations_never_modify_existing_files(tmp_path: Path) -> None:
     store, replica = (
         open_or_create_store(str(tmp_path / "store")),
         open_or_create_store(str(tmp_path / "replica")),
@@ -178,10 +180,10 @@ def test_no_object_of_a_store_is_ever_written_again(tmp_path: Path) -> None:
         lambda: copy_entries(replica, store, replica.list_summaries(), replace=True),
         lambda: open_or_create_store(store.url),
     ]
-    before = states(tmp_path)
+    before = snapshot_files(tmp_path)
     for number, step in enumerate(steps):
         step()
-        after = states(tmp_path)
+        after = snapshot_files(tmp_path)
         changed = [path for path in before if path in after and before[path] != after[path]]
         assert len(changed) == (number == 5), (number, changed)
         before = after
@@ -189,7 +191,7 @@ def test_no_object_of_a_store_is_ever_written_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["file", "folder", "link", "dangling link"])
-def test_what_is_there_is_left_as_it_is(tmp_path: Path, there: str) -> None:
+def test_create_object_never_overwrites_an_existing_path(tmp_path: Path, there: str) -> None:
     objects = LocalStore(tmp_path)
     target, mine = tmp_path / "a" / "b", tmp_path / "mine"
     target.parent.mkdir()
@@ -210,7 +212,7 @@ def test_what_is_there_is_left_as_it_is(tmp_path: Path, there: str) -> None:
     assert mine.read_bytes() == b"mine"
 
 
-def test_a_store_on_a_read_only_disk_is_read_and_not_written(tmp_path: Path) -> None:
+def test_store_on_a_read_only_file_system_is_readable_and_not_writable(tmp_path: Path) -> None:
     publish_random_entry(open_or_create_store(str(tmp_path / "store")))
     mount = ["mount", "--bind", "-o", "ro", str(tmp_path / "store"), str(tmp_path / "store")]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
@@ -223,14 +225,14 @@ def test_a_store_on_a_read_only_disk_is_read_and_not_written(tmp_path: Path) -> 
         subprocess.run(["umount", str(tmp_path / "store")], check=True)
 
 
-def test_without_a_home_a_path_that_needs_one_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_home_folder_is_refused_and_xdg_cache_home_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"for ~nobody-of-this-name .*: give a full path"):
         expand_home("~nobody-of-this-name/store")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert get_cache_folder() == Path("/somewhere")
 
 
-def test_an_error_is_explained_by_its_number_also_in_the_words_of_obstore() -> None:
+def test_errno_in_an_obstore_message_is_explained() -> None:
     error = RuntimeError("Generic LocalFileSystem error: Unable to open file /x/y: Disk quota (os error 122)")
     assert system_errors.get_error_path(error) == Path("/x/y")
     if errno.EDQUOT == 122:

@@ -7,7 +7,7 @@ import scipy.linalg
 from sfm.stats_store.eigen import eigendecompose_symmetric
 
 
-def matrices():
+def make_matrices():
     rng = np.random.default_rng(0)
     whole = rng.standard_normal((30, 20))
     narrow = rng.standard_normal((3, 20))
@@ -24,9 +24,9 @@ def matrices():
     }
 
 
-@pytest.mark.parametrize("kind", matrices())
-def test_vectors_are_orthonormal_and_give_the_matrix_back(kind):
-    matrix = matrices()[kind]
+@pytest.mark.parametrize("kind", make_matrices())
+def test_eigenvectors_are_orthonormal_and_reconstruct_the_matrix(kind):
+    matrix = make_matrices()[kind]
     values, vectors = eigendecompose_symmetric(matrix)
     scale = np.abs(matrix).max(initial=0.0) or 1.0
     assert (np.diff(values) >= 0).all()
@@ -34,7 +34,7 @@ def test_vectors_are_orthonormal_and_give_the_matrix_back(kind):
     np.testing.assert_allclose((vectors * (values / scale)) @ vectors.T, matrix / scale, atol=1e-9)
 
 
-def test_where_one_driver_fails_the_next_is_tried(monkeypatch):
+def test_eigendecomposition_falls_back_to_the_next_lapack_driver(monkeypatch):
     tried, eigh = [], scipy.linalg.eigh
 
     def picky(matrix, *, driver, **options):
@@ -50,6 +50,6 @@ def test_where_one_driver_fails_the_next_is_tried(monkeypatch):
     assert tried == ["evd", "evr", "ev"]
 
 
-def test_a_matrix_that_is_not_finite_is_refused():
+def test_eigendecomposition_of_a_non_finite_matrix_raises_lin_alg_error():
     with pytest.raises(np.linalg.LinAlgError):
         eigendecompose_symmetric(np.array([[1.0, np.nan], [np.nan, 1.0]]))

@@ -26,13 +26,13 @@ IDS = [f"{e['summary']['dataset']}-{e['summary']['role']}" for e in EXPECTED["en
 
 
 @pytest.fixture(scope="module")
-def example() -> Store:
+def example_store() -> Store:
     """The example store; nobody writes to it."""
     return open_store(str(EXAMPLE / "store"))
 
 
 @pytest.fixture
-def scratch(tmp_path) -> Path:
+def writable_store_path(tmp_path) -> Path:
     """A copy of the example store that may be changed."""
     shutil.copytree(EXAMPLE / "store", tmp_path / "store")
     return tmp_path / "store"
@@ -46,18 +46,18 @@ def test_the_example_was_written_with_schema_1_0():
     assert all(schema == {"major": 1, "minor": 0, "requires": []} for schema in written)
 
 
-def test_every_entry_of_the_example_is_listed(example):
-    listed = [s.model_dump(mode="json") for s in example.list_summaries()]
+def test_every_entry_of_the_example_is_listed(example_store):
+    listed = [s.model_dump(mode="json") for s in example_store.list_summaries()]
     for found, expected in zip(listed, EXPECTED["entries"], strict=True):
         assert found | expected["summary"] == found
 
 
 @pytest.mark.parametrize("expected", EXPECTED["entries"], ids=IDS)
-def test_every_array_and_card_of_the_example_reads_as_it_was_written(example, expected):
+def test_example_arrays_and_cards_match_the_recorded_values(example_store, expected):
     (summary,) = [
-        s for s in example.list_summaries() if s.entry_digest == expected["summary"]["entry_digest"]
+        s for s in example_store.list_summaries() if s.entry_digest == expected["summary"]["entry_digest"]
     ]
-    entry = example.open_entry(summary)
+    entry = example_store.open_entry(summary)
     assert entry.list_array_names() == sorted(expected["arrays"])
     for name, written in expected["arrays"].items():
         array = entry.read_array(name)
@@ -69,44 +69,49 @@ def test_every_array_and_card_of_the_example_reads_as_it_was_written(example, ex
         assert found | expected[card] == found
 
 
-def test_the_example_is_sound(example):
-    verdicts = verify_entries(example)
+def test_example_store_is_sound(example_store):
+    verdicts = verify_entries(example_store)
     assert len(verdicts) == len(EXPECTED["entries"])
     assert [v.problems for v in verdicts] == [[]] * len(verdicts)
 
 
-def test_replaced_and_removed_entries_of_the_example_are_known_as_such(example):
-    assert sorted([g.path, g.state] for g in read_commit_statuses(example)) == EXPECTED["history"]
-    assert {g.state for g in read_commit_statuses(example)} == {"current", "replaced", "removed", "tombstone"}
+def test_example_store_history_has_every_commit_state(example_store):
+    assert sorted([g.path, g.state] for g in read_commit_statuses(example_store)) == EXPECTED["history"]
+    assert {g.state for g in read_commit_statuses(example_store)} == {
+        "current",
+        "replaced",
+        "removed",
+        "tombstone",
+    }
 
 
-def test_the_example_holds_every_kind_of_array_and_of_entry(example):
+def test_example_store_covers_every_array_origin_and_role(example_store):
     from sfm.stats_store.schema import DIMENSIONS, strip_sub_class_suffix
 
     names = {strip_sub_class_suffix(name) for expected in EXPECTED["entries"] for name in expected["arrays"]}
     assert names == set(DIMENSIONS)
     assert {e["extraction"]["options"]["origin"] for e in EXPECTED["entries"]} == {"extracted", "merged"}
-    assert {s.role for s in example.list_summaries()} == {"full", "tuning"}
+    assert {s.role for s in example_store.list_summaries()} == {"full", "tuning"}
 
 
-def test_an_entry_can_be_published_to_an_old_store(scratch):
-    summary = publish_random_entry(open_or_create_store(str(scratch)))
-    assert summary in open_store(str(scratch)).list_summaries()
+def test_entry_can_be_published_to_a_schema_1_0_store(writable_store_path):
+    summary = publish_random_entry(open_or_create_store(str(writable_store_path)))
+    assert summary in open_store(str(writable_store_path)).list_summaries()
 
 
-def rewrite(path: Path, change) -> None:
+def change_commit(path: Path, change) -> None:
     """Change the content of a commit, as a later version would have written it."""
     inner = json.loads(path.read_text())["commit"]
     change(inner)
     path.write_bytes(encode_commit_with_digest(inner))
 
 
-def of_a_later_minor_version(scratch: Path) -> str:
+def write_newer_minor_version(writable_store_path: Path) -> str:
     """Rewrite one entry as version 1.9 might have: more arrays, more in cards and commit; returns its run."""
-    store = open_store(str(scratch))
+    store = open_store(str(writable_store_path))
     summary = select_only_summary(store.list_summaries(), dataset="south")
     run = store.open_entry(summary).commit.run
-    folder = scratch / "runs" / run
+    folder = writable_store_path / "runs" / run
     group = json.loads((folder / "zarr.json").read_text())
     group["attributes"]["dataset"]["collected"] = "2031"
     group["attributes"]["provenance"] = {"signed": True}
@@ -129,17 +134,17 @@ def of_a_later_minor_version(scratch: Path) -> str:
         for name, data in news.items():
             inner["objects"][name] = {"size": len(data), "sha256": compute_sha256(data)}
 
-    rewrite(scratch / "index" / summary.key / "00000001.json", change)
-    root = json.loads((scratch / "zarr.json").read_text())
+    change_commit(writable_store_path / "index" / summary.key / "00000001.json", change)
+    root = json.loads((writable_store_path / "zarr.json").read_text())
     root["attributes"]["schema"]["minor"] = 9
     root["attributes"]["theme"] = "dark"
-    (scratch / "zarr.json").write_text(json.dumps(root))
+    (writable_store_path / "zarr.json").write_text(json.dumps(root))
     return run
 
 
-def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
-    of_a_later_minor_version(scratch)
-    store = open_store(str(scratch))
+def test_newer_minor_version_is_read_and_unknown_content_is_ignored(writable_store_path):
+    write_newer_minor_version(writable_store_path)
+    store = open_store(str(writable_store_path))
     entry = store.open_entry(select_only_summary(store.list_summaries(), dataset="south"))
     (expected,) = [e for e in EXPECTED["entries"] if e["summary"]["dataset"] == "south"]
     assert set(entry.list_array_names()) == {*expected["arrays"], "train/skewness"}
@@ -155,45 +160,53 @@ def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
     }
 
 
-def test_a_later_minor_version_is_verified_byte_by_byte(scratch):
-    run = of_a_later_minor_version(scratch)
-    assert all(v.is_sound for v in verify_entries(open_store(str(scratch))))
-    (scratch / "runs" / run / "train" / "skewness" / "c" / "0" / "0").write_bytes(bytes(200))
-    assert [p for v in verify_entries(open_store(str(scratch))) for p in v.problems] == [
+def test_verify_detects_damage_in_unknown_arrays_of_a_newer_minor_version(writable_store_path):
+    run = write_newer_minor_version(writable_store_path)
+    assert all(v.is_sound for v in verify_entries(open_store(str(writable_store_path))))
+    (writable_store_path / "runs" / run / "train" / "skewness" / "c" / "0" / "0").write_bytes(bytes(200))
+    assert [p for v in verify_entries(open_store(str(writable_store_path))) for p in v.problems] == [
         f"damaged object runs/{run}/train/skewness/c/0/0: its SHA-256 is not the published one"
     ]
 
 
-def test_a_later_minor_version_is_copied_whole(scratch, tmp_path):
-    run = of_a_later_minor_version(scratch)
-    store, target = open_store(str(scratch)), open_or_create_store(str(tmp_path / "target"))
+def test_copy_preserves_every_file_of_a_newer_minor_version(writable_store_path, tmp_path):
+    run = write_newer_minor_version(writable_store_path)
+    store, target = open_store(str(writable_store_path)), open_or_create_store(str(tmp_path / "target"))
     summary = select_only_summary(store.list_summaries(), dataset="south")
     assert [c.outcome for c in copy_entries(store, target, [summary])] == ["copied"]
     for folder in (f"runs/{run}", f"index/{summary.key}"):
-        files = [p.relative_to(scratch) for p in (scratch / folder).rglob("*") if p.is_file()]
+        files = [
+            p.relative_to(writable_store_path)
+            for p in (writable_store_path / folder).rglob("*")
+            if p.is_file()
+        ]
         copied = [p.relative_to(tmp_path / "target") for p in (tmp_path / "target" / folder).rglob("*")]
         assert sorted(files) == sorted(p for p in copied if (tmp_path / "target" / p).is_file())
-        assert all((scratch / p).read_bytes() == (tmp_path / "target" / p).read_bytes() for p in files)
+        assert all(
+            (writable_store_path / p).read_bytes() == (tmp_path / "target" / p).read_bytes() for p in files
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"major": 2}, "schema 2.0.*upgrade"), ({"requires": ["encryption"]}, "requires encryption.*upgrade")],
 )
-def test_a_store_that_this_version_cannot_read_is_refused(scratch, change, message):
-    root = json.loads((scratch / "zarr.json").read_text())
+def test_store_with_an_unsupported_schema_is_refused_with_an_upgrade_hint(
+    writable_store_path, change, message
+):
+    root = json.loads((writable_store_path / "zarr.json").read_text())
     root["attributes"]["schema"] |= change
-    (scratch / "zarr.json").write_text(json.dumps(root))
+    (writable_store_path / "zarr.json").write_text(json.dumps(root))
     with pytest.raises(InputError, match=message):
-        open_store(str(scratch))
+        open_store(str(writable_store_path))
 
 
 @pytest.mark.parametrize("change", [{"major": 2}, {"requires": ["encryption"]}])
-def test_an_entry_that_this_version_cannot_read_is_left_out_and_the_others_are_read(scratch, change, caplog):
-    store = open_store(str(scratch))
+def test_entry_with_an_unsupported_schema_is_skipped_with_a_warning(writable_store_path, change, caplog):
+    store = open_store(str(writable_store_path))
     summary = select_only_summary(store.list_summaries(), dataset="south")
-    path = scratch / "index" / summary.key / "00000001.json"
-    rewrite(path, lambda inner: inner["schema"].update(change))
+    path = writable_store_path / "index" / summary.key / "00000001.json"
+    change_commit(path, lambda inner: inner["schema"].update(change))
     assert len(store.list_summaries()) == len(EXPECTED["entries"]) - 1
     assert "upgrade sfm-distill" in caplog.text
     with pytest.raises(InputError, match="upgrade sfm-distill"):

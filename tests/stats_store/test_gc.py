@@ -44,7 +44,7 @@ def store(request, tmp_path) -> Store:
     )
 
 
-def runs(store: Store) -> set[str]:
+def list_run_ids(store: Store) -> set[str]:
     """Ids of the runs that have any object."""
     paths = [item["path"] for batch in obstore.list(store.objects, prefix="runs") for item in batch]
     return {path.split("/")[1] for path in paths} - {"zarr.json"}
@@ -57,21 +57,21 @@ def abandon_staging(folder: Path, key: str) -> None:
         raise RuntimeError("killed")
 
 
-def test_what_was_replaced_goes_when_it_is_old_enough(store):
+def test_gc_deletes_a_replaced_run_after_the_minimum_age(store):
     first = publish_random_entry(store, 0)
     second = publish_random_entry(store, 1, replace=True)
     assert collect_garbage(store).deleted == []
     assert store.open_entry(first).read_array("train/count").sum() > 0
     (garbage,) = collect_garbage(store, min_age=NOTHING).deleted
     assert garbage.reason == "replaced"
-    assert len(runs(store)) == 1
+    assert len(list_run_ids(store)) == 1
     assert store.list_summaries() == [second]
     assert [(g.generation, g.state) for g in read_commit_statuses(store)] == [(2, "current")]
     with pytest.raises(DamageError, match="missing commit"):
         store.open_entry(first)
 
 
-def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(store):
+def test_gc_deletes_every_generation_of_a_removed_entry_and_keeps_the_tombstone(store):
     publish_random_entry(store, 0)
     remove_entry(store, publish_random_entry(store, 1, replace=True))
     kept = publish_random_entry(store, 2, backbone=make_backbone_card("lite1"))
@@ -79,7 +79,7 @@ def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(st
     assert {g.reason for g in done.deleted} == {"removed"}
     assert len(done.deleted) == 2
     assert store.list_summaries() == [kept]
-    assert runs(store) == {store.read_commit(f"index/{kept.key}/00000001.json").run}
+    assert list_run_ids(store) == {store.read_commit(f"index/{kept.key}/00000001.json").run}
     assert [(g.generation, g.state) for g in read_commit_statuses(store)].count((3, "tombstone")) == 1
     assert collect_garbage(store, delete_replaced_now=True).deleted == []
     left = [item["path"] for batch in obstore.list(store.objects, prefix="index") for item in batch]
@@ -89,7 +89,7 @@ def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(st
     ]
 
 
-def test_a_run_that_is_being_written_survives_a_stranger_who_commits_its_id(
+def test_gc_keeps_an_unpublished_run_that_a_forged_commit_references(
     store: Store,
 ) -> None:
     draft = Draft(store)
@@ -106,7 +106,7 @@ def test_a_run_that_is_being_written_survives_a_stranger_who_commits_its_id(
     np.testing.assert_array_equal(store.open_entry(summary).read_array("train/mean"), arrays["train/mean"])
 
 
-def test_age_is_that_of_the_newest_object(tmp_path):
+def test_gc_measures_the_age_of_a_run_by_its_newest_object(tmp_path):
     store = open_or_create_store(str(tmp_path))
     draft = Draft(store)
     draft.write_array("train/count", np.arange(4))
@@ -117,7 +117,7 @@ def test_age_is_that_of_the_newest_object(tmp_path):
     assert [g.reason for g in collect_garbage(store).deleted] == ["never committed"]
 
 
-def test_an_entry_replaced_a_moment_ago_stays_however_old_its_data(tmp_path):
+def test_gc_keeps_a_recently_replaced_entry_with_old_files(tmp_path):
     store = open_or_create_store(str(tmp_path))
     publish_random_entry(store, 0)
     age_files(tmp_path)
@@ -125,7 +125,7 @@ def test_an_entry_replaced_a_moment_ago_stays_however_old_its_data(tmp_path):
     assert collect_garbage(store).deleted == []
 
 
-def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
+def test_gc_dry_run_reports_garbage_and_deletes_nothing(store):
     publish_random_entry(store, 0)
     publish_random_entry(store, 1, replace=True)
     Draft(store).write_array("train/count", np.arange(3))
@@ -140,7 +140,7 @@ def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
     )
 
 
-def test_nothing_of_a_key_is_deleted_while_its_newest_commit_cannot_be_read(tmp_path):
+def test_gc_keeps_every_run_of_a_key_with_an_unreadable_newest_commit(tmp_path):
     store = open_or_create_store(str(tmp_path))
     first = publish_random_entry(store, 0)
     publish_random_entry(store, 1, replace=True)
@@ -148,16 +148,16 @@ def test_nothing_of_a_key_is_deleted_while_its_newest_commit_cannot_be_read(tmp_
         publish_random_entry(store, n, backbone=make_backbone_card("lite1"), replace=True) for n in (2, 3)
     ]
     Draft(store).write_array("train/count", np.arange(3))
-    before = runs(store)
+    before = list_run_ids(store)
     gone = store.read_commit(f"index/{others[0].key}/00000001.json").run
     obstore.put(store.objects, f"index/{first.key}/00000002.json", b"{}")
     done = collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
     assert [g.path for g in done.deleted] == [f"runs/{gone}"]
-    assert runs(store) == before - {gone}
+    assert list_run_ids(store) == before - {gone}
     assert done.notes == [f"damaged commit index/{first.key}/00000002.json: not readable as a commit"]
 
 
-def test_the_run_of_a_damaged_commit_is_not_deleted_because_a_stranger_claims_it(
+def test_gc_keeps_the_run_of_a_damaged_commit_despite_a_forged_reference(
     tmp_path,
 ):
     store = open_or_create_store(str(tmp_path))
@@ -178,18 +178,18 @@ def test_the_run_of_a_damaged_commit_is_not_deleted_because_a_stranger_claims_it
     assert [v.problems for v in verify_entries(store, [victim])] == [[]]
 
 
-def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
+def test_gc_deletes_a_replaced_run_with_an_unreadable_older_commit(tmp_path):
     store = open_or_create_store(str(tmp_path))
     first = publish_random_entry(store, 0)
     second = publish_random_entry(store, 1, replace=True)
     obstore.put(store.objects, f"index/{first.key}/00000001.json", b"{}")
     assert [g.state for g in read_commit_statuses(store)] == ["unreadable", "current"]
     collect_garbage(store, min_age=NOTHING)
-    assert len(runs(store)) == 1
+    assert len(list_run_ids(store)) == 1
     assert [v.summary for v in verify_entries(store, [second]) if v.is_sound] == [second]
 
 
-def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
+def test_gc_completes_an_interrupted_collection(tmp_path):
     store = open_or_create_store(str(tmp_path))
     first = publish_random_entry(store, 0)
     run = store.read_commit(f"index/{first.key}/00000001.json").run
@@ -201,7 +201,7 @@ def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
     assert [g.state for g in read_commit_statuses(store)] == ["tombstone"]
 
 
-def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
+def test_gc_deletes_partial_runs_and_temporary_files_of_killed_writers(tmp_path):
     store = open_or_create_store(str(tmp_path))
     kept = publish_random_entry(store, 0)
     half, empty = tmp_path / "runs" / f"{1:032x}", tmp_path / "runs" / f"{2:032x}"
@@ -216,12 +216,14 @@ def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
         "never committed",
         "unfinished write",
     ]
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted([*runs(store), "zarr.json"])
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted(
+        [*list_run_ids(store), "zarr.json"]
+    )
     assert not list((tmp_path / "index").rglob("*#*"))
     assert [v.is_sound for v in verify_entries(store)] == [True]
 
 
-def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
+def test_gc_deletes_abandoned_staging_and_keeps_locked_staging(tmp_path):
     store = open_or_create_store(str(tmp_path))
     with pytest.raises(RuntimeError, match="killed"):
         abandon_staging(tmp_path / "staging", "old")
@@ -240,7 +242,7 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_collectors_at_once_leave_nothing_and_none_fails(tmp_path):
+def test_concurrent_gc_deletes_all_garbage_without_errors(tmp_path):
     store = open_or_create_store(str(tmp_path))
     publish_random_entry(store, 0)
     kept = publish_random_entry(store, 1, replace=True)
@@ -254,12 +256,12 @@ def test_collectors_at_once_leave_nothing_and_none_fails(tmp_path):
             pool.map(lambda _: collect_garbage(store, min_age=NOTHING, delete_replaced_now=True), range(4))
         )
     assert [each.notes for each in done] == [[]] * 4
-    assert len(runs(store)) == 1
+    assert len(list_run_ids(store)) == 1
     assert list((tmp_path / "staging").iterdir()) == []
     assert [v.summary for v in verify_entries(store)] == [kept]
 
 
-def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):
+def test_continuous_gc_deletes_no_run_of_concurrent_writers(tmp_path):
     store = open_or_create_store(str(tmp_path))
     rounds = 12
 
@@ -276,24 +278,24 @@ def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):
     collect_garbage(store, delete_replaced_now=True)
     assert [s.generation for s in store.list_summaries()] == [rounds, rounds]
     assert [v.problems for v in verify_entries(store)] == [[], []]
-    assert len(runs(store)) == 2
+    assert len(list_run_ids(store)) == 2
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("0", 0), ("90s", 90), ("30m", 1800), ("12h", 43200), ("7d", 604800), ("2w", 1209600)],
 )
-def test_durations_are_a_number_and_a_unit(text, seconds):
+def test_parse_duration_accepts_a_number_with_a_unit(text, seconds):
     assert parse_duration(text).total_seconds() == seconds
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 d", "1.5h", "7days", "99999999w"])
-def test_other_durations_are_refused(text):
+def test_parse_duration_refuses_invalid_text(text):
     with pytest.raises(InputError, match="is not a duration"):
         parse_duration(text)
 
 
-class LifeOfAStore(RuleBasedStateMachine):
+class StoreStateMachine(RuleBasedStateMachine):
     """Publishing, replacing, removing and collecting in any order: readers see what was published last."""
 
     def __init__(self) -> None:
@@ -328,10 +330,10 @@ class LifeOfAStore(RuleBasedStateMachine):
         """Collect; nothing but what is seen remains if age does not count."""
         collect_garbage(self.store, min_age=older_than, delete_replaced_now=now)
         if older_than == NOTHING:
-            assert len(runs(self.store)) == len(self.seen)
+            assert len(list_run_ids(self.store)) == len(self.seen)
 
     @invariant()
-    def readers_see_what_was_published_last(self) -> None:
+    def readers_see_the_last_published_content(self) -> None:
         """Every visible entry reads as published."""
         found = {
             s.dataset: self.store.open_entry(s).read_array("classifier/bias")[0]
@@ -340,5 +342,5 @@ class LifeOfAStore(RuleBasedStateMachine):
         assert found == self.seen
 
 
-LifeOfAStore.TestCase.settings = settings(max_examples=12, stateful_step_count=12)
-TestLifeOfAStore = LifeOfAStore.TestCase
+StoreStateMachine.TestCase.settings = settings(max_examples=12, stateful_step_count=12)
+TestStoreStateMachine = StoreStateMachine.TestCase

@@ -22,36 +22,36 @@ def store(tmp_path) -> Store:
     return open_or_create_store(str(tmp_path / "s"))
 
 
-def put(store: Store, seed: int = 0, **words):
+def publish_entry(store: Store, seed: int = 0, **words):
     """Publish a toy entry; returns its summary and its arrays."""
     draft = Draft(store)
     arrays = write_random_arrays(draft, seed)
     return publish_random_draft(draft, **words).summary, arrays
 
 
-def states(store: Store) -> list[tuple[int, str]]:
+def list_commit_states(store: Store) -> list[tuple[int, str]]:
     return [(g.generation, g.state) for g in read_commit_statuses(store)]
 
 
-def test_other_options_are_another_variant(store):
-    put(store, 0, options={"seed": 0})
-    put(store, 0, options={"seed": 1})
+def test_entries_with_different_options_are_ambiguous_by_name(store):
+    publish_entry(store, 0, options={"seed": 0})
+    publish_entry(store, 0, options={"seed": 1})
     assert len(store.list_summaries()) == 2
     with pytest.raises(InputError, match="several entries fit"):
         select_only_summary(store.list_summaries(), dataset="toy")
 
 
-def test_a_pin_means_one_entry_even_if_it_was_replaced_by_equal_content(store):
-    first, _ = put(store, 0)
-    put(store, 0, replace=True)
-    put(store, 1, replace=True)
+def test_pin_selects_the_newest_generation_of_equal_content(store):
+    first, _ = publish_entry(store, 0)
+    publish_entry(store, 0, replace=True)
+    publish_entry(store, 1, replace=True)
     pin = f"toy@{first.entry_digest}"
     assert select_only_summary(list_visible_and_pinned_summaries(store, pin), dataset=pin).generation == 2
 
 
-def test_a_removed_entry_is_gone_for_every_reader_even_by_its_digest(store):
-    old, _ = put(store, 0)
-    new, _ = put(store, 1, replace=True)
+def test_removed_entry_is_hidden_and_cannot_be_pinned(store):
+    old, _ = publish_entry(store, 0)
+    new, _ = publish_entry(store, 1, replace=True)
     remove_entry(store, new)
     assert store.list_summaries() == []
     for summary in (old, new):
@@ -61,8 +61,8 @@ def test_a_removed_entry_is_gone_for_every_reader_even_by_its_digest(store):
             )
 
 
-def test_a_tombstone_says_what_was_removed_and_when(store):
-    summary, _ = put(store, 0)
+def test_tombstone_records_the_removed_entry_and_the_time(store):
+    summary, _ = publish_entry(store, 0)
     before = summary.created
     tombstone = remove_entry(store, summary)
     assert tombstone.summary.entry_digest == summary.entry_digest
@@ -73,18 +73,18 @@ def test_a_tombstone_says_what_was_removed_and_when(store):
     ]
 
 
-def test_removing_twice_is_refused(store):
-    summary, _ = put(store, 0)
+def test_removing_an_entry_twice_is_refused(store):
+    summary, _ = publish_entry(store, 0)
     remove_entry(store, summary)
     with pytest.raises(InputError, match="replaced or removed meanwhile"):
         remove_entry(store, summary)
 
 
-def test_history_is_filtered_by_backbone_and_keeps_keys_apart(tmp_path):
+def test_history_is_grouped_by_key_and_filtered_by_backbone(tmp_path):
     store = open_or_create_store(str(tmp_path / "s"))
-    put(store, 0)
-    put(store, 1, backbone=make_backbone_card("lite1"))
-    put(store, 2, backbone=make_backbone_card("lite1"), replace=True)
+    publish_entry(store, 0)
+    publish_entry(store, 1, backbone=make_backbone_card("lite1"))
+    publish_entry(store, 2, backbone=make_backbone_card("lite1"), replace=True)
     assert [(g.generation, g.state) for g in find_entry_history(store, "toy", backbone_spec="lite1")] == [
         (1, "replaced"),
         (2, "current"),
@@ -94,11 +94,11 @@ def test_history_is_filtered_by_backbone_and_keeps_keys_apart(tmp_path):
         find_entry_history(store, "toys")
 
 
-def test_all_entries_of_a_name_are_meant_where_several_may_be(tmp_path):
+def test_find_summaries_returns_every_match(tmp_path):
     store = open_or_create_store(str(tmp_path / "s"))
-    put(store, 0)
-    put(store, 1, backbone=make_backbone_card("lite1"))
-    put(store, 2, role="tuning", options={"role": "tuning"}, fingerprint="e" * 64)
+    publish_entry(store, 0)
+    publish_entry(store, 1, backbone=make_backbone_card("lite1"))
+    publish_entry(store, 2, role="tuning", options={"role": "tuning"}, fingerprint="e" * 64)
     visible = store.list_summaries()
     assert len(find_summaries(visible)) == len(find_summaries(visible, dataset="toy")) == 3
     assert len(find_summaries(visible, dataset="toy@tuning")) == 1
@@ -107,9 +107,9 @@ def test_all_entries_of_a_name_are_meant_where_several_may_be(tmp_path):
         find_summaries(visible, dataset="toy", backbone_spec="lite2")
 
 
-def test_removal_names_entries_merged_from_the_same_data(tmp_path):
+def test_entries_merged_from_a_removed_entry_are_found(tmp_path):
     store = open_or_create_store(str(tmp_path / "s"))
-    part, _ = put(store, 0, fingerprint="a" * 64)
-    union, _ = put(store, 1, fingerprint="b" * 64, leaves=["a" * 64, "c" * 64], dataset="union")
-    put(store, 2, fingerprint="c" * 64, dataset="other")
+    part, _ = publish_entry(store, 0, fingerprint="a" * 64)
+    union, _ = publish_entry(store, 1, fingerprint="b" * 64, leaves=["a" * 64, "c" * 64], dataset="union")
+    publish_entry(store, 2, fingerprint="c" * 64, dataset="other")
     assert find_entries_merged_from_removed(store, store.list_summaries(), [part]) == [union]

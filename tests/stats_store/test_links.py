@@ -31,7 +31,7 @@ NOTHING = timedelta(0)
 RUN = "a" * 32
 
 
-def tree(folder: Path) -> dict[str, bytes | None]:
+def snapshot_files(folder: Path) -> dict[str, bytes | None]:
     """Return everything below a folder: bytes of files, None of folders."""
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")
@@ -39,7 +39,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two current entries, one that was replaced, and a run never committed; all old."""
     folder = tmp_path_factory.mktemp("template")
     store = open_or_create_store(str(folder))
@@ -54,13 +54,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(template: Path, tmp_path: Path) -> Store:
+def store(template_store: Path, tmp_path: Path) -> Store:
     """A store of one's own like the template."""
-    return open_store(str(shutil.copytree(template, tmp_path / "store")))
+    return open_store(str(shutil.copytree(template_store, tmp_path / "store")))
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
+def outside_folder(tmp_path: Path) -> Path:
     """A folder of somebody who has no part in it, old, with names as they are in a store."""
     folder = tmp_path / "elsewhere"
     for name in ("thesis/chapter1.tex", f"{RUN}/notes.txt", "index/a#1", "00000002.json#1", "old/x"):
@@ -73,16 +73,16 @@ def elsewhere(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "path", ["staging", "staging/x", "staging/old.lock", "runs/x", f"runs/{RUN}", "index/x", "index/x#1"]
 )
-def test_what_is_behind_a_link_in_a_store_is_left_alone_and_named(
-    store: Store, elsewhere: Path, path: str
+def test_gc_reports_a_link_in_a_store_and_deletes_nothing_behind_it(
+    store: Store, outside_folder: Path, path: str
 ) -> None:
     link = Path(store.url) / path
     if link.is_dir():
         shutil.rmtree(link)
-    link.symlink_to(elsewhere)
-    before = tree(elsewhere)
+    link.symlink_to(outside_folder)
+    before = snapshot_files(outside_folder)
     done = collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
-    assert tree(elsewhere) == before
+    assert snapshot_files(outside_folder) == before
     assert f"{path} is a symbolic link: nothing behind it is deleted" in done.notes
     assert link.is_symlink()
     assert [g.reason for g in done.deleted if g.reason == "replaced"] == ["replaced"]
@@ -91,7 +91,7 @@ def test_what_is_behind_a_link_in_a_store_is_left_alone_and_named(
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 @pytest.mark.parametrize("top", ["runs", "index"])
-def test_a_store_that_lies_on_several_disks_by_links_is_read_and_loses_nothing(
+def test_gc_deletes_nothing_behind_links_of_a_store_on_several_disks(
     store: Store, tmp_path: Path, top: str, depth: int
 ) -> None:
     disk = tmp_path / "disk"
@@ -100,47 +100,49 @@ def test_a_store_that_lies_on_several_disks_by_links_is_read_and_loses_nothing(
         if folder.is_dir():
             shutil.move(folder, disk / str(number))
             folder.symlink_to(disk / str(number))
-    before, runs = tree(disk), tree(Path(store.url) / "runs")
+    before, runs = snapshot_files(disk), snapshot_files(Path(store.url) / "runs")
     done = collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
     if top == "index" or depth < 3:
-        assert tree(disk) == before
+        assert snapshot_files(disk) == before
         assert any(f"{top}" in note and "is a symbolic link" in note for note in done.notes)
         assert [g.path for g in done.deleted] == ["staging/old"]
-        assert tree(Path(store.url) / "runs") == runs
+        assert snapshot_files(Path(store.url) / "runs") == runs
     else:
         # Inside a run links are parts of it: they go with it, and what is behind them stays.
-        assert tree(disk) == before
+        assert snapshot_files(disk) == before
         assert {g.reason for g in done.deleted} == {"replaced", "never committed", "abandoned staging"}
     assert [v.problems for v in verify_entries(store, store.list_summaries())] == [[], []]
 
 
-def test_an_index_whose_disk_is_not_mounted_today_costs_no_run(store: Store, tmp_path: Path) -> None:
+def test_gc_keeps_every_run_while_the_index_is_a_dangling_link(store: Store, tmp_path: Path) -> None:
     index = Path(store.url) / "index"
     index.rename(tmp_path / "disk")
     index.symlink_to(tmp_path / "not mounted")
-    runs = tree(Path(store.url) / "runs")
+    runs = snapshot_files(Path(store.url) / "runs")
     assert open_store(store.url).list_summaries() == []
     collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
-    assert tree(Path(store.url) / "runs") == runs
+    assert snapshot_files(Path(store.url) / "runs") == runs
 
 
-def test_links_in_a_run_that_was_abandoned_are_deleted_as_links(store: Store, elsewhere: Path) -> None:
+def test_gc_unlinks_links_in_an_abandoned_run_without_following_them(
+    store: Store, outside_folder: Path
+) -> None:
     run = Path(store.url) / "runs" / RUN
-    (run / "deep").symlink_to(elsewhere)
-    (run / "train" / "count" / "file").symlink_to(elsewhere / "thesis" / "chapter1.tex")
+    (run / "deep").symlink_to(outside_folder)
+    (run / "train" / "count" / "file").symlink_to(outside_folder / "thesis" / "chapter1.tex")
     (run / "nowhere").symlink_to("nowhere")
-    before = tree(elsewhere)
+    before = snapshot_files(outside_folder)
     done = collect_garbage(store, min_age=NOTHING)
     assert f"runs/{RUN}" in {g.path for g in done.deleted}
     assert not run.exists()
-    assert tree(elsewhere) == before
+    assert snapshot_files(outside_folder) == before
 
 
 @pytest.mark.parametrize("place", [f"runs/{RUN}", "staging/old"])
-def test_a_folder_that_is_swapped_for_a_link_while_gc_runs_is_not_entered(
-    store: Store, elsewhere: Path, place: str
+def test_gc_does_not_follow_a_folder_swapped_for_a_link_concurrently(
+    store: Store, outside_folder: Path, place: str
 ) -> None:
-    folder, done, before = Path(store.url) / place, threading.Event(), tree(elsewhere)
+    folder, done, before = Path(store.url) / place, threading.Event(), snapshot_files(outside_folder)
     swapped = 0
 
     def swap() -> None:
@@ -150,7 +152,7 @@ def test_a_folder_that_is_swapped_for_a_link_while_gc_runs_is_not_entered(
                 (folder / "thesis").mkdir(parents=True, exist_ok=True)
                 (folder / "thesis" / "chapter1.tex").write_text("bait")
                 folder.rename(folder.with_name("aside"))
-                folder.symlink_to(elsewhere)
+                folder.symlink_to(outside_folder)
                 swapped += 1
                 folder.unlink()
             shutil.rmtree(folder.with_name("aside"), ignore_errors=True)
@@ -165,13 +167,13 @@ def test_a_folder_that_is_swapped_for_a_link_while_gc_runs_is_not_entered(
     finally:
         done.set()
         swapping.join()
-    assert tree(elsewhere) == before
+    assert snapshot_files(outside_folder) == before
     assert deleted
     assert swapped
 
 
 @pytest.mark.parametrize("run", ["", "/", "..", "../runs", f"{RUN}/train", f"{RUN}/", "A" * 32, RUN[1:]])
-def test_what_is_not_the_id_of_a_run_is_refused_before_anything_is_deleted(run: str) -> None:
+def test_delete_run_refuses_an_invalid_run_id(run: str) -> None:
     objects = MemoryStore()
     obstore.put(objects, f"runs/{RUN}/zarr.json", b"x")
     with pytest.raises(ValueError, match="is not the id of a run"):
@@ -180,7 +182,7 @@ def test_what_is_not_the_id_of_a_run_is_refused_before_anything_is_deleted(run: 
 
 
 @pytest.mark.parametrize("where", ["disk", "s3", "memory"])
-def test_one_run_is_deleted_and_none_whose_name_begins_alike(
+def test_delete_run_keeps_runs_with_the_same_prefix(
     tmp_path: Path, request: pytest.FixtureRequest, where: str
 ) -> None:
     objects: ObjectStore = MemoryStore()
@@ -195,7 +197,7 @@ def test_one_run_is_deleted_and_none_whose_name_begins_alike(
     assert sorted(left) == [f"runs/{RUN}0/zarr.json", "runs/zarr.json"]
 
 
-def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
+def test_gc_keeps_folders_not_named_like_a_run(store: Store) -> None:
     mine = Path(store.url) / "runs" / "my notes" / "a.txt"
     mine.parent.mkdir()
     mine.write_text("x")
@@ -206,7 +208,9 @@ def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
 @pytest.mark.parametrize("path", ["index", "index/HASH", "index/HASH/FINGERPRINT"])
-def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, path: str, kind: str) -> None:
+def test_publish_reports_an_index_folder_that_is_a_file_or_a_link(
+    tmp_path: Path, outside_folder: Path, path: str, kind: str
+) -> None:
     store = open_or_create_store(str(tmp_path / "store"))
     card = make_backbone_card()
     folder = Path(store.url) / path.replace("HASH", card.hash).replace("FINGERPRINT", "f" * 64)
@@ -215,8 +219,8 @@ def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, pat
     if kind == "file":
         folder.write_bytes(b"")
     else:
-        folder.symlink_to(elsewhere if kind == "link" else "nowhere")
-    before = tree(elsewhere)
+        folder.symlink_to(outside_folder if kind == "link" else "nowhere")
+    before = snapshot_files(outside_folder)
     if path == "index" and kind == "link":
         publish_random_entry(store)  # somebody keeps their index on another disk
         return
@@ -225,11 +229,11 @@ def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, pat
     ) as error:
         publish_random_entry(store)
     assert "\n" not in str(error.value)
-    assert tree(elsewhere) == before
+    assert snapshot_files(outside_folder) == before
 
 
 @pytest.mark.parametrize("where", ["index", "runs", f"runs/{'b' * 32}", "staging/x"])
-def test_folders_without_end_one_in_another_are_named_and_in_nobodys_way(store: Store, where: str) -> None:
+def test_deeply_nested_folders_are_reported_and_do_not_block_gc(store: Store, where: str) -> None:
     root = Path(store.url)
     (root / where).mkdir(parents=True, exist_ok=True)
     here = os.open(root / where, os.O_RDONLY)
@@ -251,9 +255,7 @@ def test_folders_without_end_one_in_another_are_named_and_in_nobodys_way(store: 
         subprocess.run(["rm", "-rf", str(root / where)], check=True)
 
 
-def test_links_that_lead_to_folders_of_links_are_not_followed_without_end(
-    store: Store, tmp_path: Path
-) -> None:
+def test_listing_follows_at_most_1000_links(store: Store, tmp_path: Path) -> None:
     names = [compute_sha256(str(n).encode()) for n in range(60)]
     levels = [Path(store.url) / "index", tmp_path / "second", tmp_path / "third", tmp_path / "fourth"]
     for folder, behind in pairwise(levels):
@@ -267,7 +269,7 @@ def test_links_that_lead_to_folders_of_links_are_not_followed_without_end(
     assert time.perf_counter() - began < 5
 
 
-def test_a_listing_of_the_index_enters_no_folder_that_is_none_of_it(store: Store, tmp_path: Path) -> None:
+def test_index_listing_skips_unrelated_folders(store: Store, tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     (Path(store.url) / "index" / "x").symlink_to(tmp_path / "large")
     (Path(store.url) / "index" / "y").mkdir(mode=0)
@@ -279,7 +281,7 @@ def test_a_listing_of_the_index_enters_no_folder_that_is_none_of_it(store: Store
     assert store.list_summaries_and_problems()[1] == []
 
 
-def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
+def test_gc_deletes_no_run_if_the_index_is_a_file(store: Store) -> None:
     index = Path(store.url) / "index"
     index.rename(index.with_name("kept"))
     index.write_text("")
@@ -289,7 +291,7 @@ def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
-def test_a_lock_that_is_no_file_keeps_its_staging_and_stops_nobody(store: Store, kind: str) -> None:
+def test_gc_keeps_staging_whose_lock_is_not_a_regular_file(store: Store, kind: str) -> None:
     lock = Path(store.url) / "staging" / "old.lock"
     lock.mkdir() if kind == "folder" else os.mkfifo(lock)
     age_files(Path(store.url))
@@ -299,8 +301,8 @@ def test_a_lock_that_is_no_file_keeps_its_staging_and_stops_nobody(store: Store,
 
 
 @pytest.mark.parametrize("at", ["run", "inside", "file"])
-def test_a_link_in_the_place_of_a_copied_run_costs_it_its_id_alone(
-    store: Store, elsewhere: Path, tmp_path: Path, at: str
+def test_copy_to_an_occupied_run_path_succeeds_and_follows_no_link(
+    store: Store, outside_folder: Path, tmp_path: Path, at: str
 ) -> None:
     (summary, *_) = store.list_summaries()
     target = open_or_create_store(str(tmp_path / "target"))
@@ -308,11 +310,11 @@ def test_a_link_in_the_place_of_a_copied_run_costs_it_its_id_alone(
     if at == "file":
         place.write_text("mine")
     elif at == "run":
-        place.symlink_to(elsewhere)
+        place.symlink_to(outside_folder)
     else:
         place.mkdir()
-        (place / "train").symlink_to(elsewhere)
-    before = tree(elsewhere)
+        (place / "train").symlink_to(outside_folder)
+    before = snapshot_files(outside_folder)
     assert [c.outcome for c in copy_entries(store, target, [summary])] == ["copied"]
-    assert tree(elsewhere) == before
+    assert snapshot_files(outside_folder) == before
     assert [v.problems for v in verify_entries(target)] == [[]]

@@ -38,12 +38,12 @@ words = st.text("abcdefghijklmnopqrstuvwxyz0123456789-._~", min_size=1, max_size
         ("https://user:secret@host/x?token=y", "https://host/x"),
     ],
 )
-def test_a_url_is_shown_without_what_may_be_a_credential(url: str, expected: str) -> None:
+def test_redact_url_removes_credentials(url: str, expected: str) -> None:
     assert redact_url(url) == expected
 
 
 @given(st.sampled_from(REMOTE_SCHEMES), words, words, words, words)
-def test_no_url_shows_its_user_password_query_or_fragment(
+def test_redact_url_removes_user_password_query_and_fragment(
     scheme: str, user: str, bucket: str, path: str, query: str
 ) -> None:
     secret = "S3CR3T"
@@ -64,7 +64,7 @@ def test_no_url_shows_its_user_password_query_or_fragment(
         f"gs://bucket/stats#{SECRET}",
     ],
 )
-def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> None:
+def test_url_with_credentials_is_refused_without_printing_them(url: str) -> None:
     with pytest.raises(InputError, match="put credentials in the environment") as error:
         connect_object_store(url)
     assert "CANARY" not in str(error.value)
@@ -73,14 +73,14 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> N
 @pytest.mark.parametrize(
     "url", [f"https://user:{SECRET}@host/stats", f"ftp://{SECRET}/x", "hdfs://host/x", "s3://[x"]
 )
-def test_another_kind_of_location_is_refused_with_those_that_are_known(url: str) -> None:
+def test_unsupported_url_scheme_is_refused_naming_the_supported_ones(url: str) -> None:
     with pytest.raises(InputError, match="use a local path, s3://, gs:// or az:// URL") as error:
         connect_object_store(url)
     assert "CANARY" not in str(error.value)
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///stats", "s3:/bucket/stats", "gs:bucket"])
-def test_a_url_without_a_bucket_is_refused_and_no_folder_of_that_name_is_made(
+def test_url_without_a_bucket_is_refused_and_creates_no_folder(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_a_url_without_a_bucket_is_refused_and_no_folder_of_that_name_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_local_paths_and_file_urls_mean_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_and_file_urls_are_parsed_to_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     assert parse_local_path("~/store") == Path("/home/someone/store")
     assert parse_local_path("file:///data/my%20store") == Path("/data/my store")
@@ -97,14 +97,14 @@ def test_local_paths_and_file_urls_mean_folders(monkeypatch: pytest.MonkeyPatch)
     assert parse_local_path("s3://bucket/store") is None
 
 
-def test_a_store_is_the_same_through_a_path_and_a_file_url(tmp_path: Path) -> None:
+def test_path_and_file_url_open_the_same_store(tmp_path: Path) -> None:
     draft = Draft(open_or_create_store(str(tmp_path / "my store")))
     write_random_arrays(draft)
     summary = publish_random_draft(draft).summary
     assert open_store(f"file://{tmp_path}/my%20store").list_summaries() == [summary]
 
 
-def test_a_folder_that_does_not_exist_is_answered_with_how_to_make_a_store(tmp_path: Path) -> None:
+def test_missing_store_folder_is_refused_suggesting_the_extract_command(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
     with pytest.raises(
         InputError, match=f"no store at {missing}: no such folder; create one with `sfm extract"
@@ -113,7 +113,7 @@ def test_a_folder_that_does_not_exist_is_answered_with_how_to_make_a_store(tmp_p
     assert not missing.exists()
 
 
-def test_every_kind_of_url_reaches_its_kind_of_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_url_scheme_selects_the_obstore_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
     assert isinstance(connect_object_store("s3://bucket/stats"), S3Store)
@@ -122,14 +122,14 @@ def test_every_kind_of_url_reaches_its_kind_of_store(monkeypatch: pytest.MonkeyP
     assert isinstance(connect_object_store(str(tmp_path)), LocalStore)
 
 
-def test_an_account_that_azure_needs_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_azure_account_name_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(InputError, match="AZURE_STORAGE_ACCOUNT_NAME"):
         connect_object_store("az://container/stats")
 
 
 @given(st.text(max_size=200))
-def test_what_a_server_says_is_never_repeated(answer: str) -> None:
+def test_errors_do_not_repeat_server_messages(answer: str) -> None:
     line = explain_store_error(
         GenericError(f"Generic S3 error: {answer} {SECRET}\n{answer}"), "s3://bucket/stats"
     )
@@ -138,7 +138,7 @@ def test_what_a_server_says_is_never_repeated(answer: str) -> None:
     assert "\n" not in line
 
 
-def test_a_full_disk_is_told_from_other_failures() -> None:
+def test_no_space_left_error_is_distinguished_from_other_errors() -> None:
     error = GenericError(
         "Generic LocalFileSystem error: Unable to copy: No space left on device (os error 28)\n\n"
     )
@@ -154,7 +154,7 @@ def test_a_full_disk_is_told_from_other_failures() -> None:
 @pytest.mark.parametrize(
     "path", ["a/../c", "a/./c", "a//c", "..", ".", "/", "a/%2e%2E/c", "a/.\t./c", "a/..", "/a", "a//"]
 )
-def test_a_path_in_a_bucket_that_would_become_another_is_refused(scheme: str, path: str) -> None:
+def test_bucket_path_with_empty_or_dot_segments_is_refused(scheme: str, path: str) -> None:
     with pytest.raises(InputError, match=r"has an empty part, \. or \.\. in its path: write") as error:
         connect_object_store(f"{scheme}://bucket/{path}")
     assert "\n" not in str(error.value)

@@ -31,7 +31,7 @@ FEATURES = 6
 
 
 @dataclass(frozen=True)
-class Data:
+class LabelledFeatures:
     """Features and class ids of some samples."""
 
     features: np.ndarray
@@ -42,23 +42,23 @@ class Data:
         return compute_moments(self.features, self.labels, len(self.ids))
 
 
-def data(seed: int, samples: int = 60, classes: int = 5, shift: float = 10.0) -> Data:
+def make_data(seed: int, samples: int = 60, classes: int = 5, shift: float = 10.0) -> LabelledFeatures:
     """Features far from zero, where sums of squares would lose digits."""
     rng = np.random.default_rng(seed)
     labels = np.sort(rng.integers(0, classes, samples)).astype(np.int32)
     means = rng.standard_normal((classes, FEATURES)) * 2 + shift
     features = means[labels] + rng.standard_normal((samples, FEATURES))
-    return Data(features.astype(np.float32), labels, [f"c{i}" for i in range(classes)])
+    return LabelledFeatures(features.astype(np.float32), labels, [f"c{i}" for i in range(classes)])
 
 
-def some_of(whole: Data, rows: np.ndarray) -> Data:
+def select_samples(whole: LabelledFeatures, rows: np.ndarray) -> LabelledFeatures:
     """The samples a team has; it knows only the classes that it has samples of."""
     known = np.unique(whole.labels[rows])
     labels = np.searchsorted(known, whole.labels[rows]).astype(np.int32)
-    return Data(whole.features[rows], labels, [whole.ids[c] for c in known])
+    return LabelledFeatures(whole.features[rows], labels, [whole.ids[c] for c in known])
 
 
-def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
+def publish_part(store: Store, own: LabelledFeatures, leaf: str, **words) -> Entry:
     """Publish the entry of some samples; `words` change what it holds."""
     moments, dtype = own.moments(), words.get("dtype", np.float16)
     draft = Draft(store)
@@ -112,21 +112,21 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
     return store.open_entry(done.summary)
 
 
-def opened(store: Store, merged: MergeResult) -> Entry:
+def open_merged_entry(store: Store, merged: MergeResult) -> Entry:
     return store.open_entry(merged.publish_result.summary)
 
 
-def memory() -> Store:
+def make_memory_store() -> Store:
     return open_or_create_store(MemoryStore())
 
 
 @pytest.fixture
 def store() -> Store:
     """An empty store in memory."""
-    return memory()
+    return make_memory_store()
 
 
-def assert_moments(entry: Entry, whole: Data) -> None:
+def assert_moments(entry: Entry, whole: LabelledFeatures) -> None:
     """Equal to those of the pooled data to 1e-9 of the scale of each array."""
     pooled = whole.moments()
     present = [whole.ids.index(i) for i in entry.dataset.class_ids]
@@ -149,11 +149,11 @@ def assert_moments(entry: Entry, whole: Data) -> None:
     st.lists(st.integers(0, 3), min_size=60, max_size=60),
     st.permutations(range(4)),
 )
-def test_moments_of_parts_add_up_to_those_of_the_pooled_data(seed, owners, order):
-    whole = data(seed)
+def test_merged_moments_match_the_pooled_data(seed, owners, order):
+    whole = make_data(seed)
     total = make_empty_moments(5, FEATURES)
     for owner in order:
-        own = some_of(whole, np.flatnonzero(np.array(owners) == owner))
+        own = select_samples(whole, np.flatnonzero(np.array(owners) == owner))
         position = np.array([whole.ids.index(i) for i in own.ids], dtype=np.intp)
         total = merge_moments(total, expand_moments_to_class_union(own.moments(), position, 5))
     pooled = whole.moments()
@@ -171,23 +171,24 @@ def test_moments_of_parts_add_up_to_those_of_the_pooled_data(seed, owners, order
     st.lists(st.integers(0, 2), min_size=60, max_size=60).filter(lambda owners: len(set(owners)) == 3),
     st.permutations(range(3)),
 )
-def test_a_merged_entry_holds_the_moments_of_the_pooled_data_for_any_split_and_order(seed, owners, order):
-    store, whole = memory(), data(seed)
+def test_merged_entry_moments_match_the_pooled_data_for_any_split_and_order(seed, owners, order):
+    store, whole = make_memory_store(), make_data(seed)
     parts = [
-        put_part(store, some_of(whole, np.flatnonzero(np.array(owners) == i)), f"{i}" * 64) for i in order
+        publish_part(store, select_samples(whole, np.flatnonzero(np.array(owners) == i)), f"{i}" * 64)
+        for i in order
     ]
-    flat = opened(store, merge_entries(store, parts, "all"))
+    flat = open_merged_entry(store, merge_entries(store, parts, "all"))
     assert_moments(flat, whole)
-    two = opened(store, merge_entries(store, parts[:2], "two"))
-    nested = opened(store, merge_entries(store, [parts[2], two], "nested"))
+    two = open_merged_entry(store, merge_entries(store, parts[:2], "two"))
+    nested = open_merged_entry(store, merge_entries(store, [parts[2], two], "nested"))
     assert_moments(nested, whole)
     assert nested.dataset.fingerprint == flat.dataset.fingerprint
     assert nested.dataset.leaves == flat.dataset.leaves == ["0" * 64, "1" * 64, "2" * 64]
 
 
-def test_whoever_holds_one_part_can_take_it_off_the_union(store):
-    whole, a, b = halves(store)
-    union = opened(store, merge_entries(store, [a, b], "all"))
+def test_owner_of_one_part_can_subtract_it_from_the_union(store):
+    whole, a, b = publish_two_halves(store)
+    union = open_merged_entry(store, merge_entries(store, [a, b], "all"))
     total, mine = union.read_array("train/count"), np.zeros(5, dtype=np.int64)
     mean = np.zeros((5, FEATURES))
     place = [whole.ids.index(i) for i in a.dataset.class_ids]
@@ -201,38 +202,38 @@ def test_whoever_holds_one_part_can_take_it_off_the_union(store):
     np.testing.assert_allclose(found, b.read_array("train/mean"), rtol=1e-9)
 
 
-def halves(store: Store, **words) -> tuple[Data, Entry, Entry]:
+def publish_two_halves(store: Store, **words) -> tuple[LabelledFeatures, Entry, Entry]:
     """A dataset, and the entries of two teams who have half of it each; each has a class of its own."""
-    whole = data(3)
+    whole = make_data(3)
     mine = (np.arange(60) % 2 == 0) & (whole.labels != 4) | (whole.labels == 0)
     return (
         whole,
-        put_part(store, some_of(whole, np.flatnonzero(mine)), "a" * 64, **words),
-        put_part(store, some_of(whole, np.flatnonzero(~mine)), "b" * 64, **words),
+        publish_part(store, select_samples(whole, np.flatnonzero(mine)), "a" * 64, **words),
+        publish_part(store, select_samples(whole, np.flatnonzero(~mine)), "b" * 64, **words),
     )
 
 
-def test_the_result_does_not_depend_on_the_order_of_the_parts(store):
-    _, a, b = halves(store, splits=("test", "train"), sub_classes=(2, 3))
+def test_merge_is_independent_of_the_order_of_the_parts(store):
+    _, a, b = publish_two_halves(store, splits=("test", "train"), sub_classes=(2, 3))
     one = merge_entries(store, [a, b], "all").publish_result
-    other = merge_entries(memory(), [b, a], "all").publish_result
+    other = merge_entries(make_memory_store(), [b, a], "all").publish_result
     assert one.outcome == other.outcome == "published"
     assert one.summary.entry_digest == other.summary.entry_digest
     assert merge_entries(store, [b, a], "all").publish_result.outcome == "already there"
 
 
-def test_classes_are_united_by_id_and_keep_the_first_parts_names(store):
-    whole, a, b = halves(store)
-    union = opened(store, merge_entries(store, [a, b], "all"))
+def test_merge_unites_classes_by_id_and_keeps_the_first_display_name(store):
+    whole, a, b = publish_two_halves(store)
+    union = open_merged_entry(store, merge_entries(store, [a, b], "all"))
     assert a.dataset.class_ids == ["c0", "c1", "c2", "c3"]
     assert b.dataset.class_ids == ["c1", "c2", "c3", "c4"]
     assert union.dataset.class_ids == whole.ids
     assert [name[-1] for name in union.dataset.class_names] == ["a", "a", "a", "a", "b"]
 
 
-def test_a_merged_entry_is_an_entry_like_any_other(store):
-    _, a, b = halves(store, licence="CC-BY")
-    union = opened(store, merge_entries(store, [a, b], "all"))
+def test_merged_entry_verifies_and_records_its_parts(store):
+    _, a, b = publish_two_halves(store, licence="CC-BY")
+    union = open_merged_entry(store, merge_entries(store, [a, b], "all"))
     assert all(v.is_sound for v in verify_entries(store))
     assert union.dataset.train_samples == 60
     assert union.dataset.test_samples == 60
@@ -242,9 +243,9 @@ def test_a_merged_entry_is_an_entry_like_any_other(store):
     assert union.summary.fingerprint not in (a.summary.fingerprint, b.summary.fingerprint)
 
 
-def test_held_out_features_are_put_one_after_the_other_with_labels_of_the_union(store):
-    whole, a, b = halves(store)
-    union = opened(store, merge_entries(store, [b, a], "all"))
+def test_merge_concatenates_held_out_features_with_labels_of_the_union(store):
+    whole, a, b = publish_two_halves(store)
+    union = open_merged_entry(store, merge_entries(store, [b, a], "all"))
     features, labels = union.read_array("test/feature"), union.read_array("test/label")
     assert features.dtype == np.float16
     assert labels.dtype == np.int32
@@ -254,55 +255,55 @@ def test_held_out_features_are_put_one_after_the_other_with_labels_of_the_union(
     assert len(labels) == 60
 
 
-def test_held_out_features_are_float32_if_a_part_needs_it(store):
-    whole = data(3)
-    a = put_part(store, some_of(whole, np.arange(30)), "a" * 64, dtype=np.float16)
-    b = put_part(store, some_of(whole, np.arange(30, 60)), "b" * 64, dtype=np.float32)
-    features = opened(store, merge_entries(store, [a, b], "all")).read_array("test/feature")
+def test_merged_held_out_features_are_float32_if_those_of_any_part_are(store):
+    whole = make_data(3)
+    a = publish_part(store, select_samples(whole, np.arange(30)), "a" * 64, dtype=np.float16)
+    b = publish_part(store, select_samples(whole, np.arange(30, 60)), "b" * 64, dtype=np.float32)
+    features = open_merged_entry(store, merge_entries(store, [a, b], "all")).read_array("test/feature")
     assert features.dtype == np.float32
     np.testing.assert_array_equal(features[30:], whole.features[30:])
 
 
-def test_features_longer_than_a_block_arrive_whole(store):
-    whole = data(5, samples=9000)
+def test_merge_concatenates_features_longer_than_a_block(store):
+    whole = make_data(5, samples=9000)
     cut = [np.arange(5000), np.arange(5000, 9000)]
-    parts = [put_part(store, some_of(whole, rows), f"{i}" * 64) for i, rows in enumerate(cut)]
-    union = opened(store, merge_entries(store, parts, "all"))
+    parts = [publish_part(store, select_samples(whole, rows), f"{i}" * 64) for i, rows in enumerate(cut)]
+    union = open_merged_entry(store, merge_entries(store, parts, "all"))
     np.testing.assert_array_equal(union.read_array("test/feature"), whole.features.astype(np.float16))
     np.testing.assert_array_equal(union.read_array("test/label"), whole.labels)
 
 
-def test_a_part_without_held_out_features_leaves_the_union_without_any_and_says_so(store):
-    whole = data(3)
-    a = put_part(store, some_of(whole, np.arange(30)), "a" * 64, splits=())
-    b = put_part(store, some_of(whole, np.arange(30, 60)), "b" * 64)
+def test_merge_with_a_part_without_held_out_features_drops_them_with_a_note(store):
+    whole = make_data(3)
+    a = publish_part(store, select_samples(whole, np.arange(30)), "a" * 64, splits=())
+    b = publish_part(store, select_samples(whole, np.arange(30, 60)), "b" * 64)
     merged = merge_entries(store, [a, b], "all")
-    union = opened(store, merged)
+    union = open_merged_entry(store, merged)
     assert "test/feature" not in union
     assert union.dataset.test_samples == 0
     assert union.classifier.held_out_top1 is None
     assert any(note.startswith("no held-out features: part@") for note in merged.notes)
 
 
-def test_a_union_that_no_card_can_hold_is_refused_and_leaves_nothing(store):
+def test_merge_beyond_the_limits_of_a_card_is_refused_and_writes_nothing(store):
     most = FileCounts(found=10**15, used=1)
-    parts = [put_part(store, data(seed), f"{seed}" * 64, files=most) for seed in (1, 2)]
+    parts = [publish_part(store, make_data(seed), f"{seed}" * 64, files=most) for seed in (1, 2)]
     before = len(store.objects.list().collect())
     with pytest.raises(InputError, match=r"larger than an entry may be: found: "):
         merge_entries(store, parts, "u")
     assert len(store.objects.list().collect()) == before
 
 
-def test_exemplars_stay_where_they_are(store):
-    _, a, b = halves(store, exemplars=True)
+def test_exemplars_are_not_merged(store):
+    _, a, b = publish_two_halves(store, exemplars=True)
     merged = merge_entries(store, [a, b], "all")
-    assert not [n for n in opened(store, merged).list_array_names() if n.startswith("exemplar")]
+    assert not [n for n in open_merged_entry(store, merged).list_array_names() if n.startswith("exemplar")]
     assert any("exemplars are not merged" in note for note in merged.notes)
 
 
-def test_sub_class_centres_keep_the_class_means_and_counts(store):
-    whole, a, b = halves(store, sub_classes=(2, 3))
-    union = opened(store, merge_entries(store, [a, b], "all"))
+def test_merged_sub_class_centres_preserve_class_means_and_counts(store):
+    whole, a, b = publish_two_halves(store, sub_classes=(2, 3))
+    union = open_merged_entry(store, merge_entries(store, [a, b], "all"))
     for k in (2, 3):
         centre, count = union.read_array(f"train/centre_{k}"), union.read_array(f"train/centre_count_{k}")
         assert (np.diff(count, axis=1) <= 0).all()
@@ -311,46 +312,46 @@ def test_sub_class_centres_keep_the_class_means_and_counts(store):
         np.testing.assert_allclose(mean, whole.moments().mean, rtol=1e-5)
 
 
-def test_a_class_of_one_part_keeps_its_centres(store):
-    _, a, b = halves(store)
-    union = opened(store, merge_entries(store, [a, b], "all"))
+def test_merge_keeps_the_centres_of_a_class_of_a_single_part(store):
+    _, a, b = publish_two_halves(store)
+    union = open_merged_entry(store, merge_entries(store, [a, b], "all"))
     kept = a.read_array("train/centre_2")[0]
     order = np.argsort(-a.read_array("train/centre_count_2")[0], kind="stable")
     np.testing.assert_array_equal(union.read_array("train/centre_2")[0], kept[order])
 
 
-def test_only_numbers_of_centres_that_all_parts_hold_are_merged(store):
-    whole = data(3)
-    a = put_part(store, some_of(whole, np.arange(30)), "a" * 64, sub_classes=(2, 3))
-    b = put_part(store, some_of(whole, np.arange(30, 60)), "b" * 64, sub_classes=(2,))
+def test_merge_keeps_only_sub_class_numbers_common_to_all_parts(store):
+    whole = make_data(3)
+    a = publish_part(store, select_samples(whole, np.arange(30)), "a" * 64, sub_classes=(2, 3))
+    b = publish_part(store, select_samples(whole, np.arange(30, 60)), "b" * 64, sub_classes=(2,))
     merged = merge_entries(store, [a, b], "all")
-    assert [n for n in opened(store, merged).list_array_names() if "centre" in n] == [
+    assert [n for n in open_merged_entry(store, merged).list_array_names() if "centre" in n] == [
         "train/centre_2",
         "train/centre_count_2",
     ]
     assert any(note.startswith("no 3 sub-class centres") for note in merged.notes)
 
 
-def test_weighted_k_means_is_that_of_repeated_points():
+def test_weighted_k_means_equals_k_means_of_repeated_points():
     points = np.array([[0.0], [1.0], [10.0], [11.0]])
     centres, sizes = cluster_weighted_points(points, np.array([3, 1, 1, 1]), 2)
     np.testing.assert_allclose(centres, [[0.25], [10.5]])
     assert sizes.tolist() == [4, 2]
 
 
-def test_centres_that_coincide_count_once():
+def test_weighted_k_means_of_identical_points_has_no_empty_cluster():
     centres, sizes = cluster_weighted_points(np.ones((5, 2)), np.array([1, 2, 3, 4, 5]), 3)
     assert sizes.sum() == 15
     assert (sizes > 0).all()
     np.testing.assert_allclose(centres, 1.0)
 
 
-def test_the_discriminant_gives_the_posteriors_of_gaussians_with_one_covariance():
-    moments = data(1, samples=400).moments()
+def test_linear_discriminant_gives_gaussian_posteriors_with_shared_covariance():
+    moments = make_data(1, samples=400).moments()
     found = fit_linear_discriminant(moments)
     s = moments.within_scatter / (400 - 5)
     sigma = (1 - found.shrinkage) * s + found.shrinkage * np.trace(s) / FEATURES * np.eye(FEATURES)
-    x = data(1, samples=50).features.astype(np.float64)
+    x = make_data(1, samples=50).features.astype(np.float64)
     away = x[:, None] - moments.mean
     log = np.log(moments.count / 400) - np.einsum("ncd,de,nce->nc", away, np.linalg.inv(sigma), away) / 2
     expected = log - np.logaddexp.reduce(log, axis=1, keepdims=True)
@@ -360,7 +361,7 @@ def test_the_discriminant_gives_the_posteriors_of_gaussians_with_one_covariance(
     )
 
 
-def test_shrinkage_falls_as_samples_are_added_and_is_whole_without_any_spread():
+def test_oas_shrinkage_decreases_with_samples_and_is_one_for_isotropic_covariance():
     covariance = np.diag([1.0, 4.0, 16.0])
     found = [compute_oas_shrinkage(covariance, n) for n in (20, 200, 20000)]
     assert 1 > found[0] > found[1] > found[2] > 0
@@ -368,24 +369,24 @@ def test_shrinkage_falls_as_samples_are_added_and_is_whole_without_any_spread():
     assert compute_oas_shrinkage(np.zeros((3, 3)), 0) == 1.0
 
 
-def test_one_sample_per_class_gives_the_nearest_mean():
+def test_linear_discriminant_of_one_sample_per_class_is_nearest_mean():
     features = np.array([[0, 0], [4, 0], [0, 4]], dtype=np.float32)
     found = fit_linear_discriminant(compute_moments(features, np.arange(3, dtype=np.int32), 3))
     logits = np.array([[1.0, 0.5], [3.0, 1.0], [1.0, 2.5]]) @ found.weight.T + found.bias
     assert logits.argmax(axis=1).tolist() == [0, 1, 2]
 
 
-def test_a_class_without_training_samples_is_never_the_answer():
-    whole = data(1)
+def test_linear_discriminant_never_predicts_a_class_without_training_samples():
+    whole = make_data(1)
     empty = expand_moments_to_class_union(whole.moments(), np.arange(5) + 1, 6)
     found = fit_linear_discriminant(empty)
     assert np.isfinite(found.weight).all()
     assert ((whole.features @ found.weight.T + found.bias).argmax(axis=1) > 0).all()
 
 
-def test_the_card_says_that_the_classifier_is_the_discriminant_and_how_good_it_is(store):
-    whole, a, b = halves(store)
-    union = opened(store, merge_entries(store, [a, b], "all"))
+def test_merged_classifier_card_records_the_solver_and_held_out_accuracy(store):
+    whole, a, b = publish_two_halves(store)
+    union = open_merged_entry(store, merge_entries(store, [a, b], "all"))
     assert union.classifier.solver.startswith("linear discriminant in closed form")
     features = whole.features.astype(np.float16).astype(np.float32)
     logits = features @ union.read_array("classifier/weight").T + union.read_array("classifier/bias")
@@ -408,71 +409,79 @@ def test_the_card_says_that_the_classifier_is_the_discriminant_and_how_good_it_i
         ({"precision": "bfloat16"}, "extracted with different precision: float32, bfloat16"),
     ],
 )
-def test_parts_that_do_not_go_together_are_refused(store, words, message):
-    whole = data(3)
-    a = put_part(store, some_of(whole, np.arange(30)), "a" * 64)
-    b = put_part(store, some_of(whole, np.arange(30, 60)), "b" * 64, **words)
+def test_merge_of_incompatible_parts_is_refused(store, words, message):
+    whole = make_data(3)
+    a = publish_part(store, select_samples(whole, np.arange(30)), "a" * 64)
+    b = publish_part(store, select_samples(whole, np.arange(30, 60)), "b" * 64, **words)
     with pytest.raises(InputError, match=message):
         merge_entries(store, [a, b], "all")
     assert len(store.list_summaries()) == 2
 
 
-def three(store: Store, *words: dict[str, object]) -> list[Entry]:
+def publish_three_parts(store: Store, *words: dict[str, object]) -> list[Entry]:
     """Parts of 20 samples each, with what each of them holds."""
-    whole, rows = data(3), np.arange(60).reshape(3, 20)
+    whole, rows = make_data(3), np.arange(60).reshape(3, 20)
     return [
-        put_part(store, some_of(whole, own), leaf * 64, **own_words)
+        publish_part(store, select_samples(whole, own), leaf * 64, **own_words)
         for own, leaf, own_words in zip(rows, "abc", words, strict=True)
     ]
 
 
-def test_transparent_parts_over_one_background_go_with_opaque_ones(store):
+def test_composited_parts_over_one_background_merge_with_opaque_ones(store):
     white = {"background": "white", "composited": 5}
-    parts = three(store, {"composited": 0}, white, white | {"composited": 2})
-    union = opened(store, merge_entries(store, parts, "all"))
+    parts = publish_three_parts(store, {"composited": 0}, white, white | {"composited": 2})
+    union = open_merged_entry(store, merge_entries(store, parts, "all"))
     assert (union.extraction.options["background"], union.extraction.composited) == ("white", 7)
-    opaque = opened(store, merge_entries(store, parts[:1] + three(store, {}, {}, {})[1:], "opaque"))
+    opaque = open_merged_entry(
+        store, merge_entries(store, parts[:1] + publish_three_parts(store, {}, {}, {})[1:], "opaque")
+    )
     assert "background" not in opaque.extraction.options
     assert opaque.extraction.composited is None
 
 
-def test_parts_over_different_backgrounds_are_refused_wherever_they_are(store):
-    parts = three(store, {}, {"background": "white"}, {"background": "black"})
+def test_merge_of_parts_over_different_backgrounds_is_refused(store):
+    parts = publish_three_parts(store, {}, {"background": "white"}, {"background": "black"})
     with pytest.raises(InputError, match="transparent images over different backgrounds: white, black"):
         merge_entries(store, parts, "all")
 
 
-def test_parts_that_take_different_values_for_white_are_refused(store):
-    parts = three(store, {}, {"white": 4095}, {"white": 1023})
+def test_merge_of_parts_with_different_white_levels_is_refused(store):
+    parts = publish_three_parts(store, {}, {"white": 4095}, {"white": 1023})
     with pytest.raises(InputError, match="take different values of deep images for white: 4095, 1023"):
         merge_entries(store, parts, "union")
 
 
-def test_a_value_for_white_is_recorded_and_parts_without_it_are_named(store):
-    alike = three(store, *[{"white": 4095, "composited": 0}] * 3)
+def test_merge_records_the_white_level_and_notes_parts_without_one(store):
+    alike = publish_three_parts(store, *[{"white": 4095, "composited": 0}] * 3)
     merged = merge_entries(store, alike, "alike")
-    assert opened(store, merged).extraction.options["white"] == 4095
+    assert open_merged_entry(store, merged).extraction.options["white"] == 4095
     assert not [note for note in merged.notes if note.startswith("white")]
-    mixed = merge_entries(memory(), three(memory(), {"white": 4095}, {"name": "deep"}, {"white": 4095}), "m")
+    mixed = merge_entries(
+        make_memory_store(),
+        publish_three_parts(make_memory_store(), {"white": 4095}, {"name": "deep"}, {"white": 4095}),
+        "m",
+    )
     (note,) = [note for note in mixed.notes if note.startswith("white")]
     assert note.startswith("white: deep@")
     assert "names none, other parts take 4095 for it" in note
 
 
-def test_a_part_that_may_have_dropped_transparency_is_named_beside_composited_ones(store):
+def test_merge_notes_parts_that_may_have_dropped_transparency(store):
     white = {"background": "white", "composited": 5}
-    merged = merge_entries(store, three(store, white, {"name": "old"}, {"composited": 0}), "union")
+    merged = merge_entries(
+        store, publish_three_parts(store, white, {"name": "old"}, {"composited": 0}), "union"
+    )
     (note,) = [note for note in merged.notes if note.startswith("transparency")]
     assert note.startswith("transparency: old@")
     assert "may have dropped it, other parts are over white" in note
-    assert opened(store, merged).extraction.composited is None
+    assert open_merged_entry(store, merged).extraction.composited is None
 
 
-def test_a_shared_leaf_is_refused_however_deep(store):
-    whole, a, b = halves(store)
-    union = opened(store, merge_entries(store, [a, b], "all"))
-    third = put_part(store, some_of(whole, np.arange(9)), "c" * 64, name="third")
-    both = opened(store, merge_entries(store, [union, third], "both"))
+def test_merge_of_parts_that_share_data_is_refused_at_any_depth(store):
+    whole, a, b = publish_two_halves(store)
+    union = open_merged_entry(store, merge_entries(store, [a, b], "all"))
+    third = publish_part(store, select_samples(whole, np.arange(9)), "c" * 64, name="third")
+    both = open_merged_entry(store, merge_entries(store, [union, third], "both"))
     for parts in ([a, a], [union, a], [both, b], [both, third]):
         with pytest.raises(InputError, match="the parts share data: the dataset"):
             merge_entries(store, parts, "twice")
@@ -480,9 +489,9 @@ def test_a_shared_leaf_is_refused_however_deep(store):
         merge_entries(store, [a], "one")
 
 
-def test_a_damaged_part_is_not_merged(tmp_path):
+def test_merge_of_a_damaged_part_raises_damage_error(tmp_path):
     store = open_or_create_store(str(tmp_path))
-    _, a, b = halves(store)
+    _, a, b = publish_two_halves(store)
     chunk = tmp_path / "runs" / a.commit.run / "train" / "mean" / "c" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
     with pytest.raises(DamageError, match="train/mean/c/0/0"):
@@ -491,7 +500,7 @@ def test_a_damaged_part_is_not_merged(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def teams(tmp_path_factory, request) -> Path:
+def team_stores(tmp_path_factory, request) -> Path:
     """Two stores of real entries, of two halves of a dataset, and one of the whole, at 32 px."""
     from sfm.pipeline.extract import extract
     from sfm.pipeline.extract_config import ExtractConfig
@@ -516,15 +525,17 @@ def teams(tmp_path_factory, request) -> Path:
 
 
 @pytest.mark.slow
-def test_two_teams_get_the_entry_of_their_pooled_images_without_seeing_each_others(teams, tmp_path):
+def test_merge_of_two_stores_matches_extraction_of_the_pooled_images(team_stores, tmp_path):
     from sfm.named_merge import merge_entries_by_name
     from sfm.stats_store.store import open_store
 
     done = merge_entries_by_name(
-        str(tmp_path / "union"), [f"{teams / 'mine'}#mine", f"{teams / 'yours'}#yours"], name="clothes"
+        str(tmp_path / "union"),
+        [f"{team_stores / 'mine'}#mine", f"{team_stores / 'yours'}#yours"],
+        name="clothes",
     )
     union = open_store(str(tmp_path / "union")).open_entry(done.publish_result.summary)
-    whole = open_store(str(teams / "pooled"))
+    whole = open_store(str(team_stores / "pooled"))
     pooled = whole.open_entry(whole.list_summaries()[0])
     assert union.dataset.class_ids == pooled.dataset.class_ids == ["bag", "boot", "trouser"]
     np.testing.assert_array_equal(union.read_array("train/count"), pooled.read_array("train/count"))
@@ -539,22 +550,24 @@ def test_two_teams_get_the_entry_of_their_pooled_images_without_seeing_each_othe
 
 
 @pytest.mark.slow
-def test_a_merged_entry_can_be_distilled(teams, tmp_path):
+def test_a_merged_entry_can_be_distilled(team_stores, tmp_path):
     from sfm.api import DistillConfig, distill
     from sfm.named_merge import merge_entries_by_name
 
     url = str(tmp_path / "union")
-    done = merge_entries_by_name(url, [f"{teams / 'mine'}#mine", f"{teams / 'yours'}#yours"], name="clothes")
+    done = merge_entries_by_name(
+        url, [f"{team_stores / 'mine'}#mine", f"{team_stores / 'yours'}#yours"], name="clothes"
+    )
     run = distill(DistillConfig(store=url, backbone="lite0", dataset="clothes", out=tmp_path / "d", steps=2))
     assert run.record["entry_digest"] == done.publish_result.summary.entry_digest
 
 
-def test_parts_are_found_in_the_target_store_or_refused_in_one_line(teams, tmp_path):
+def test_merge_by_name_reports_missing_parts_missing_stores_and_invalid_names(team_stores, tmp_path):
     from sfm.named_merge import merge_entries_by_name
 
     with pytest.raises(InputError, match="no dataset 'yours' in the store: the store holds mine@"):
-        merge_entries_by_name(str(teams / "mine"), ["mine", "yours"])
+        merge_entries_by_name(str(team_stores / "mine"), ["mine", "yours"])
     with pytest.raises(InputError, match="no store at"):
-        merge_entries_by_name(str(tmp_path / "t"), ["nowhere#mine", f"{teams / 'yours'}#yours"])
+        merge_entries_by_name(str(tmp_path / "t"), ["nowhere#mine", f"{team_stores / 'yours'}#yours"])
     with pytest.raises(InputError, match="--name"):
         merge_entries_by_name(str(tmp_path / "t"), ["a", "b"], name="a@b")

@@ -13,25 +13,25 @@ from sfm.stats_store.dataset_names import (
 
 
 @pytest.mark.parametrize("name", ["", "birds@2024", " birds", "birds ", "a\nb", "a\x1b[2J", "safe\u202etxt"])
-def test_a_name_that_cannot_be_typed_or_shown_is_refused(name):
+def test_invalid_dataset_name_is_refused(name):
     assert find_dataset_name_problem(name)
     assert find_dataset_name_problem(make_dataset_name(name)) is None
 
 
 @pytest.mark.parametrize("name", ["birds", "pets [raw]", "c#", "猫", "a b"])
-def test_any_other_name_stays_as_it_is(name):
+def test_valid_dataset_name_is_unchanged(name):
     assert find_dataset_name_problem(name) is None
     assert make_dataset_name(name) == name
 
 
-def test_what_a_name_cannot_hold_becomes_a_dash():
+def test_make_dataset_name_replaces_invalid_characters():
     assert make_dataset_name("birds@2024") == "birds-2024"
     assert make_dataset_name("cat\nFelis") == "cat-Felis"
     assert make_dataset_name("e\u0301te\u0301") == "été"
     assert make_dataset_name("caf\udce9") == r"caf\xe9"
 
 
-def test_a_linked_folder_is_named_after_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_dataset_name_of_a_linked_folder_is_the_link_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "v2" / "inside").mkdir(parents=True)
     (tmp_path / "birds").symlink_to("v2")
     assert make_dataset_name_from_folder(tmp_path / "birds") == "birds"
@@ -52,5 +52,5 @@ def test_a_linked_folder_is_named_after_the_link(tmp_path: Path, monkeypatch: py
         ("cats@abc", ("cats", "abc")),
     ],
 )
-def test_an_exact_name_comes_before_a_pin(text, meant):
+def test_exact_dataset_name_takes_precedence_over_a_pin(text, meant):
     assert split_pinned_name(text, {"birds", "birds@2024"}) == meant

@@ -32,7 +32,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def flow_by(code: str, folder: Path) -> np.ndarray:
+def run_flow_code(code: str, folder: Path) -> np.ndarray:
     """Run code in a process of its own, in which this project is never imported."""
     done = subprocess.run(
         [sys.executable, "-c", code + PRINT], cwd=folder, capture_output=True, text=True, timeout=120
@@ -42,7 +42,7 @@ def flow_by(code: str, folder: Path) -> np.ndarray:
     return np.load(folder / "flow.npy")
 
 
-def expected(folder: Path) -> np.ndarray:
+def compute_expected_flow(folder: Path) -> np.ndarray:
     """The flow by its definition, from this project's reader: others' mean minus own."""
     store = open_or_create_store(str(folder / "store"))
     (summary,) = [s for s in store.list_summaries() if s.dataset == "birds"]
@@ -50,16 +50,18 @@ def expected(folder: Path) -> np.ndarray:
     return np.array([np.delete(mean, c, axis=0).mean(axis=0) - mean[c] for c in range(len(mean))])
 
 
-def test_zarr_alone_reproduces_the_flow_in_ten_lines(folder):
+def test_plain_zarr_computes_the_flow_in_ten_lines(folder):
     assert len([line for line in ZARR.splitlines() if line.strip()]) <= 10
-    np.testing.assert_allclose(flow_by(ZARR, folder), expected(folder), rtol=1e-12)
+    np.testing.assert_allclose(run_flow_code(ZARR, folder), compute_expected_flow(folder), rtol=1e-12)
 
 
-def test_xarray_alone_reproduces_the_flow_with_named_dimensions(folder):
+def test_plain_xarray_computes_the_flow_with_named_dimensions(folder):
     search = "".join(
         line for line in ZARR.splitlines(keepends=True) if not line.startswith(("run", "mean", "flow"))
     )
-    np.testing.assert_allclose(flow_by(search + XARRAY, folder), expected(folder), rtol=1e-12)
+    np.testing.assert_allclose(
+        run_flow_code(search + XARRAY, folder), compute_expected_flow(folder), rtol=1e-12
+    )
 
 
 def test_xarray_opens_every_group_of_a_real_entry(fashion_store):
@@ -76,4 +78,4 @@ for commit in commits:
     flow = tree["train/centre_3"].dims
     assert flow == ("class", "sub_class_3", "feature")
 """
-    assert flow_by(code, Path(fashion_store).parent).tolist() == ["class", "sub_class_3", "feature"]
+    assert run_flow_code(code, Path(fashion_store).parent).tolist() == ["class", "sub_class_3", "feature"]

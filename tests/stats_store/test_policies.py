@@ -10,7 +10,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from s3_server import REGION, create_bucket, environment, running_s3
+from s3_server import REGION, create_bucket, environment, run_s3_server
 from toy_entries import publish_random_draft, publish_random_entry, write_random_arrays
 
 from sfm.errors import InputError
@@ -28,9 +28,9 @@ URL = "s3://company-bucket/team/stats"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[dict[str, dict[str, str]], Summary]]:
+def policy_server() -> Iterator[tuple[dict[str, dict[str, str]], Summary]]:
     """A server that enforces policies, with a store: what each role has in its environment, and an entry."""
-    with running_s3() as endpoint, pytest.MonkeyPatch.context() as patch:
+    with run_s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
         for name in [n for n in os.environ if n.startswith("AWS_")]:
             patch.delenv(name)
         owner = environment(endpoint)
@@ -66,9 +66,9 @@ def server() -> Iterator[tuple[dict[str, dict[str, str]], Summary]]:
 
 
 @pytest.fixture
-def become(server, monkeypatch) -> Callable[[str], Summary]:
+def assume_role(policy_server, monkeypatch) -> Callable[[str], Summary]:
     """Take on a role; returns the entry that is in the store from the beginning."""
-    roles, summary = server
+    roles, summary = policy_server
 
     def take(role: str) -> Summary:
         for name, value in roles[role].items():
@@ -78,12 +78,12 @@ def become(server, monkeypatch) -> Callable[[str], Summary]:
     return take
 
 
-def test_the_docs_have_three_roles():
+def test_docs_define_three_s3_policies():
     assert sorted(POLICIES) == ["keeper", "reader", "writer"]
 
 
-def test_a_reader_reads_verifies_and_copies_away(become, tmp_path):
-    summary = become("reader")
+def test_reader_policy_allows_reading_verifying_and_copying(assume_role, tmp_path):
+    summary = assume_role("reader")
     store = open_store(URL)
     assert store.open_entry(summary).read_array("train/count").sum() > 0
     assert all(v.is_sound for v in verify_entries(store))
@@ -91,8 +91,8 @@ def test_a_reader_reads_verifies_and_copies_away(become, tmp_path):
     assert done.outcome == "copied"
 
 
-def test_a_reader_changes_nothing(become):
-    summary = become("reader")
+def test_reader_policy_denies_publishing_and_removing(assume_role):
+    summary = assume_role("reader")
     with pytest.raises(InputError, match="permission denied by the server"):
         open_or_create_store(URL)
     with pytest.raises(InputError, match="permission denied by the server"):
@@ -100,8 +100,8 @@ def test_a_reader_changes_nothing(become):
     assert summary in open_store(URL).list_summaries()
 
 
-def test_a_writer_publishes_loses_and_removes_without_deleting(become):
-    summary = become("writer")
+def test_writer_policy_allows_publishing_and_removing_but_not_gc(assume_role):
+    summary = assume_role("writer")
     store = open_or_create_store(URL)
     mine = publish_random_entry(store, 1, fingerprint="a" * 64)
     assert mine in store.list_summaries()
@@ -115,10 +115,10 @@ def test_a_writer_publishes_loses_and_removes_without_deleting(become):
     assert summary in store.list_summaries()
 
 
-def test_a_keeper_collects_what_writers_left_and_publishes_nothing(become):
-    become("writer")
+def test_keeper_policy_allows_gc_but_not_publishing(assume_role):
+    assume_role("writer")
     write_random_arrays(Draft(open_or_create_store(URL)))
-    summary = become("keeper")
+    summary = assume_role("keeper")
     store = open_store(URL)
     assert len(collect_garbage(store, min_age=datetime.timedelta(0), delete_replaced_now=True).deleted) >= 1
     assert collect_garbage(store, min_age=datetime.timedelta(0), delete_replaced_now=True).deleted == []

@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> Store:
     return open_or_create_store(str(tmp_path / "store"))
 
 
-def test_another_backbone_dataset_or_option_is_another_entry(store: Store) -> None:
+def test_different_backbone_dataset_or_options_give_separate_entries(store: Store) -> None:
     variants: list[dict[str, object]] = [
         {},
         {"backbone": make_backbone_card(weights="v")},
@@ -33,7 +33,7 @@ def test_another_backbone_dataset_or_option_is_another_entry(store: Store) -> No
     assert len({s.key for s in summaries}) == len({s.entry_digest for s in summaries}) == 4
 
 
-def test_the_same_content_has_the_same_entry_digest_in_every_store(tmp_path: Path) -> None:
+def test_same_content_has_the_same_entry_digest_in_every_store(tmp_path: Path) -> None:
     digests = set()
     for name in ("one", "two"):
         draft = Draft(open_or_create_store(str(tmp_path / name)))
@@ -42,7 +42,7 @@ def test_the_same_content_has_the_same_entry_digest_in_every_store(tmp_path: Pat
     assert len(digests) == 1
 
 
-def test_an_array_written_block_by_block_is_the_same_as_one_written_whole(store: Store) -> None:
+def test_array_written_in_blocks_equals_an_array_written_at_once(store: Store) -> None:
     array = np.random.default_rng(0).standard_normal((2 * BLOCK_ROWS + 5, 3)).astype(np.float32)
     whole, blocks = Draft(store), Draft(store)
     whole.write_array("test/feature", array)
@@ -52,7 +52,7 @@ def test_an_array_written_block_by_block_is_the_same_as_one_written_whole(store:
     assert {r.sha256 for r in whole.records.values()} == {r.sha256 for r in blocks.records.values()}
 
 
-def test_blocks_that_do_not_make_up_the_announced_array_are_refused(store: Store) -> None:
+def test_write_array_blocks_raises_value_error_on_a_shape_mismatch(store: Store) -> None:
     short = np.zeros((7, 2), np.float32)
     with pytest.raises(ValueError, match="7 rows given, 8 announced"):
         Draft(store).write_array_blocks("test/feature", [short], (8, 2), np.float32)
@@ -60,7 +60,7 @@ def test_blocks_that_do_not_make_up_the_announced_array_are_refused(store: Store
         Draft(store).write_array_blocks("test/feature", [short, short], (14, 2), np.float32)
 
 
-def test_an_object_that_is_being_written_is_listed_nowhere(store: Store) -> None:
+def test_temporary_file_of_an_object_is_not_listed(store: Store) -> None:
     folder = Path(store.url) / "index"
     folder.mkdir(exist_ok=True)
     (folder / "00000001.json#123456789012345678").write_bytes(b"half")
@@ -69,7 +69,7 @@ def test_an_object_that_is_being_written_is_listed_nowhere(store: Store) -> None
     assert (folder / "00000001.json").read_bytes() == b"whole"
 
 
-def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_creating_a_store_at_or_below_a_file_gives_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError) as error:

@@ -8,15 +8,15 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from s3_faults import Proxy, Request, breaking
+from s3_faults import Proxy, Request, run_fault_proxy
 from store_processes import (
-    child,
-    digests_of,
-    fingerprint_of,
-    processes,
+    compute_toy_digests,
+    make_fingerprint,
+    make_forkserver_context,
+    publish_after_event,
+    publish_in_race,
     publish_many,
-    publish_when_told,
-    race,
+    start_process,
 )
 from toy_entries import publish_random_draft, write_random_arrays
 
@@ -45,7 +45,7 @@ def place(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy that everything goes through; breaks nothing until told to."""
-    with breaking(s3_endpoint) as proxy:
+    with run_fault_proxy(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
 
@@ -56,7 +56,7 @@ class Reader(threading.Thread):
     def __init__(self, url: str, seeds: list[int]) -> None:
         super().__init__()
         self.store = open_store(url)
-        self.whole = {tuple(sorted(digests_of(seed).items())): seed for seed in seeds}
+        self.whole = {tuple(sorted(compute_toy_digests(seed).items())): seed for seed in seeds}
         self.done = threading.Event()
         self.entries = 0
         self.problems: list[str] = []
@@ -80,7 +80,7 @@ class Reader(threading.Thread):
                 self.problems.append(str(error))
 
 
-def runs_in(store: Store) -> set[str]:
+def list_run_ids(store: Store) -> set[str]:
     """Return the ids of all runs of which anything is there."""
     paths = [item["path"].split("/") for item in list_objects(store.objects, "runs")]
     return {parts[1] for parts in paths if len(parts) > 2}
@@ -97,15 +97,17 @@ def runs_in(store: Store) -> set[str]:
     indirect=["place"],
 )
 @pytest.mark.slow
-def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entries_only(
+def test_one_of_two_concurrent_writers_wins_and_readers_see_only_complete_entries(
     place: str, rounds: int
 ) -> None:
-    context = processes()
+    context = make_forkserver_context()
     start, results = context.Barrier(2), context.Queue()
     open_or_create_store(place)
     reader = Reader(place, [1, 2])
     reader.start()
-    writers = [child(context, race, place, seed, rounds, start, results) for seed in (1, 2)]
+    writers = [
+        start_process(context, publish_in_race, place, seed, rounds, start, results) for seed in (1, 2)
+    ]
     reports = [results.get(timeout=120) for _ in range(2 * rounds)]
     for writer in writers:
         writer.join()
@@ -122,7 +124,7 @@ def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entrie
 
     store = open_store(place)
     collect_garbage(store, min_age=NO_AGE)
-    assert runs_in(store) == {run for *_, run, outcome in reports if outcome == "published"}
+    assert list_run_ids(store) == {run for *_, run, outcome in reports if outcome == "published"}
     assert len(store.list_summaries()) == rounds
     assert [p for verdict in verify_entries(store) for p in verdict.problems] == []
     close = sum(outcome == "another writer was first" for *_, outcome in reports)
@@ -134,7 +136,7 @@ def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entrie
 
 
 @pytest.mark.parametrize("fault", ["lose answer", "500 after"])
-def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
+def test_commit_with_a_lost_response_is_recognised_as_published(
     proxy: Proxy, s3_url: str, fault: str
 ) -> None:
     store = open_or_create_store(s3_url)
@@ -155,9 +157,7 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
     assert all(verdict.is_sound for verdict in verify_entries(store))
 
 
-def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_alone(
-    proxy: Proxy, s3_url: str
-) -> None:
+def test_discard_keeps_the_run_of_a_commit_with_unknown_outcome(proxy: Proxy, s3_url: str) -> None:
     store = open_or_create_store(s3_url)
     draft = Draft(store)
     write_random_arrays(draft, 1)
@@ -181,7 +181,7 @@ def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_al
 
 
 @pytest.mark.parametrize("fault", ["unconditional", "501"])
-def test_a_bucket_without_conditional_writes_is_refused_before_anything_is_extracted(
+def test_bucket_without_conditional_writes_is_refused_and_left_unchanged(
     proxy: Proxy, s3_url: str, fault: str
 ) -> None:
     proxy.choose = lambda request: fault if request.creates else None  # type: ignore[return-value,assignment]
@@ -198,15 +198,15 @@ def test_a_bucket_without_conditional_writes_is_refused_before_anything_is_extra
 
 
 @pytest.mark.parametrize("place", ["disk", pytest.param("s3", marks=pytest.mark.torture)], indirect=True)
-def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
-    context = processes()
+def test_a_stalled_writer_does_not_block_others(place: str) -> None:
+    context = make_forkserver_context()
     written, go, results = context.Event(), context.Event(), context.Queue()
-    slow = child(context, publish_when_told, place, 1, fingerprint_of(1), written, go, results)
+    slow = start_process(context, publish_after_event, place, 1, make_fingerprint(1), written, go, results)
     assert written.wait(60)
     os.kill(slow.pid or 0, signal.SIGSTOP)
     try:
         store = open_store(place)
-        for fingerprint in (fingerprint_of(2), fingerprint_of(1)):
+        for fingerprint in (make_fingerprint(2), make_fingerprint(1)):
             draft = Draft(store)
             write_random_arrays(draft, 2)
             assert publish_random_draft(draft, fingerprint=fingerprint).outcome == "published"
@@ -215,7 +215,7 @@ def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
     go.set()
     assert results.get(timeout=60) == "already there"
     slow.join()
-    assert {s.fingerprint for s in store.list_summaries()} == {fingerprint_of(1), fingerprint_of(2)}
+    assert {s.fingerprint for s in store.list_summaries()} == {make_fingerprint(1), make_fingerprint(2)}
     assert all(verdict.is_sound for verdict in verify_entries(store))
 
 
@@ -229,13 +229,13 @@ def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
     indirect=["place"],
 )
 def test_writers_of_different_keys_all_publish(place: str, entries: int) -> None:
-    context = processes()
+    context = make_forkserver_context()
     open_or_create_store(place)
 
     def seconds(writers: int) -> float:
         start = context.Barrier(writers + 1)
         own = [[f"{writers:02x}{w:02x}{number:060x}" for number in range(entries)] for w in range(writers)]
-        started = [child(context, publish_many, place, w, keys, start) for w, keys in enumerate(own)]
+        started = [start_process(context, publish_many, place, w, keys, start) for w, keys in enumerate(own)]
         start.wait()
         begin = time.perf_counter()
         for process in started:
@@ -246,14 +246,14 @@ def test_writers_of_different_keys_all_publish(place: str, entries: int) -> None
     alone, together = seconds(1), seconds(3)
     store = open_store(place)
     assert len(store.list_summaries()) == 4 * entries
-    assert len(runs_in(store)) == 4 * entries
+    assert len(list_run_ids(store)) == 4 * entries
     print(
         f"\ntorture: writers of different keys, {'S3' if place.startswith('s3') else 'disk'}: one alone "
         f"{entries / alone:.0f} entries/s, three at once {3 * entries / together:.0f} entries/s"
     )
 
 
-def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(
+def test_entry_removed_during_its_replacement_ends_up_replaced(
     proxy: Proxy, s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_or_create_store(s3_url)

@@ -12,9 +12,9 @@ import boto3
 import numpy as np
 import obstore
 import pytest
-from s3_faults import Proxy, breaking
+from s3_faults import Proxy, run_fault_proxy
 from s3_server import REGION, environment
-from store_processes import child, processes, sfm_command
+from store_processes import make_forkserver_context, run_sfm_command, start_process
 from toy_entries import publish_fake_commits, publish_random_draft, write_random_arrays
 
 from sfm.errors import InputError
@@ -39,13 +39,13 @@ SECRETS = {
 @pytest.fixture
 def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy that everything goes through; breaks nothing until told to."""
-    with breaking(s3_endpoint) as proxy:
+    with run_fault_proxy(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
 
 
 @pytest.fixture
-def published(s3_url: str) -> Summary:
+def published_summary(s3_url: str) -> Summary:
     """An entry in the store at ``s3_url``."""
     draft = Draft(open_or_create_store(s3_url))
     write_random_arrays(draft)
@@ -53,27 +53,27 @@ def published(s3_url: str) -> Summary:
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
-def test_the_endpoint_of_ones_own_server_is_used_with_the_bucket_in_the_path(
-    proxy: Proxy, s3_url: str, published: Summary, variable: str, monkeypatch: pytest.MonkeyPatch
+def test_custom_s3_endpoint_is_used_with_path_style_requests(
+    proxy: Proxy, s3_url: str, published_summary: Summary, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv(variable, proxy.endpoint)
     before = len(proxy.seen)
     store = open_store(s3_url)
     assert store.url == s3_url
-    assert store.list_summaries() == [published]
+    assert store.list_summaries() == [published_summary]
     bucket = urlsplit(s3_url).netloc
     assert len(proxy.seen) - before == 3
     assert all(request.path.startswith(f"/{bucket}") for request in proxy.seen[before:])
 
 
-def test_two_stores_in_one_bucket_do_not_see_each_other(s3_url: str, published: Summary) -> None:
+def test_stores_in_one_bucket_are_independent(s3_url: str, published_summary: Summary) -> None:
     assert open_or_create_store(f"{s3_url}-2").list_summaries() == []
-    assert open_store(f"{s3_url}/").list_summaries() == [published]
+    assert open_store(f"{s3_url}/").list_summaries() == [published_summary]
 
 
-def test_a_public_bucket_is_read_without_credentials_and_without_a_signature(
-    proxy: Proxy, s3_endpoint: str, s3_url: str, published: Summary, monkeypatch: pytest.MonkeyPatch
+def test_public_bucket_is_read_with_unsigned_requests(
+    proxy: Proxy, s3_endpoint: str, s3_url: str, published_summary: Summary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = urlsplit(s3_url).netloc
     client = boto3.client("s3", endpoint_url=s3_endpoint, region_name=REGION)
@@ -89,7 +89,7 @@ def test_a_public_bucket_is_read_without_credentials_and_without_a_signature(
     (summary,) = store.list_summaries()
     assert store.open_entry(summary).read_array("train/mean").shape == (4, 6)
     assert verify_entries(store)[0].is_sound
-    assert summary == published
+    assert summary == published_summary
     assert not any("authorization" in request.headers for request in proxy.seen[before:])
 
 
@@ -114,7 +114,7 @@ def test_a_public_bucket_is_read_without_credentials_and_without_a_signature(
         ),
     ],
 )
-def test_what_keeps_a_store_from_being_reached_is_said_in_one_line(
+def test_unreachable_s3_store_gives_a_one_line_error_with_the_reason(
     s3_url: str, variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -133,32 +133,30 @@ def test_what_keeps_a_store_from_being_reached_is_said_in_one_line(
 @pytest.mark.parametrize(
     "endpoint", [f"http://u:{CANARY}/x@host:9", f"{CANARY}:9000", "http://", "http://host:x"]
 )
-def test_an_endpoint_that_is_no_url_is_said_to_be_none(
-    s3_url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_s3_endpoint_is_refused(s3_url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(InputError, match=r"^AWS_ENDPOINT_URL in the environment is not a URL") as error:
         open_store(s3_url)
     assert CANARY not in str(error.value)
 
 
-def test_a_bucket_that_is_not_there_is_said_to_be_not_there(s3_url: str) -> None:
+def test_missing_bucket_is_reported(s3_url: str) -> None:
     for attempt in (open_store, open_or_create_store):
         with pytest.raises(InputError, match="cannot use s3://no-such-bucket/x: there is no such bucket"):
             attempt("s3://no-such-bucket/x")
 
 
-def test_a_bucket_without_a_store_is_said_to_hold_none(s3_url: str) -> None:
+def test_bucket_without_a_store_is_reported(s3_url: str) -> None:
     with pytest.raises(InputError, match=rf"{s3_url} is not a store: .* create one with `sfm extract`"):
         open_store(s3_url)
 
 
 @pytest.mark.parametrize("entries", [25, pytest.param(1000, marks=pytest.mark.torture)])
 def test_listing_costs_one_request_per_entry(
-    proxy: Proxy, s3_url: str, published: Summary, entries: int
+    proxy: Proxy, s3_url: str, published_summary: Summary, entries: int
 ) -> None:
     store = open_or_create_store(s3_url)
-    publish_fake_commits(store, published, entries - 1)
+    publish_fake_commits(store, published_summary, entries - 1)
     before = len(proxy.seen)
     assert len(store.list_summaries()) == entries
     requests = proxy.seen[before:]
@@ -189,7 +187,7 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
     )
 
 
-def test_every_object_is_written_on_condition_that_there_is_none(proxy: Proxy, s3_url: str) -> None:
+def test_every_object_is_written_with_if_none_match(proxy: Proxy, s3_url: str) -> None:
     store = open_or_create_store(s3_url)
     draft = Draft(store)
     write_random_arrays(draft)
@@ -202,7 +200,7 @@ def test_every_object_is_written_on_condition_that_there_is_none(proxy: Proxy, s
     assert [r.path for r in writing if not r.creates and "delete" not in r.path] == []
 
 
-def commands(url: str, other: str, out: Path) -> dict[str, list[str]]:
+def make_store_commands(url: str, other: str, out: Path) -> dict[str, list[str]]:
     """Return every command that takes a store, as a user would give it."""
     size = ("--image-size", "32")
     return {
@@ -231,28 +229,30 @@ def commands(url: str, other: str, out: Path) -> dict[str, list[str]]:
 
 def run_sfm(arguments: list[str], output: Path, variables: dict[str, str]) -> tuple[int | None, str]:
     """Run a command in a process of its own; return its exit status and all it printed."""
-    process = child(processes(), sfm_command, arguments, str(output), environment=variables)
+    process = start_process(
+        make_forkserver_context(), run_sfm_command, arguments, str(output), environment=variables
+    )
     process.join()
     return process.exitcode, output.read_text()
 
 
-def canary_forms() -> list[str]:
+def list_canary_forms() -> list[str]:
     """Return the secrets as they are, and as they look in a URL."""
     return [*SECRETS.values(), *(quote(value, safe="") for value in SECRETS.values()), CANARY]
 
 
 @pytest.mark.slow
-def test_credentials_reach_no_output_and_no_file_of_any_command(s3_url: str, tmp_path: Path) -> None:
+def test_credentials_do_not_appear_in_output_or_files_of_any_command(s3_url: str, tmp_path: Path) -> None:
     variables = {**environment(os.environ["AWS_ENDPOINT_URL"]), **SECRETS}
     out = tmp_path / "distilled"
-    for name, arguments in commands(s3_url, f"{s3_url}-copy", out).items():
+    for name, arguments in make_store_commands(s3_url, f"{s3_url}-copy", out).items():
         status, printed = run_sfm(arguments, tmp_path / "printed", variables)
         if name == "merge":
             # The copy holds the very same images, and these may not be counted twice.
             assert status == 2, printed
         else:
             assert status == 0, f"{name}: {printed}"
-        assert not any(form in printed for form in canary_forms()), name
+        assert not any(form in printed for form in list_canary_forms()), name
     for file in tmp_path.rglob("*"):
         if file.is_file():
             assert CANARY.encode() not in file.read_bytes(), file
@@ -264,9 +264,9 @@ def test_credentials_reach_no_output_and_no_file_of_any_command(s3_url: str, tmp
             assert CANARY.encode() not in bytes(obstore.get(objects, item["path"]).bytes()), item["path"]
 
 
-def require_silence(name: str, printed: str) -> None:
+def assert_no_secrets(name: str, printed: str) -> None:
     """Check that a command that failed told no secret, and told it in a line."""
-    assert not any(form in printed for form in canary_forms()), f"{name}: {printed}"
+    assert not any(form in printed for form in list_canary_forms()), f"{name}: {printed}"
     assert "Traceback" not in printed, f"{name}: {printed}"
 
 
@@ -278,10 +278,10 @@ def require_silence(name: str, printed: str) -> None:
         pytest.param("an endpoint", marks=pytest.mark.torture),
     ],
 )
-def test_credentials_reach_no_error_of_any_command(
-    proxy: Proxy, s3_url: str, published: Summary, kind: str, tmp_path: Path
+def test_credentials_do_not_appear_in_errors_of_any_command(
+    proxy: Proxy, s3_url: str, published_summary: Summary, kind: str, tmp_path: Path
 ) -> None:
-    out = distilled(tmp_path)
+    out = make_distilled_folder(tmp_path)
     variables, url = {**environment(proxy.endpoint), **SECRETS}, s3_url
     proxy.choose = lambda _: "echo"
     if kind == "an endpoint":
@@ -289,9 +289,9 @@ def test_credentials_reach_no_error_of_any_command(
         variables["AWS_ENDPOINT_URL"] = f"http://u:{secret}@127.0.0.1:9"
     if kind == "a URL":
         url = s3_url.replace("s3://", f"s3://u:{SECRETS['AWS_SECRET_ACCESS_KEY']}@")
-    for name, arguments in commands(url, str(tmp_path / "copy"), out).items():
+    for name, arguments in make_store_commands(url, str(tmp_path / "copy"), out).items():
         status, printed = run_sfm(arguments, tmp_path / "printed", variables)
-        require_silence(name, printed)
+        assert_no_secrets(name, printed)
         assert status == 2, f"{name}: {printed}"
         assert printed.splitlines()[-1].startswith("error: "), f"{name}: {printed}"
     for file in tmp_path.rglob("*"):
@@ -299,23 +299,23 @@ def test_credentials_reach_no_error_of_any_command(
 
 
 @pytest.mark.parametrize("moments", [[4], pytest.param(range(2, 62, 4), marks=pytest.mark.torture)])
-def test_credentials_reach_no_error_when_a_server_turns_away_in_the_middle(
-    proxy: Proxy, s3_url: str, published: Summary, moments: Iterable[int], tmp_path: Path
+def test_credentials_do_not_appear_in_errors_when_the_server_fails_midway(
+    proxy: Proxy, s3_url: str, published_summary: Summary, moments: Iterable[int], tmp_path: Path
 ) -> None:
-    out, failed = distilled(tmp_path), 0
+    out, failed = make_distilled_folder(tmp_path), 0
     variables = {**environment(proxy.endpoint), **SECRETS}
     for moment in moments:
-        for name, arguments in commands(s3_url, f"{s3_url}-{moment}", out).items():
+        for name, arguments in make_store_commands(s3_url, f"{s3_url}-{moment}", out).items():
             last = len(proxy.seen) + moment
             proxy.choose = lambda r, last=last: "echo" if r.number >= last else None  # type: ignore[misc]
             status, printed = run_sfm(arguments, tmp_path / "printed", variables)
-            require_silence(name, printed)
+            assert_no_secrets(name, printed)
             failed += bool(status)
     assert failed
     print(f"\ntorture: {failed} commands that failed with all secrets in the server's answer told none")
 
 
-def distilled(folder: Path) -> Path:
+def make_distilled_folder(folder: Path) -> Path:
     """Return a folder that looks like one that ``sfm distill`` wrote."""
     out = folder / "distilled"
     out.mkdir()
@@ -323,7 +323,7 @@ def distilled(folder: Path) -> Path:
     return out
 
 
-def test_the_canary_does_reach_the_server(proxy: Proxy, s3_url: str, tmp_path: Path) -> None:
+def test_canary_credentials_are_sent_to_the_server(proxy: Proxy, s3_url: str, tmp_path: Path) -> None:
     """Otherwise the two tests above would find nothing because there is nothing to find."""
     variables = {**environment(proxy.endpoint), **SECRETS}
     run_sfm(["store", "ls", s3_url], tmp_path / "printed", variables)

@@ -30,7 +30,7 @@ from sfm.stats_store.verified_objects import make_object_record
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of two datasets."""
     store = open_or_create_store(str(tmp_path_factory.mktemp("original")))
     for seed, name in ((1, "old"), (2, "new")):
@@ -41,12 +41,12 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(original: Path, tmp_path: Path) -> Store:
+def store(original_store: Path, tmp_path: Path) -> Store:
     """A copy of that store, to be changed."""
-    return open_store(str(shutil.copytree(original, tmp_path / "store")))
+    return open_store(str(shutil.copytree(original_store, tmp_path / "store")))
 
 
-def summary_of(store: Store, name: str) -> Summary:
+def find_summary(store: Store, name: str) -> Summary:
     return next(s for s in store.list_summaries() if s.dataset == name)
 
 
@@ -58,7 +58,7 @@ def rewrite_root(store: Store, **schema: object) -> None:
 
 
 @pytest.mark.parametrize("major", [0, 2, 10])
-def test_a_store_of_another_major_version_is_refused_with_what_to_do(store: Store, major: int) -> None:
+def test_store_of_another_major_version_is_refused_with_an_upgrade_hint(store: Store, major: int) -> None:
     rewrite_root(store, major=major)
     with pytest.raises(
         UpgradeNeededError, match=rf"has schema {major}\.0; this version .* 1\.x: upgrade sfm-distill"
@@ -66,7 +66,7 @@ def test_a_store_of_another_major_version_is_refused_with_what_to_do(store: Stor
         open_store(store.url)
 
 
-def test_a_store_that_requires_something_unknown_is_refused_with_what_to_do(store: Store) -> None:
+def test_store_with_unknown_requirements_is_refused_with_an_upgrade_hint(store: Store) -> None:
     rewrite_root(store, requires=["encryption", "shards"])
     with pytest.raises(
         UpgradeNeededError, match=r"requires encryption, shards, unknown .* upgrade sfm-distill"
@@ -74,17 +74,17 @@ def test_a_store_that_requires_something_unknown_is_refused_with_what_to_do(stor
         open_store(store.url)
 
 
-def test_a_writer_refuses_such_a_store_too(store: Store) -> None:
+def test_store_of_another_major_version_cannot_be_opened_for_writing(store: Store) -> None:
     rewrite_root(store, major=2)
     with pytest.raises(UpgradeNeededError, match="upgrade sfm-distill"):
         open_or_create_store(store.url)
 
 
 @pytest.mark.parametrize("schema", [{"major": 2}, {"requires": ["deltas"]}])
-def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
+def test_entry_of_a_newer_schema_is_refused_by_name_and_hides_no_other(
     store: Store, schema: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    new = summary_of(store, "new")
+    new = find_summary(store, "new")
     rewrite_commit(store, new, lambda content: content["schema"].update(schema))
     entries, reasons = store.list_summaries_and_problems()
     assert [s.dataset for s in entries] == ["old"]
@@ -99,7 +99,7 @@ def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
     ]
 
 
-def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_that_know_no_other(
+def test_only_non_centre_crop_entries_are_hidden_from_versions_without_crop_mode(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = make_backbone_card()
@@ -109,7 +109,7 @@ def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_t
     publish_random_draft(
         draft, dataset="squashed", backbone=card.model_copy(update={"preprocessing": squash})
     )
-    summary = summary_of(store, "squashed")
+    summary = find_summary(store, "squashed")
     assert store.open_entry(summary).backbone.preprocessing == squash
     assert all(v.is_sound for v in verify_entries(store))
     monkeypatch.setattr("sfm.stats_store.schema.KNOWN_REQUIREMENTS", frozenset())
@@ -118,8 +118,8 @@ def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_t
     assert re.match(r"the entry of squashed .* requires crop_mode, unknown .*upgrade", reasons[0])
 
 
-def test_a_commit_of_an_unknown_kind_is_of_a_later_version_only_if_it_says_so(store: Store) -> None:
-    new = summary_of(store, "new")
+def test_commit_of_unknown_kind_is_damage_unless_its_schema_is_newer(store: Store) -> None:
+    new = find_summary(store, "new")
     rewrite_commit(store, new, lambda content: content.update(kind="alias"))
     with pytest.raises(DamageError, match="kind: Input should be 'entry' or 'tombstone'"):
         store.open_entry(new)
@@ -128,8 +128,8 @@ def test_a_commit_of_an_unknown_kind_is_of_a_later_version_only_if_it_says_so(st
         store.open_entry(new)
 
 
-def test_a_newer_minor_version_is_read_but_for_arrays_that_it_does_not_know(store: Store) -> None:
-    new = summary_of(store, "new")
+def test_newer_minor_version_is_readable_except_for_unknown_arrays(store: Store) -> None:
+    new = find_summary(store, "new")
     before = {
         name: compute_array_digest(store.open_entry(new).read_array(name))
         for name in store.open_entry(new).list_array_names()
@@ -154,9 +154,9 @@ def test_a_newer_minor_version_is_read_but_for_arrays_that_it_does_not_know(stor
         content["arrays"]["train/skewness"] = compute_array_digest(values)
 
     rewrite_commit(store, new, later)
-    new = summary_of(store, "new")
+    new = find_summary(store, "new")
     rewrite_root(store, minor=7)
-    entry = open_store(store.url).open_entry(summary_of(store, "new"))
+    entry = open_store(store.url).open_entry(find_summary(store, "new"))
     assert {
         name: compute_array_digest(entry.read_array(name))
         for name in entry.list_array_names()
@@ -167,14 +167,14 @@ def test_a_newer_minor_version_is_read_but_for_arrays_that_it_does_not_know(stor
         entry.read_array("train/skewness")
 
 
-def test_what_is_no_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_invalid_root_metadata_is_refused_suggesting_the_extract_command(tmp_path: Path) -> None:
     for content in (b"", b"[]", b"{}", b'{"attributes": {"schema": {"major": "x"}}}', b'{"attributes": {}}'):
         (tmp_path / "zarr.json").write_bytes(content)
         with pytest.raises(InputError, match=r"is not a store: .* create one with `sfm extract`"):
             open_store(str(tmp_path))
 
 
-def test_a_folder_with_other_things_in_it_does_not_become_a_store(tmp_path: Path) -> None:
+def test_creating_a_store_in_a_non_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"sea")
     with pytest.raises(InputError, match="is not a store"):
         open_or_create_store(str(tmp_path))
@@ -182,7 +182,7 @@ def test_a_folder_with_other_things_in_it_does_not_become_a_store(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", DIMENSIONS)
-def test_every_array_names_its_dimensions_and_is_chunked_along_the_first_alone(name: str) -> None:
+def test_arrays_are_chunked_only_along_the_first_named_dimension(name: str) -> None:
     axes = make_dimension_names(name)
     shape = (100_000, *(7 for _ in axes[1:]))
     chunks = choose_chunk_shape(name, shape, np.dtype(np.float64))
@@ -194,8 +194,8 @@ def test_every_array_names_its_dimensions_and_is_chunked_along_the_first_alone(n
         assert chunks[0] == 1 or 8 * np.prod(chunks) <= MAX_CHUNK_BYTES
 
 
-def test_every_array_is_stored_so_that_a_plain_reader_can_check_it(store: Store) -> None:
-    run = Path(store.url) / "runs" / store.open_entry(summary_of(store, "old")).commit.run
+def test_arrays_are_stored_with_dimension_names_blosc_and_crc32c(store: Store) -> None:
+    run = Path(store.url) / "runs" / store.open_entry(find_summary(store, "old")).commit.run
     for file in run.glob("*/*/zarr.json"):
         metadata = json.loads(file.read_bytes())
         name = file.parent.relative_to(run).as_posix()

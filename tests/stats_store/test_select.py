@@ -21,7 +21,7 @@ from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, open_or_create_store
 
 
-def add(store: Store, seed: int, backbone: BackboneCard, **more: object) -> Summary:
+def publish_entry(store: Store, seed: int, backbone: BackboneCard, **more: object) -> Summary:
     draft = Draft(store)
     write_random_arrays(draft, seed)
     return publish_random_draft(draft, backbone=backbone, **more).summary  # type: ignore[arg-type]
@@ -31,44 +31,46 @@ def add(store: Store, seed: int, backbone: BackboneCard, **more: object) -> Summ
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Birds through lite0 at two sizes and lite1 at one, with a tuning entry; cars through lite0."""
     store = open_or_create_store(str(tmp_path_factory.mktemp("store")))
-    add(store, 1, make_backbone_card("lite0", 96), dataset="birds")
-    add(store, 2, make_backbone_card("lite0", 64), dataset="birds")
-    add(store, 3, make_backbone_card("lite1", 96), dataset="birds")
-    add(store, 4, make_backbone_card("lite1", 96), dataset="birds", role="tuning", fingerprint="e" * 64)
-    add(store, 5, make_backbone_card("lite0", 96), dataset="cars", fingerprint="d" * 64)
+    publish_entry(store, 1, make_backbone_card("lite0", 96), dataset="birds")
+    publish_entry(store, 2, make_backbone_card("lite0", 64), dataset="birds")
+    publish_entry(store, 3, make_backbone_card("lite1", 96), dataset="birds")
+    publish_entry(
+        store, 4, make_backbone_card("lite1", 96), dataset="birds", role="tuning", fingerprint="e" * 64
+    )
+    publish_entry(store, 5, make_backbone_card("lite0", 96), dataset="cars", fingerprint="d" * 64)
     return store
 
 
-def test_an_unknown_name_is_answered_with_close_ones(store: Store) -> None:
+def test_unknown_dataset_name_suggests_close_matches(store: Store) -> None:
     with pytest.raises(InputError, match="no dataset 'bird' in the store: did you mean birds"):
         find_named_summaries(store.list_summaries(), "bird")
 
 
-def test_a_name_that_is_like_no_other_is_answered_with_what_there_is(store: Store) -> None:
+def test_unknown_dataset_name_without_close_matches_lists_every_entry(store: Store) -> None:
     with pytest.raises(InputError, match="no dataset 'xyz' in the store: the store holds birds@") as error:
         find_named_summaries(store.list_summaries(), "xyz")
     assert all(describe_entry(s) in str(error.value) for s in store.list_summaries())
 
 
-def test_a_name_in_an_empty_store_is_answered_plainly(tmp_path: Path) -> None:
+def test_selecting_from_an_empty_store_reports_that_it_is_empty(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the store holds nothing"):
         find_named_summaries(open_or_create_store(str(tmp_path)).list_summaries(), "birds")
 
 
-def test_a_long_list_of_candidates_is_cut(store: Store) -> None:
+def test_long_list_of_candidates_is_truncated(store: Store) -> None:
     many = store.list_summaries() * 3
     with pytest.raises(InputError, match=r"and 7 more$"):
         find_named_summaries(many, "xyz")
 
 
-def test_a_size_need_not_be_given_where_there_is_one_only(store: Store) -> None:
+def test_image_size_is_optional_if_only_one_is_stored(store: Store) -> None:
     assert [
         s.image_size
         for s in filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite1")
     ] == [96]
 
 
-def test_several_sizes_are_listed(store: Store) -> None:
+def test_ambiguous_image_size_lists_the_stored_sizes(store: Store) -> None:
     with pytest.raises(InputError, match="several sizes, choose one with --image-size") as error:
         filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite0")
     assert "64px" in str(error.value)
@@ -80,17 +82,17 @@ def test_several_sizes_are_listed(store: Store) -> None:
     assert [s.image_size for s in one] == [64]
 
 
-def test_a_size_that_is_not_stored_is_answered_with_those_that_are(store: Store) -> None:
+def test_missing_image_size_lists_the_stored_sizes(store: Store) -> None:
     with pytest.raises(InputError, match=r"no entry .* at 32 px: the store holds .*64px.*96px"):
         filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite0", image_size=32)
 
 
-def test_a_backbone_that_is_not_stored_is_answered_with_those_that_are(store: Store) -> None:
+def test_missing_backbone_lists_the_stored_entries(store: Store) -> None:
     with pytest.raises(InputError, match=r"no entry of cars through timm_lite2 in the store: it holds cars@"):
         filter_summaries_by_model(store.list_summaries(), dataset="cars", model="timm_lite2")
 
 
-def test_a_tuning_entry_is_meant_only_when_it_is_named(store: Store) -> None:
+def test_tuning_entry_is_selected_only_by_its_role(store: Store) -> None:
     summaries = store.list_summaries()
     assert {s.role for s in find_named_summaries(summaries, "birds")} == {"full"}
     assert [s.role for s in find_named_summaries(summaries, "birds@tuning")] == ["tuning"]
@@ -98,7 +100,7 @@ def test_a_tuning_entry_is_meant_only_when_it_is_named(store: Store) -> None:
         find_named_summaries(summaries, "cars@tuning")
 
 
-def test_a_pin_means_exactly_one_entry_of_any_role(store: Store) -> None:
+def test_pin_selects_exactly_one_entry_of_any_role(store: Store) -> None:
     for summary in store.list_summaries():
         for length in (12, 64):
             pin = f"{summary.dataset}@{summary.entry_digest[:length]}"
@@ -107,7 +109,7 @@ def test_a_pin_means_exactly_one_entry_of_any_role(store: Store) -> None:
         find_named_summaries(store.list_summaries(), "birds@0123")
 
 
-def test_the_pin_that_an_error_shows_selects_the_entry_it_describes(store: Store) -> None:
+def test_pin_printed_in_an_error_selects_the_described_entry(store: Store) -> None:
     for summary in store.list_summaries():
         assert find_named_summaries(store.list_summaries(), describe_entry(summary).split()[0]) == [summary]
 
@@ -123,7 +125,7 @@ def test_the_pin_that_an_error_shows_selects_the_entry_it_describes(store: Store
         ({"weights": "v", "rule": "pooled"}, r"differs in the architecture .* and the weights .*$"),
     ],
 )
-def test_another_backbone_is_refused_with_the_part_that_differs(
+def test_different_backbone_is_refused_naming_the_differing_part(
     store: Store, change: dict[str, str], part: str
 ) -> None:
     candidates = filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite1")
@@ -132,7 +134,7 @@ def test_another_backbone_is_refused_with_the_part_that_differs(
         open_entry_of_backbone(store, candidates, make_backbone_card("lite1", 96).model_copy(update=change))
 
 
-def test_another_preprocessing_is_refused_with_what_differs(store: Store) -> None:
+def test_different_preprocessing_is_refused_naming_the_differing_field(store: Store) -> None:
     card = make_backbone_card("lite1", 96)
     other = card.model_copy(
         update={"preprocessing": card.preprocessing.model_copy(update={"resampling": "bilinear"})}
@@ -145,10 +147,10 @@ def test_another_preprocessing_is_refused_with_what_differs(store: Store) -> Non
         )
 
 
-def test_variants_of_the_same_data_are_listed_with_the_pins_that_tell_them_apart(tmp_path: Path) -> None:
+def test_variants_of_a_dataset_are_listed_with_distinct_pins(tmp_path: Path) -> None:
     store = open_or_create_store(str(tmp_path))
-    add(store, 1, make_backbone_card("lite1", 96), dataset="birds")
-    other = add(store, 6, make_backbone_card("lite1", 96), dataset="birds", options={"seed": 1})
+    publish_entry(store, 1, make_backbone_card("lite1", 96), dataset="birds")
+    other = publish_entry(store, 6, make_backbone_card("lite1", 96), dataset="birds", options={"seed": 1})
     candidates = filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite1")
     assert len(candidates) == 2
     with pytest.raises(InputError, match="several entries fit, pin one as NAME@DIGEST") as error:
@@ -160,7 +162,7 @@ def test_variants_of_the_same_data_are_listed_with_the_pins_that_tell_them_apart
     assert open_entry_of_backbone(store, pinned, make_backbone_card("lite1", 96)).summary == other
 
 
-def test_one_entry_is_found_without_loading_a_backbone(store: Store) -> None:
+def test_entry_is_selected_without_loading_a_backbone(store: Store) -> None:
     summaries = store.list_summaries()
     assert select_only_summary(summaries, dataset="cars").dataset == "cars"
     assert (
@@ -172,17 +174,17 @@ def test_one_entry_is_found_without_loading_a_backbone(store: Store) -> None:
         select_only_summary(summaries, dataset="cars", backbone_spec="lite1")
 
 
-def test_an_array_that_an_entry_does_not_hold_is_answered_with_those_it_does(store: Store) -> None:
+def test_missing_array_error_lists_the_arrays_of_the_entry(store: Store) -> None:
     entry = store.open_entry(select_only_summary(store.list_summaries(), dataset="cars"))
     assert "exemplar/image" not in entry
     with pytest.raises(InputError, match=r"holds no exemplar/image; it holds test/feature, .*, train/mean"):
         entry.read_array("exemplar/image")
 
 
-def test_an_entry_whose_name_holds_an_at_sign_is_found_by_its_name(tmp_path: Path) -> None:
+def test_dataset_name_with_an_at_sign_is_found(tmp_path: Path) -> None:
     store = open_or_create_store(str(tmp_path))
-    old = add(store, 1, make_backbone_card("lite0"), dataset="birds@2024")
-    other = add(store, 2, make_backbone_card("lite1"), dataset="birds", fingerprint="d" * 64)
+    old = publish_entry(store, 1, make_backbone_card("lite0"), dataset="birds@2024")
+    other = publish_entry(store, 2, make_backbone_card("lite1"), dataset="birds", fingerprint="d" * 64)
     for name in ("birds@2024", f"birds@2024@{old.entry_digest[:8]}"):
         assert select_only_summary(list_visible_and_pinned_summaries(store, name), dataset=name) == old
         assert find_summaries(store.list_summaries(), dataset=name) == [old]

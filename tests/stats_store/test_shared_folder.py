@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from other_users import TEAM, acting_as, needs_root, shared_folder
+from other_users import TEAM, act_as_user, needs_root, shared_folder
 from toy_entries import age_files, make_backbone_card, publish_random_entry
 from typer.testing import CliRunner, Result
 
@@ -31,51 +31,51 @@ TASK = PartitionTask("train", 0, None)
 NOTHING = datetime.timedelta(0)
 
 
-def sfm(*words: object) -> Result:
+def run_sfm_store(*words: object) -> Result:
     """Run ``sfm store`` with these words."""
     return CliRunner().invoke(app, ["store", *map(str, words)], env={"COLUMNS": "140"})
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def team_store() -> Iterator[Path]:
     """Where the team's store is: made by Anna, with the umask of a team."""
     with shared_folder() as team:
-        with acting_as(ANNA, 0o002):
+        with act_as_user(ANNA, 0o002):
             publish_random_entry(open_or_create_store(str(team / "store")), 0, dataset="birds")
         yield team / "store"
 
 
-def abandon(folder: Path, key: str, like: Path | None = None) -> None:
+def leave_staging(folder: Path, key: str, like: Path | None = None) -> None:
     """Begin an extraction that does not end."""
     with suppress(RuntimeError), open_staging(folder, key, like) as staging:
         staging.write_array("kind", TASK, np.zeros((1, 2)))
         raise RuntimeError
 
 
-def private(path: Path) -> None:
+def make_private(path: Path) -> None:
     """Make a file or folder its owner's alone, as versions before this one did under umask 077."""
     path.chmod(0o700 if path.is_dir() else 0o600)
 
 
-def test_what_is_published_under_umask_077_has_permissions_and_group_of_the_store(place: Path) -> None:
-    with acting_as(CLEO, 0o077):
+def test_publishing_under_umask_077_uses_permissions_and_group_of_the_store(team_store: Path) -> None:
+    with act_as_user(CLEO, 0o077):
         publish_random_entry(
-            open_or_create_store(str(place)), 1, dataset="boats", backbone=make_backbone_card("lite1")
+            open_or_create_store(str(team_store)), 1, dataset="boats", backbone=make_backbone_card("lite1")
         )
-    for path in [p for p in place.rglob("*") if p.stat().st_uid == CLEO]:
+    for path in [p for p in team_store.rglob("*") if p.stat().st_uid == CLEO]:
         assert path.stat().st_gid == TEAM
         assert stat.S_IMODE(path.stat().st_mode) == (0o2775 if path.is_dir() else 0o664), path
-    with acting_as(BEN, 0o022):
-        store = open_store(str(place))
+    with act_as_user(BEN, 0o022):
+        store = open_store(str(team_store))
         assert [s.dataset for s in store.list_summaries()] == ["birds", "boats"]
         assert [v.is_sound for v in verify_entries(store)] == [True, True]
         remove_entry(store, store.list_summaries()[1])
-    with acting_as(ANNA, 0o002):
+    with act_as_user(ANNA, 0o002):
         assert [g.reason for g in collect_garbage(store, min_age=NOTHING).deleted] == ["removed"]
 
 
-def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
-    with shared_folder() as team, acting_as(ANNA, 0o077):
+def test_private_store_stays_private_under_any_umask() -> None:
+    with shared_folder() as team, act_as_user(ANNA, 0o077):
         open_or_create_store(str(team / "mine"))
         os.umask(0o002)
         publish_random_entry(open_or_create_store(str(team / "mine")))
@@ -83,29 +83,29 @@ def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
 
 
 @pytest.mark.parametrize("hidden", ["commit", "key", "run"])
-def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path, hidden: str) -> None:
-    with acting_as(CLEO, 0o002):
-        store = open_or_create_store(str(place))
+def test_unreadable_files_of_another_user_are_skipped_with_a_note(team_store: Path, hidden: str) -> None:
+    with act_as_user(CLEO, 0o002):
+        store = open_or_create_store(str(team_store))
         boats = publish_random_entry(store, 1, dataset="boats", backbone=make_backbone_card("lite1"))
         draft = Draft(store)
         draft.write_array("train/count", np.arange(3))
         run = store.read_entry_commit(boats).run
         paths = {
-            "commit": place / "index" / boats.key / "00000001.json",
-            "key": place / "index" / boats.key,
-            "run": place / "runs" / run,
+            "commit": team_store / "index" / boats.key / "00000001.json",
+            "key": team_store / "index" / boats.key,
+            "run": team_store / "runs" / run,
         }
-        private(paths[hidden])
-    with acting_as(BEN, 0o002):
-        store = open_or_create_store(str(place))
-        listed = sfm("ls", place)
+        make_private(paths[hidden])
+    with act_as_user(BEN, 0o002):
+        store = open_or_create_store(str(team_store))
+        listed = run_sfm_store("ls", team_store)
         assert listed.exit_code == 0
         if hidden != "run":
             assert "note: left out: " in listed.stdout
             assert "is of user 12347" in listed.stdout.replace("\n", "")
             assert [s.dataset for s in store.list_summaries()] == ["birds"]
-        assert sfm("show", place, "birds").exit_code == 0
-        checked = sfm("verify", place, "--quiet")
+        assert run_sfm_store("show", team_store, "birds").exit_code == 0
+        checked = run_sfm_store("verify", team_store, "--quiet")
         assert (checked.exit_code, "DAMAGED" in checked.stdout) == (0, False)
         assert "note: left out: " in checked.stdout
         publish_random_entry(store, 2, dataset="birds", replace=True)
@@ -114,18 +114,18 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
         assert [g.reason for g in done.deleted] == ["replaced"]
         assert any("12347" in note for note in done.notes)
         assert (
-            copy_entries(store, open_or_create_store(str(place.parent / "kept")), [birds])[0].outcome
+            copy_entries(store, open_or_create_store(str(team_store.parent / "kept")), [birds])[0].outcome
             == "copied"
         )
-    assert (place / "runs" / run).is_dir()
-    assert (place / "runs" / draft.run).is_dir()
+    assert (team_store / "runs" / run).is_dir()
+    assert (team_store / "runs" / draft.run).is_dir()
 
 
-def test_a_folder_that_may_not_be_written_is_said_in_one_line_before_any_work() -> None:
+def test_unwritable_store_folder_is_refused_with_its_owner_mode_and_a_remedy() -> None:
     with shared_folder() as team:
-        with acting_as(ANNA, 0o022):
+        with act_as_user(ANNA, 0o022):
             publish_random_entry(open_or_create_store(str(team / "store")))
-        with acting_as(BEN, 0o022):
+        with act_as_user(BEN, 0o022):
             with pytest.raises(InputError) as error:
                 open_or_create_store(str(team / "store"))
             assert len(open_store(str(team / "store")).list_summaries()) == 1
@@ -138,33 +138,33 @@ def test_a_folder_that_may_not_be_written_is_said_in_one_line_before_any_work() 
             assert word in str(error.value)
         # The folder is opened, and those below, of an earlier version, are not.
         (team / "store").chmod(0o2775)
-        with acting_as(BEN, 0o002), pytest.raises(InputError, match="store/index is of user 12345"):
+        with act_as_user(BEN, 0o002), pytest.raises(InputError, match="store/index is of user 12345"):
             open_or_create_store(str(team / "store"))
 
 
-def test_staging_of_one_user_neither_stops_nor_blocks_another(place: Path) -> None:
-    with acting_as(CLEO, 0o077):
-        abandon(place / "staging", "key")
+def test_unreadable_staging_of_another_user_does_not_block_extraction_or_gc(team_store: Path) -> None:
+    with act_as_user(CLEO, 0o077):
+        leave_staging(team_store / "staging", "key")
         for path in ("key", "key.lock"):
-            private(place / "staging" / path)
-        (place / "staging").chmod(0o2775)
-    with acting_as(BEN, 0o022):
-        with open_staging(place / "staging", "key", place) as staging:
+            make_private(team_store / "staging" / path)
+        (team_store / "staging").chmod(0o2775)
+    with act_as_user(BEN, 0o022):
+        with open_staging(team_store / "staging", "key", team_store) as staging:
             assert staging.root.name.startswith("key-")
-        grow_old_as_far_as_allowed(place / "staging")
-        assert collect_garbage(open_store(str(place)), min_age=NOTHING).deleted == []
+        age_own_files(team_store / "staging")
+        assert collect_garbage(open_store(str(team_store)), min_age=NOTHING).deleted == []
 
 
-def grow_old_as_far_as_allowed(folder: Path) -> None:
+def age_own_files(folder: Path) -> None:
     """Set times back where one may."""
     with pytest.raises(PermissionError):
         age_files(folder)
 
 
-def test_what_one_user_left_staged_another_goes_on_with(place: Path) -> None:
-    with acting_as(CLEO, 0o077):
-        abandon(place / "staging", "key", place)
-    with acting_as(BEN, 0o077), open_staging(place / "staging", "key", place) as staging:
+def test_staging_left_by_one_user_is_resumed_by_another(team_store: Path) -> None:
+    with act_as_user(CLEO, 0o077):
+        leave_staging(team_store / "staging", "key", team_store)
+    with act_as_user(BEN, 0o077), open_staging(team_store / "staging", "key", team_store) as staging:
         assert staging.has_valid_array("kind", TASK, np.float64, 1, (2,))
         staging.write_array("kind", TASK, np.ones((1, 2)))
-    assert list((place / "staging").iterdir()) == []
+    assert list((team_store / "staging").iterdir()) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from obstore.store import MemoryStore
-from s3_faults import breaking
+from s3_faults import run_fault_proxy
 
 from sfm.testing import StoreTests
 
@@ -26,6 +26,6 @@ class TestStoreOnS3(StoreTests):
     @pytest.fixture
     def location(self, s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         # The proxy makes conditional writes atomic, as on S3: moto looks first and writes then.
-        with breaking(s3_endpoint) as proxy:
+        with run_fault_proxy(s3_endpoint) as proxy:
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
             yield s3_url

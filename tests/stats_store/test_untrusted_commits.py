@@ -53,7 +53,7 @@ VALUES = st.recursive(
 )
 
 
-def places(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def list_json_paths(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the place of every value in a JSON document: the names and numbers that lead to it."""
     inner = document.items() if isinstance(document, dict) else enumerate(document)
     return [
@@ -61,12 +61,12 @@ def places(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         for name, value in inner
         for place in [
             (*above, name),
-            *(places(value, (*above, name)) if isinstance(value, dict | list) else []),
+            *(list_json_paths(value, (*above, name)) if isinstance(value, dict | list) else []),
         ]
     ]
 
 
-def replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
+def replace_value(document: Any, place: tuple[Any, ...], value: Any) -> Any:
     """Return a copy of a JSON document with another value in one place."""
     copied = json.loads(json.dumps(document))
     inner = copied
@@ -84,24 +84,24 @@ CONTENT = json.loads(bytes(obstore.get(MEMORY, PATH).bytes()))["commit"]
 CARDS = json.loads(bytes(obstore.get(MEMORY, f"runs/{COMMIT.run}/zarr.json").bytes()))
 
 
-@given(place=st.sampled_from(places(CONTENT)), value=VALUES)
+@given(place=st.sampled_from(list_json_paths(CONTENT)), value=VALUES)
 @settings(max_examples=100, deadline=None)
-def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_version(place, value):
+def test_commit_with_any_changed_value_parses_or_raises_naming_its_path(place, value):
     complaint = PATH
     try:
-        parse_commit(encode_commit_with_digest(replaced(CONTENT, place, value)), PATH)
+        parse_commit(encode_commit_with_digest(replace_value(CONTENT, place, value)), PATH)
     except (DamageError, UpgradeNeededError) as error:
         complaint = str(error)
     assert PATH in complaint
     assert complaint == sanitize_line(complaint)
 
 
-@given(place=st.sampled_from(places(CARDS)), value=VALUES)
+@given(place=st.sampled_from(list_json_paths(CARDS)), value=VALUES)
 @settings(max_examples=100, deadline=None)
-def test_cards_with_any_value_anywhere_are_sound_or_damaged_or_of_a_later_version(place, value):
+def test_cards_with_any_changed_value_parse_or_raise_naming_the_run(place, value):
     complaint = COMMIT.run
     try:
-        parse_entry_cards(COMMIT, json.dumps(replaced(CARDS, place, value)).encode())
+        parse_entry_cards(COMMIT, json.dumps(replace_value(CARDS, place, value)).encode())
     except (DamageError, UpgradeNeededError) as error:
         complaint = str(error)
     assert COMMIT.run in complaint
@@ -110,7 +110,7 @@ def test_cards_with_any_value_anywhere_are_sound_or_damaged_or_of_a_later_versio
 
 @given(data=st.binary(max_size=60))
 @settings(max_examples=50, deadline=None)
-def test_any_bytes_are_a_commit_or_damage(data):
+def test_random_bytes_as_a_commit_raise_damage_error(data):
     with pytest.raises(DamageError, match="not readable as a commit"):
         parse_commit(data, PATH)
     with pytest.raises(DamageError):
@@ -165,9 +165,9 @@ RULES: list[tuple[tuple[Any, ...], Any]] = [
 
 
 @pytest.mark.parametrize(("place", "value"), RULES, ids=[f"{'.'.join(p)}={str(v)[:12]!r}" for p, v in RULES])
-def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...], value: Any) -> None:
+def test_invalid_commit_raises_damage_error_naming_its_path(place: tuple[Any, ...], value: Any) -> None:
     with pytest.raises(DamageError, match=rf"^damaged commit {PATH}: "):
-        parse_commit(encode_commit_with_digest(replaced(CONTENT, place, value)), PATH)
+        parse_commit(encode_commit_with_digest(replace_value(CONTENT, place, value)), PATH)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...]
     ],
     ids=["empty", "deep list", "deep object", "name twice", "NaN", "surrogate", "long number", "long"],
 )
-def test_what_is_no_plain_json_is_damaged(data: bytes) -> None:
+def test_malformed_or_oversized_commit_json_raises_damage_error(data: bytes) -> None:
     with pytest.raises(DamageError, match="not readable as a commit"):
         parse_commit(data, PATH)
 
@@ -215,15 +215,13 @@ LYING: list[tuple[tuple[str, ...], Any]] = [
 
 
 @pytest.mark.parametrize(("place", "value"), LYING, ids=[f"{'.'.join(p)}={str(v)[:12]}" for p, v in LYING])
-def test_cards_that_break_a_rule_or_contradict_the_commit_are_refused(
-    place: tuple[str, ...], value: Any
-) -> None:
-    data = json.dumps(replaced(CARDS, ("attributes", *place), value)).encode()
+def test_invalid_or_contradictory_cards_raise_damage_error(place: tuple[str, ...], value: Any) -> None:
+    data = json.dumps(replace_value(CARDS, ("attributes", *place), value)).encode()
     with pytest.raises(DamageError, match=rf"^damaged object runs/{COMMIT.run}/zarr\.json: "):
         parse_entry_cards(COMMIT, data)
 
 
-def test_an_entry_whose_cards_lie_is_not_opened(tmp_path: Path) -> None:
+def test_entry_with_cards_contradicting_the_commit_cannot_be_opened(tmp_path: Path) -> None:
     store = open_or_create_store(str(tmp_path))
     summary = publish_random_entry(store)
     file = tmp_path / "runs" / store.open_entry(summary).commit.run / "zarr.json"
@@ -244,7 +242,7 @@ BAD_RUNS: dict[str, Callable[[str], str]] = {
 }
 
 
-def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summary]:
+def publish_victim_and_attacker(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summary]:
     """Publish a victim's entry, and a stranger's, whose replaced first commit names a run that is none."""
     victim = publish_random_entry(store, 1, fingerprint="1" * 64, dataset="victim")
     old = publish_random_entry(store, 2, fingerprint="2" * 64, dataset="stranger")
@@ -258,13 +256,13 @@ def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summar
 @pytest.mark.parametrize(
     ("place", "bad"), [*(("disk", bad) for bad in BAD_RUNS), ("s3", "empty"), ("s3", "below")]
 )
-def test_a_run_id_that_is_none_costs_nobody_an_entry(
+def test_invalid_run_id_in_a_commit_does_not_affect_other_entries(
     place: str, bad: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     store = open_or_create_store(
         str(tmp_path / "store") if place == "disk" else request.getfixturevalue("s3_url")
     )
-    victim, new = two_people(store, BAD_RUNS[bad])
+    victim, new = publish_victim_and_attacker(store, BAD_RUNS[bad])
     gone = publish_random_entry(store, 4, fingerprint="3" * 64, dataset="gone")
     remove_entry(store, gone)
     done = collect_garbage(store, delete_replaced_now=True)
@@ -283,7 +281,7 @@ def test_a_run_id_that_is_none_costs_nobody_an_entry(
 
 
 @pytest.mark.parametrize("name", ["0000000²", "0000000٣", "1", "000000001", "0000000a", "-0000001"])
-def test_a_file_of_the_index_that_is_no_commit_means_nothing(name: str, tmp_path: Path) -> None:
+def test_index_files_not_named_like_a_commit_are_ignored(name: str, tmp_path: Path) -> None:
     store = open_or_create_store(str(tmp_path))
     summary = publish_random_entry(store)
     for ending in (".json", ".published"):
@@ -296,9 +294,7 @@ def test_a_file_of_the_index_that_is_no_commit_means_nothing(name: str, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "sparse"])
-def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
-    kind: str, tmp_path: Path
-) -> None:
+def test_special_file_as_a_commit_or_object_is_damage_without_blocking(kind: str, tmp_path: Path) -> None:
     store = open_or_create_store(str(tmp_path))
     kept, summary = publish_random_entry(store, 1, fingerprint="1" * 64), publish_random_entry(store, 2)
     run = tmp_path / "runs" / store.open_entry(summary).commit.run
@@ -326,7 +322,7 @@ def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
     assert reasons
 
 
-def test_an_object_that_is_larger_than_it_may_be_is_not_fetched(tmp_path: Path, s3_url: str) -> None:
+def test_read_object_refuses_an_object_larger_than_the_limit(tmp_path: Path, s3_url: str) -> None:
     for store in (
         open_or_create_store(str(tmp_path)),
         open_or_create_store(s3_url),
@@ -338,7 +334,7 @@ def test_an_object_that_is_larger_than_it_may_be_is_not_fetched(tmp_path: Path, 
             read_object(store.objects, "index/big", len, 99)
 
 
-def test_a_name_that_no_path_can_have_on_a_server_is_told(s3_url: str, s3_endpoint: str) -> None:
+def test_invalid_object_name_in_a_bucket_is_reported(s3_url: str, s3_endpoint: str) -> None:
     store = open_or_create_store(s3_url)
     parts = urlsplit(s3_url)
     client = boto3.client(
@@ -357,25 +353,25 @@ def test_a_name_that_no_path_can_have_on_a_server_is_told(s3_url: str, s3_endpoi
 
 
 @pytest.mark.parametrize("part", ["objects", "class_names"])
-def test_bad_items_without_number_take_no_memory_but_that_of_the_json(part: str) -> None:
+def test_many_invalid_items_are_refused_within_bounded_memory(part: str) -> None:
     if part == "class_names":
-        data = json.dumps(replaced(CARDS, ("attributes", "dataset", part), [0] * 300_000)).encode()
+        data = json.dumps(replace_value(CARDS, ("attributes", "dataset", part), [0] * 300_000)).encode()
     else:
         data = encode_commit_with_digest(
-            replaced(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0))
+            replace_value(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0))
         )
     with peak_memory() as growth, pytest.raises(DamageError):
         parse_entry_cards(COMMIT, data) if part == "class_names" else parse_commit(data, PATH)
     assert growth[0] < 100 * 2**20
 
 
-def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
+def test_last_generation_of_a_key_cannot_be_replaced_or_removed(tmp_path: Path) -> None:
     store = open_or_create_store(str(tmp_path))
     summary = publish_random_entry(store)
     last = summary.model_copy(update={"generation": 99_999_999})
     (tmp_path / make_commit_path(last)).write_bytes(
         encode_commit_with_digest(
-            replaced(
+            replace_value(
                 json.loads((tmp_path / make_commit_path(summary)).read_bytes())["commit"],
                 ("summary", "generation"),
                 99_999_999,
@@ -403,5 +399,5 @@ def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
         ("train/centre_99999999", False),
     ],
 )
-def test_only_arrays_of_the_schema_are_known(name: str, known: bool) -> None:
+def test_is_array_in_schema_accepts_only_schema_names(name: str, known: bool) -> None:
     assert is_array_in_schema(name) == known

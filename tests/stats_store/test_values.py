@@ -27,7 +27,7 @@ from sfm.stats_store.verification import verify_entries
 NAN, INF = float("nan"), float("inf")
 
 
-def dataset_card(train: int, test: int = 0, name: str = "toy") -> DatasetCard:
+def make_dataset_card(train: int, test: int = 0, name: str = "toy") -> DatasetCard:
     ids = [f"n{i}" for i in range(CLASSES)]
     return DatasetCard(
         name=name,
@@ -40,7 +40,7 @@ def dataset_card(train: int, test: int = 0, name: str = "toy") -> DatasetCard:
     )
 
 
-def sound_arrays(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+def make_valid_arrays(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Return all arrays of the entry of some samples, each of which is held out as well."""
     moments = compute_moments(features, labels, CLASSES)
     place = np.full((CLASSES, 2, FEATURES), [[[0.0], [9.0]]])
@@ -77,7 +77,7 @@ SAMPLES = st.integers(1, 30).flatmap(
 )
 
 
-def problems_of(found: dict[str, np.ndarray], dataset: DatasetCard, rows: int = 100) -> list[str]:
+def find_problems(found: dict[str, np.ndarray], dataset: DatasetCard, rows: int = 100) -> list[str]:
     """Return all that is wrong with the arrays of an entry, read some rows at a time."""
     comparison, problems = ArrayConsistencyCheck(), []
     for name, array in found.items():
@@ -90,20 +90,20 @@ def problems_of(found: dict[str, np.ndarray], dataset: DatasetCard, rows: int = 
 
 @given(SAMPLES, st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
-def test_the_arrays_of_any_samples_pass_in_parts_of_any_size(samples: Any, rows: int) -> None:
+def test_valid_arrays_pass_value_checks_in_chunks_of_any_size(samples: Any, rows: int) -> None:
     features, labels = samples
-    assert problems_of(sound_arrays(features, labels), dataset_card(len(labels)), rows) == []
+    assert find_problems(make_valid_arrays(features, labels), make_dataset_card(len(labels)), rows) == []
 
 
 @given(SAMPLES, SAMPLES)
 @settings(max_examples=40, deadline=None)
-def test_merged_moments_pass(one: Any, other: Any) -> None:
+def test_merged_moments_pass_value_checks(one: Any, other: Any) -> None:
     union = merge_moments(*(compute_moments(features, labels, CLASSES) for features, labels in (one, other)))
     found = dict(zip(MOMENT_ARRAYS, vars(union).values(), strict=True))
-    assert problems_of(found, dataset_card(len(one[1]) + len(other[1]))) == []
+    assert find_problems(found, make_dataset_card(len(one[1]) + len(other[1]))) == []
 
 
-def changed(place: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
+def set_value(place: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
     def change(array: np.ndarray) -> np.ndarray:
         array = array.copy()
         array[place] = value
@@ -112,67 +112,67 @@ def changed(place: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
-def add(place: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda array: changed(place, array[place] + value)(array)
+def add_value(place: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda array: set_value(place, array[place] + value)(array)
 
 
 BAD = [
-    ("train/count", changed(1, -1), "counts from -1"),
-    ("train/count", changed(1, 2**63 - 1), "counts from"),
-    ("train/count", add(0, 1), "13 samples, the dataset has 12 training samples"),
-    ("train/count", changed(0, 0), "9 samples, the dataset has 12"),
-    ("train/mean", changed((1, 2), NAN), "1 of 24 values is not finite"),
-    ("train/mean", changed((1, 2), -INF), "1 of 24 values is not finite"),
-    ("train/mean", changed(slice(2), NAN), "12 of 24 values are not finite"),
-    ("train/scatter_diagonal", changed((0, 0), -1e-30), "a sum of squares is negative"),
-    ("train/scatter_diagonal", changed((0, 0), NAN), "not finite"),
+    ("train/count", set_value(1, -1), "counts from -1"),
+    ("train/count", set_value(1, 2**63 - 1), "counts from"),
+    ("train/count", add_value(0, 1), "13 samples, the dataset has 12 training samples"),
+    ("train/count", set_value(0, 0), "9 samples, the dataset has 12"),
+    ("train/mean", set_value((1, 2), NAN), "1 of 24 values is not finite"),
+    ("train/mean", set_value((1, 2), -INF), "1 of 24 values is not finite"),
+    ("train/mean", set_value(slice(2), NAN), "12 of 24 values are not finite"),
+    ("train/scatter_diagonal", set_value((0, 0), -1e-30), "a sum of squares is negative"),
+    ("train/scatter_diagonal", set_value((0, 0), NAN), "not finite"),
     ("train/within_scatter", np.negative, "a sum of squares on its diagonal is negative"),
-    ("train/within_scatter", changed((0, 1), 1e9), "it is not symmetric"),
-    ("train/within_scatter", changed((FEATURES - 1, 0), 1e9), "it is not symmetric"),
-    ("train/within_scatter", changed((0, 1), INF), "not finite"),
+    ("train/within_scatter", set_value((0, 1), 1e9), "it is not symmetric"),
+    ("train/within_scatter", set_value((FEATURES - 1, 0), 1e9), "it is not symmetric"),
+    ("train/within_scatter", set_value((0, 1), INF), "not finite"),
     ("train/within_scatter", lambda array: 2 * array, "its diagonal is not the sum of"),
-    ("train/centre_2", changed((0, 0, 0), NAN), "1 sub-classes have samples and no finite centre"),
-    ("train/centre_2", changed((0, 0), INF), "1 sub-classes have samples and no finite centre"),
-    ("train/centre_count_2", changed((0, 0), -1), "counts from -1 to"),
-    ("train/centre_count_2", changed((0, 0), 2**62), "counts from"),
-    ("train/centre_count_2", changed((0, 0), 2**63 - 1), "counts from"),
-    ("train/centre_count_2", add((0, 0), 1), "more samples than 1 classes have"),
-    ("classifier/weight", changed((0, 0), NAN), "not finite"),
-    ("classifier/bias", changed(0, INF), "not finite"),
-    ("test/feature", changed((0, 0), NAN), "not finite"),
-    ("test/label", changed(0, -1), "labels from -1 to 3 of 4 classes"),
-    ("test/label", changed(0, CLASSES), "labels from 0 to 4 of 4 classes"),
-    ("test/label", changed(0, 2**31 - 1), "labels from"),
-    ("train/feature", changed((0, 0), INF), "not finite"),
-    ("train/label", changed(0, 99), "labels from"),
-    ("exemplar/role", changed((0, 0), 7), "roles other than 0, 1, 255"),
-    ("exemplar/sample", changed((0, 0), -2), "sample -2"),
+    ("train/centre_2", set_value((0, 0, 0), NAN), "1 sub-classes have samples and no finite centre"),
+    ("train/centre_2", set_value((0, 0), INF), "1 sub-classes have samples and no finite centre"),
+    ("train/centre_count_2", set_value((0, 0), -1), "counts from -1 to"),
+    ("train/centre_count_2", set_value((0, 0), 2**62), "counts from"),
+    ("train/centre_count_2", set_value((0, 0), 2**63 - 1), "counts from"),
+    ("train/centre_count_2", add_value((0, 0), 1), "more samples than 1 classes have"),
+    ("classifier/weight", set_value((0, 0), NAN), "not finite"),
+    ("classifier/bias", set_value(0, INF), "not finite"),
+    ("test/feature", set_value((0, 0), NAN), "not finite"),
+    ("test/label", set_value(0, -1), "labels from -1 to 3 of 4 classes"),
+    ("test/label", set_value(0, CLASSES), "labels from 0 to 4 of 4 classes"),
+    ("test/label", set_value(0, 2**31 - 1), "labels from"),
+    ("train/feature", set_value((0, 0), INF), "not finite"),
+    ("train/label", set_value(0, 99), "labels from"),
+    ("exemplar/role", set_value((0, 0), 7), "roles other than 0, 1, 255"),
+    ("exemplar/sample", set_value((0, 0), -2), "sample -2"),
 ]
 IDS = [f"{name}: {reason}" for name, _, reason in BAD]
 
 
-def twelve() -> dict[str, np.ndarray]:
+def make_twelve_samples() -> dict[str, np.ndarray]:
     """Three samples of each class, of which one is near the second centre."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(CLASSES, dtype=np.int32), 3)
     features = rng.standard_normal((len(labels), FEATURES)) + np.tile([0, 0, 9], CLASSES)[:, None]
-    return sound_arrays(features.astype(np.float32), labels)
+    return make_valid_arrays(features.astype(np.float32), labels)
 
 
 @pytest.mark.parametrize(("name", "change", "reason"), BAD, ids=IDS)
-def test_a_value_that_cannot_be_is_a_problem(
+def test_invalid_array_value_is_reported(
     name: str, change: Callable[[np.ndarray], np.ndarray], reason: str
 ) -> None:
-    found = twelve()
-    assert problems_of(found, dataset_card(12)) == []
-    assert reason in problems_of(found | {name: change(found[name])}, dataset_card(12))[0]
+    found = make_twelve_samples()
+    assert find_problems(found, make_dataset_card(12)) == []
+    assert reason in find_problems(found | {name: change(found[name])}, make_dataset_card(12))[0]
 
 
-def test_large_finite_values_pass_without_a_warning() -> None:
+def test_large_finite_values_pass_value_checks() -> None:
     for dtype in (np.float16, np.float32, np.float64):
         most = np.full((3, FEATURES), np.finfo(dtype).max, dtype)
-        assert find_value_problem("test/feature", most, dataset_card(3)) is None
-        assert find_value_problem("test/feature", -most, dataset_card(3)) is None
+        assert find_value_problem("test/feature", most, make_dataset_card(3)) is None
+        assert find_value_problem("test/feature", -most, make_dataset_card(3)) is None
 
 
 def publish_arrays(store: Store, found: dict[str, np.ndarray], name: str) -> Summary:
@@ -187,7 +187,7 @@ def publish_arrays(store: Store, found: dict[str, np.ndarray], name: str) -> Sum
         solver="none", l2=0.0, iterations=0, converged=True, held_out_top1=None, held_out_top5=None
     )
     return publish_draft(
-        draft, make_backbone_card(), dataset_card(12, 12, name), extraction, classifier
+        draft, make_backbone_card(), make_dataset_card(12, 12, name), extraction, classifier
     ).summary
 
 
@@ -201,10 +201,10 @@ PUBLISHED["both scatters"] = next(bad for bad in BAD if bad[2].startswith("its d
 
 
 @pytest.mark.parametrize(("name", "change", "reason"), PUBLISHED.values(), ids=PUBLISHED)
-def test_reading_verifying_and_merging_refuse_it_by_name(
+def test_invalid_array_is_refused_by_read_verify_and_merge(
     store: Store, name: str, change: Callable[[np.ndarray], np.ndarray], reason: str
 ) -> None:
-    found = twelve()
+    found = make_twelve_samples()
     good = publish_arrays(store, found, "good")
     bad = publish_arrays(store, found | {name: change(found[name])}, "bad")
     entry = store.open_entry(bad)
@@ -222,17 +222,19 @@ def test_reading_verifying_and_merging_refuse_it_by_name(
     assert {s.dataset for s in store.list_summaries()} == {"good", "bad"}
 
 
-def test_rows_are_checked_as_they_are_read(store: Store) -> None:
-    found = twelve()
-    bad = publish_arrays(store, found | {"test/feature": changed((11, 0), NAN)(found["test/feature"])}, "bad")
+def test_value_checks_cover_the_rows_being_read(store: Store) -> None:
+    found = make_twelve_samples()
+    bad = publish_arrays(
+        store, found | {"test/feature": set_value((11, 0), NAN)(found["test/feature"])}, "bad"
+    )
     entry = store.open_entry(bad)
     assert np.array_equal(entry.read_array("test/feature", slice(0, 6)), found["test/feature"][:6])
     with pytest.raises(DamageError, match="1 of 36 values is not finite"):
         entry.read_array("test/feature", slice(6, 12))
 
 
-def test_a_class_without_training_samples_is_as_it_should_be(store: Store) -> None:
+def test_entry_with_a_class_without_training_samples_verifies(store: Store) -> None:
     features, labels = np.ones((12, FEATURES), np.float32), np.repeat(np.arange(3, dtype=np.int32), 4)
-    summary = publish_arrays(store, sound_arrays(features, labels), "lone")
+    summary = publish_arrays(store, make_valid_arrays(features, labels), "lone")
     assert [v.problems for v in verify_entries(store)] == [[]]
     assert store.open_entry(summary).read_array("train/count").tolist() == [4, 4, 4, 0]

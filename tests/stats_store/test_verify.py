@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 from forged_entries import rewrite_commit
-from s3_faults import breaking
+from s3_faults import run_fault_proxy
 from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.events import Progress
@@ -21,50 +21,50 @@ from sfm.stats_store.verification import verify_entries
 from sfm.stats_store.verified_objects import make_object_record
 
 
-def add(store: Store, seed: int, **more: Any) -> Summary:
+def publish_entry(store: Store, seed: int, **more: Any) -> Summary:
     draft = Draft(store)
     write_random_arrays(draft, seed)
     return publish_random_draft(draft, fingerprint=f"{seed:064x}", **more).summary
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = open_or_create_store(str(tmp_path_factory.mktemp("original")))
-    add(store, 1)
-    add(store, 2)
+    publish_entry(store, 1)
+    publish_entry(store, 2)
     return Path(store.url)
 
 
 @pytest.fixture
-def store(original: Path, tmp_path: Path) -> Store:
-    return open_store(str(shutil.copytree(original, tmp_path / "store")))
+def store(original_store: Path, tmp_path: Path) -> Store:
+    return open_store(str(shutil.copytree(original_store, tmp_path / "store")))
 
 
-def run_of(store: Store, summary: Summary) -> Path:
+def get_run_folder(store: Store, summary: Summary) -> Path:
     return Path(store.url) / "runs" / store.open_entry(summary).commit.run
 
 
-def test_a_sound_store_has_a_sound_verdict_for_every_entry(store: Store) -> None:
+def test_verify_returns_a_sound_verdict_per_entry_of_a_sound_store(store: Store) -> None:
     verdicts = verify_entries(store)
     assert all(verdict.is_sound for verdict in verdicts)
     summaries = [verdict.summary for verdict in verdicts]
     assert sorted(s.fingerprint for s in summaries if s) == [f"{1:064x}", f"{2:064x}"]
     for verdict in verdicts:
         assert verdict.summary
-        files = [f for f in run_of(store, verdict.summary).rglob("*") if f.is_file()]
+        files = [f for f in get_run_folder(store, verdict.summary).rglob("*") if f.is_file()]
         assert (verdict.object_count, verdict.size_bytes) == (
             len(files),
             sum(f.stat().st_size for f in files),
         )
 
 
-def test_an_empty_store_has_nothing_to_say(tmp_path: Path) -> None:
+def test_verify_of_an_empty_store_returns_no_verdict(tmp_path: Path) -> None:
     assert verify_entries(open_or_create_store(str(tmp_path))) == []
 
 
-def test_one_entry_is_verified_without_looking_at_the_others(store: Store) -> None:
+def test_verify_checks_only_the_selected_entries(store: Store) -> None:
     first, second = store.list_summaries()
-    (run_of(store, second) / "train/mean/c/0/0").unlink()
+    (get_run_folder(store, second) / "train/mean/c/0/0").unlink()
     assert [v.is_sound for v in verify_entries(store, [first])] == [True]
     assert [v.is_sound for v in verify_entries(store, [second])] == [False]
     assert [(v.summary, v.is_sound) for v in verify_entries(store, [second, first])] == [
@@ -73,9 +73,9 @@ def test_one_entry_is_verified_without_looking_at_the_others(store: Store) -> No
     ]
 
 
-def test_every_damaged_object_is_named_not_only_the_first(store: Store) -> None:
+def test_verify_reports_every_damaged_object(store: Store) -> None:
     summary = store.list_summaries()[0]
-    run = run_of(store, summary)
+    run = get_run_folder(store, summary)
     (run / "test/feature/c/0/0").write_bytes(b"")
     (run / "test/feature/c/1/0").unlink()
     (run / "test/label/zarr.json").write_bytes(b"{}")
@@ -89,29 +89,29 @@ def test_every_damaged_object_is_named_not_only_the_first(store: Store) -> None:
     ]
 
 
-def test_array_digests_are_recomputed_from_the_chunks(store: Store) -> None:
+def test_verify_recomputes_array_digests_from_the_chunks(store: Store) -> None:
     summary = store.list_summaries()[0]
     rewrite_commit(store, summary, lambda content: content["arrays"].update({"train/mean": "0" * 64}))
     (problem,) = verify_entries(store, [summary])[0].problems
     assert problem.endswith("/train/mean: its digest is not the published one")
 
 
-def test_chunks_that_were_written_with_other_numbers_are_found_although_their_bytes_are_vouched_for(
+def test_verify_detects_rewritten_values_with_a_matching_object_digest(
     store: Store,
 ) -> None:
     summary = store.list_summaries()[0]
-    array = zarr.open_array(run_of(store, summary) / "train/mean", mode="r+")
+    array = zarr.open_array(get_run_folder(store, summary) / "train/mean", mode="r+")
     array[0, 0] = np.nextafter(array[0, 0], 9)  # type: ignore[call-overload]
-    chunk = (run_of(store, summary) / "train/mean/c/0/0").read_bytes()
+    chunk = (get_run_folder(store, summary) / "train/mean/c/0/0").read_bytes()
     record = make_object_record(chunk).model_dump()
     rewrite_commit(store, summary, lambda content: content["objects"].update({"train/mean/c/0/0": record}))
     (problem,) = verify_entries(store, [summary])[0].problems
     assert problem.endswith("/train/mean: its digest is not the published one")
 
 
-def test_a_chunk_that_is_vouched_for_and_cannot_be_decoded_is_a_problem_not_a_crash(store: Store) -> None:
+def test_verify_reports_an_undecodable_chunk_with_a_matching_object_digest(store: Store) -> None:
     summary = store.list_summaries()[0]
-    chunk = run_of(store, summary) / "train/mean/c/0/0"
+    chunk = get_run_folder(store, summary) / "train/mean/c/0/0"
     data = bytearray(chunk.read_bytes())
     data[-1] ^= 1  # CRC32C
     chunk.write_bytes(data)
@@ -121,7 +121,7 @@ def test_a_chunk_that_is_vouched_for_and_cannot_be_decoded_is_a_problem_not_a_cr
     assert "/train/mean: it cannot be decoded" in problem
 
 
-def test_a_chunk_that_its_commit_forgot_is_a_problem_not_a_chunk_of_fill_values(store: Store) -> None:
+def test_verify_reports_a_chunk_missing_from_the_commit(store: Store) -> None:
     summary = store.list_summaries()[0]
     rewrite_commit(store, summary, lambda content: content["objects"].pop("test/feature/c/1/0"))
     (problem,) = verify_entries(store, [summary])[0].problems
@@ -136,11 +136,9 @@ def test_a_chunk_that_its_commit_forgot_is_a_problem_not_a_chunk_of_fill_values(
         ("extraction", "options", "options"),
     ],
 )
-def test_cards_that_are_not_those_of_the_key_are_found(
-    store: Store, card: str, field: str, part: str
-) -> None:
+def test_verify_reports_cards_that_contradict_the_key(store: Store, card: str, field: str, part: str) -> None:
     summary = store.list_summaries()[0]
-    file = run_of(store, summary) / "zarr.json"
+    file = get_run_folder(store, summary) / "zarr.json"
     group = json.loads(file.read_bytes())
     group["attributes"][card][field] = {"seed": 9} if field == "options" else "9" * 64
     file.write_text(json.dumps(group))
@@ -150,10 +148,10 @@ def test_cards_that_are_not_those_of_the_key_are_found(
     assert any(f"its {part} differ from the commit's" in problem for problem in problems)
 
 
-def test_damaged_commits_of_older_generations_are_found_but_not_their_collected_runs(store: Store) -> None:
+def test_verify_reports_damaged_older_commits_but_not_their_deleted_runs(store: Store) -> None:
     old = store.list_summaries()[0]
-    run = run_of(store, old)
-    add(store, 1, replace=True)
+    run = get_run_folder(store, old)
+    publish_entry(store, 1, replace=True)
     for file in run.rglob("c/**/*"):
         if file.is_file():
             file.unlink()
@@ -164,13 +162,13 @@ def test_damaged_commits_of_older_generations_are_found_but_not_their_collected_
     ]
 
 
-def test_a_removed_entry_has_no_verdict(store: Store) -> None:
+def test_verify_skips_removed_entries(store: Store) -> None:
     first, second = store.list_summaries()
     remove_entry(store, first)
     assert [v.summary for v in verify_entries(store)] == [second]
 
 
-def test_progress_counts_every_object_once(store: Store) -> None:
+def test_verify_progress_counts_every_object_once(store: Store) -> None:
     told: list[Progress] = []
     verdicts = verify_entries(store, progress=told.append)
     told = [event for event in told if event.stage == "verify"]
@@ -179,13 +177,13 @@ def test_progress_counts_every_object_once(store: Store) -> None:
     assert [p.done for p in told] == sorted(p.done for p in told)
 
 
-def test_every_object_is_asked_for_once(
+def test_verify_requests_every_object_once(
     s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with breaking(s3_endpoint) as proxy:
+    with run_fault_proxy(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = open_or_create_store(s3_url)
-        add(store, 1, backbone=make_backbone_card())
+        publish_entry(store, 1, backbone=make_backbone_card())
         before = len(proxy.seen)
         assert verify_entries(store)[0].is_sound
         asked = [request.path for request in proxy.seen[before:]]
