@@ -15,12 +15,12 @@ quickstart: $(VENV)/.installed-quickstart
 test: install
 	$(MAKE) --jobs=3 lint docs pytest
 
-# Tests start many processes, which share compiled modules. Many tests wait, so three workers fill two cores.
+# Tests start many processes, which share compiled modules. Many tests wait, so four workers fill two cores.
 pytest: export PYTHONDONTWRITEBYTECODE =
 pytest: export OMP_NUM_THREADS = 1
 pytest: export OMP_WAIT_POLICY = PASSIVE
 pytest: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m torture -s
