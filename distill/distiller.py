@@ -169,7 +169,9 @@ class Distiller:
         with self._computation_settings():
             repeatable = all(map(is_repeatable, self.backbones))
             with deterministic_algorithms(self.backbone.device) if repeatable else nullcontext():
-                ready = [self._prepare_backbone(index, each.mode) for index, each in enumerate(choices)]
+                ready = [
+                    self._get_or_optimize_backbone(index, each.mode) for index, each in enumerate(choices)
+                ]
         self._optimized = []
         self.backbones, self.prepared = map(list, zip(*ready, strict=True))
         executions = [
@@ -182,7 +184,7 @@ class Distiller:
             torch.cuda.reset_peak_memory_stats(self.backbone.device)
         return self.prepared
 
-    def _prepare_backbone(self, index: int, mode: ExecutionMode) -> tuple[Backbone, Prepared]:
+    def _get_or_optimize_backbone(self, index: int, mode: ExecutionMode) -> tuple[Backbone, Prepared]:
         if self._optimized and mode == "input-grad":
             return self._optimized[index]
         views = self.config.micro_batch * self.config.views

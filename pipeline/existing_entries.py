@@ -108,7 +108,7 @@ def require_same_licence(
             )
 
 
-def describe_display_name_changes(
+def describe_display_name_changes_by_dataset(
     source: Source, store: Store, published_entries: Sequence[PublishResult]
 ) -> list[str]:
     """Return a line for every dataset whose stored display names differ from the source's."""

@@ -22,7 +22,7 @@ from sfm.pipeline.earlier_versions import (
 from sfm.pipeline.entry import EntryContext, compute_and_publish_entry
 from sfm.pipeline.entry_rows import EntryRows, select_entry_rows
 from sfm.pipeline.existing_entries import (
-    describe_display_name_changes,
+    describe_display_name_changes_by_dataset,
     digest_listing_with_skipped,
     digest_source_listing,
     find_existing_entries,
@@ -333,7 +333,7 @@ def collect_notes(
     """Return the choices of the source, and how existing entries differ from the config."""
     return (
         *source.inventory.notes,
-        *describe_display_name_changes(source, store, published),
+        *describe_display_name_changes_by_dataset(source, store, published),
         *describe_entries_that_dropped_transparency(store, published, cards),
     )
 

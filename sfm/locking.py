@@ -47,7 +47,7 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
     InputError
         If another process holds the lock; names the process, its machine, and since when.
     """
-    with _remove_new_folder_if_empty(folder), _hold_lock(folder / LOCK_NAME, folder):
+    with _remove_new_folders_if_empty(folder), _hold_lock(folder / LOCK_NAME, folder):
         yield
 
 
@@ -55,14 +55,14 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
 def lock_output_file(path: Path) -> Iterator[None]:
     """Keep other processes from writing a file, or a folder atomically; see :func:`lock_output_folder`."""
     with (
-        _remove_new_folder_if_empty(path.parent),
+        _remove_new_folders_if_empty(path.parent),
         _hold_lock(path.with_name(f".{path.name}{LOCK_NAME}"), path),
     ):
         yield
 
 
 @contextmanager
-def _remove_new_folder_if_empty(folder: Path) -> Iterator[None]:
+def _remove_new_folders_if_empty(folder: Path) -> Iterator[None]:
     """Delete a folder and its parents at the end if they were missing at the start and are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

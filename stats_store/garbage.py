@@ -283,7 +283,7 @@ def list_staging_folders_and_links(root: Path | None) -> tuple[list[GarbageItem]
             for file in walk_store_paths(root, relative_path, lambda _: None, follow_links=False)
         )
         file_stats = [
-            file_stats for file in {path, *inner_paths} if (file_stats := get_size_and_modified_time(file))
+            file_stats for file in {path, *inner_paths} if (file_stats := get_size_and_time_if_readable(file))
         ]
         if file_stats:  # otherwise its extraction ended a moment ago
             size, since = sum(size for size, _ in file_stats), max(time for _, time in file_stats)
@@ -293,7 +293,7 @@ def list_staging_folders_and_links(root: Path | None) -> tuple[list[GarbageItem]
     return garbage_items, links
 
 
-def get_size_and_modified_time(path: Path) -> tuple[int, datetime.datetime] | None:
+def get_size_and_time_if_readable(path: Path) -> tuple[int, datetime.datetime] | None:
     """Return size (0 for a folder) and time of change of a path; None if it is missing or unreadable."""
     try:
         state = path.lstat()

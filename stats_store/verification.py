@@ -187,7 +187,7 @@ class EntryVerifier:
             problems += self.find_object_problems(other_paths, records)
             self._counter.add(len(metadata_paths) + len(other_paths))
             metadata = {p: result for p, result in results.items() if isinstance(result, bytes)}
-            arrays, layout_problems = load_arrays_to_verify(commit, records, metadata)
+            arrays, layout_problems = parse_arrays_to_verify(commit, records, metadata)
             array_problems = map_concurrently(
                 lambda name: self.verify_array(arrays, name, chunks[name]),
                 chunks,
@@ -356,7 +356,7 @@ class ArraysToVerify:
         return zarr.open_array(verified, path=path, mode="r", zarr_format=3)
 
 
-def load_arrays_to_verify(
+def parse_arrays_to_verify(
     commit: Commit, records_by_path: dict[str, ObjectRecord], zarr_json_by_path: dict[str, bytes]
 ) -> tuple[ArraysToVerify, list[str]]:
     """Return the arrays of an entry, and one line per problem with its cards and layouts."""

@@ -90,7 +90,7 @@ def render_dataset_card(
         edited=run.details.images is not None and run.details.images != run.pixel_digest,
         licence=choose_licence(run, None),
         rows=list_accuracy_table_rows(run),
-        notes=list_accuracy_notes(run),
+        notes=list_evaluation_notes_of_images(run),
         command=Markup(sanitize_line(make_distill_command(run))),
     )
 
@@ -214,7 +214,7 @@ def format_backbones_as_code(record: RunRecord) -> Markup:
     return Markup(format_words_as_list([format_inline_code(b.backbone.spec) for b in record.backbones]))
 
 
-def list_accuracy_notes(run: ReportedRun) -> list[str]:
+def list_evaluation_notes_of_images(run: ReportedRun) -> list[str]:
     """Return the notes of the evaluation of these images."""
     evaluation = run.evaluation
     return evaluation.notes if evaluation and evaluation.provenance.images == run.pixel_digest else []

@@ -27,7 +27,7 @@ from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.pipeline.sources.parquet import open_parquet_source
 from sfm.pipeline.sources.sample import Sample
 from sfm.pipeline.sources.source import Shard, Source, Split
-from sfm.pipeline.sources.spec_options import format_spec_options, parse_spec_options
+from sfm.pipeline.sources.spec_options import join_location_and_options, parse_spec_options
 from sfm.pipeline.sources.torchvision_datasets import open_torchvision_source
 from sfm.pipeline.sources.unicode_class_ids import normalize_source_class_ids
 from sfm.pipeline.sources.validation import require_distillable_classes
@@ -75,7 +75,7 @@ def open_source(spec: str, *, require_held_out: bool = True) -> Source:
     location, options = parse_spec_options(spec.partition(":")[2])
     class_list = read_class_list(options.pop("classes")) if "classes" in options else None
     rendering_options = pop_rendering_options(spec, options)
-    source = opener(format_spec_options(location, options))
+    source = opener(join_location_and_options(location, options))
     if require_held_out and not source.test.shards:
         reason = source.inventory.no_held_out_reason or f"{spec} has no held-out split"
         raise InputError(f"{reason}; or hold out a tenth of the training images: --hold-out 0.1")

@@ -98,7 +98,7 @@ def find_folder_layout(
 
 
 def make_layout_choosing_held_out(
-    all_folders: Sequence[Path],
+    root_subfolders: Sequence[Path],
     train_folder: Path,
     held_out_candidates: Sequence[Path],
     fallback_held_out_candidates: Sequence[Path],
@@ -115,7 +115,7 @@ def make_layout_choosing_held_out(
     if len(labelled) > 1:
         others = format_folder_names(labelled[1:])
         notes.append(f"held out is {labelled[0].name}/, not {others}; ?test={labelled[1].name} chooses it")
-    return make_folder_layout(all_folders, train_folder, labelled[0] if labelled else None, notes)
+    return make_folder_layout(root_subfolders, train_folder, labelled[0] if labelled else None, notes)
 
 
 def group_by_exact_and_partial_split_name(
@@ -157,7 +157,7 @@ def might_hold_images(folder: Path) -> bool:
 
 
 def find_training_folders(
-    all_folders: Iterable[Path], train_candidates: Sequence[Path], held_out_folders: Sequence[Path]
+    root_subfolders: Iterable[Path], train_candidates: Sequence[Path], held_out_folders: Sequence[Path]
 ) -> list[Path]:
     """Return the candidates for training that share classes with a held-out folder.
 
@@ -166,7 +166,7 @@ def find_training_folders(
     """
     others = [
         folder
-        for folder in all_folders
+        for folder in root_subfolders
         if find_split_named_in_path(folder.name) is None and folder not in held_out_folders
     ]
     training = [
@@ -183,12 +183,12 @@ def find_folders_sharing_classes(train_folder: Path, candidates: Sequence[Path])
 
 
 def make_folder_layout(
-    all_folders: Iterable[Path], train_folder: Path, held_out_folder: Path | None, notes: Sequence[str]
+    root_subfolders: Iterable[Path], train_folder: Path, held_out_folder: Path | None, notes: Sequence[str]
 ) -> FolderLayout:
     """Return a layout whose `others` are the folders that are no split and hold none."""
     splits = [resolve_links(split) for split in (train_folder, held_out_folder) if split is not None]
     others = []
-    for folder in all_folders:
+    for folder in root_subfolders:
         target = resolve_links(folder)
         if not any(split == target or target in split.parents for split in splits):
             others.append(folder)

@@ -44,7 +44,7 @@ def parse_spec_options(text: str) -> tuple[str, dict[str, str]]:
     return text[: match.start()], options
 
 
-def format_spec_options(location: str, options: dict[str, str]) -> str:
+def join_location_and_options(location: str, options: dict[str, str]) -> str:
     """Join a location and its options as in a spec; the inverse of :func:`parse_spec_options`."""
     query = "&".join(f"{name}={value}" for name, value in options.items())
     return f"{location}?{query}" if query else location
