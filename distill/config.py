@@ -14,6 +14,7 @@ from sfm.config_fields import (
     ClassesField,
     InMemoryCountField,
     LocationField,
+    LossWeight,
     ProcessCountField,
     RecipeField,
 )
@@ -24,8 +25,6 @@ from sfm.constrained_types import (
     MIN_LABEL_TEMPERATURE,
 )
 from sfm.paths import expand_home_in_field
-
-BackboneWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class DistillConfig(BaseModel):
@@ -41,10 +40,10 @@ class DistillConfig(BaseModel):
         description="The backbone whose statistics to match, e.g. lite0; repeat it to match several with the "
         "same images.",
     )
-    backbone_weight: RecipeField[list[BackboneWeight]] = Field(
+    backbone_weight: RecipeField[list[LossWeight]] = Field(
         default=[],
-        description="Weight of a backbone's loss in the mean over all; repeat it, one per --backbone "
-        "(default: all equal).",
+        description="Weight of a backbone's loss in the mean over all, from 1e-6 to 1e6; repeat it, one per "
+        "--backbone (default: all equal).",
     )
     image_size: RecipeField[list[Annotated[int, Field(ge=8, le=MAX_INPUT_PIXELS)]] | None] = Field(
         default=None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfm.backbones.execution.modes import ExecutionMode
-from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES
+from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES, LossWeight
 from sfm.constrained_types import MAX_FEATURES, Digest, InputPixels, Name
 from sfm.distill.pyramid import compute_canvas_size, list_level_resolutions
 
@@ -18,8 +18,6 @@ MAX_BACKBONES = 100
 """Backbones that one set of images is matched to."""
 
 ThreadCount = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
-
-LossWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ExecutionChoice(BaseModel):

@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from sfm.backbones.card import BackboneCard
-from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS
-from sfm.constrained_types import Count, Digest, InputPixels, Name, NonNegativeFloat
+from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS, LossWeight
+from sfm.constrained_types import Count, Digest, InputPixels, Name
 from sfm.errors import InputError
 from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
@@ -63,7 +63,7 @@ class DistillationBackbone(BaseModel):
     spec: SpecWithWeightsPath
     entry_digest: Digest
     image_size: InputPixels
-    weight: NonNegativeFloat = 1.0
+    weight: LossWeight = 1.0
 
 
 class RunRecord(BaseModel):

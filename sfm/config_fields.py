@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
@@ -28,6 +28,9 @@ MAX_ITERATIONS = 10**9
 
 MAX_PROCESSES = 4096
 """Threads or processes of a command."""
+
+LossWeight = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+"""Weight of a backbone's loss: the mean of weighted losses is finite, and no backbone is lost in it."""
 
 
 @dataclass(frozen=True)

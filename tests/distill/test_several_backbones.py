@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from resolved_run import make_resolved_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -263,6 +264,12 @@ def test_a_digest_pins_the_first_entry_and_the_others_follow(both: DistillConfig
     found, _ = open_entries_and_backbones(both.model_copy(update={"dataset": pinned}))
     assert [each.summary for each in found] == [entry.summary, other.summary]
     assert {each.summary.role for each in found} == {"tuning"}
+
+
+@pytest.mark.parametrize("weights", [[1e308, 1e308], [1, 1e-320], [1, 0], [1, float("nan")]])
+def test_weights_of_which_no_mean_can_be_taken_are_refused(both: DistillConfig, weights: list[float]) -> None:
+    with pytest.raises(ValidationError, match="backbone_weight"):
+        DistillConfig(**both.model_dump() | {"backbone_weight": weights})
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,8 @@ def write_nested_json(out: Path) -> None:
         (recipe(micro_batch="x"), "no checkpoint in .* is intact"),
         (recipe(ipc=10**12), "no checkpoint in .* is intact"),
         (recipe(image_size=10**9), "no checkpoint in .* is intact"),
+        (recipe(weight=1e308), "no checkpoint in .* is intact"),
+        (recipe(weight=1e-320), "no checkpoint in .* is intact"),
         (recipe(classes=[1] * 10**5), "no checkpoint in .* is intact"),
         (replace_state_by_pipe, "no checkpoint in .* is intact"),
         (extend_state_file, "no checkpoint in .* is intact"),

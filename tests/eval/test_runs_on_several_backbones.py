@@ -159,6 +159,7 @@ def test_the_backbones_asked_for_have_their_sizes_and_specs_of_the_run(two_backb
             "backbones: list should have at most 100 items",
         ),
         (lambda backbones: backbones[1].update(weight=-1), "backbones.1.weight: input should be greater"),
+        (lambda backbones: backbones[1].update(weight=1e308), "backbones.1.weight: input should be less"),
         (
             lambda backbones: backbones[1].update(spec="x" * 10**6),
             "backbones.1.spec: string should have",
