@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sfm.atomic import require_no_link
+from sfm.backbones.build import Backbone
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.wait_policy import CoreWaitMonitor
 from sfm.distill.backbone_entries import open_entries_and_backbones
@@ -24,6 +25,7 @@ from sfm.distill.distilled_images import (
 )
 from sfm.distill.distiller import Distiller
 from sfm.distill.execution_choice import require_no_unwanted_fallback
+from sfm.distill.objective import ClassCentres
 from sfm.distill.preview import draw_preview_png, gather_growth_sheet_levels, write_growth_sheet
 from sfm.distill.process_group import DistributedEnv, ProcessGroup, init_process_group, read_distributed_env
 from sfm.distill.record import (
@@ -32,6 +34,7 @@ from sfm.distill.record import (
     read_peak_memory_bytes,
     read_run_record,
 )
+from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.run_checkpoints import (
     RunCheckpoint,
     delete_old_checkpoints,
@@ -136,10 +139,8 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     saved = find_resumable_checkpoint(config.out, config.resume)
     entries, backbones = open_entries_and_backbones(config, progress)
     require_classifier_if_labelled(config, entries[0])
-    resume_from, targets = saved[1].config if saved else None, None
-    if resume_from and resume_from.targets:
-        feature_counts = [backbone.card.features for backbone in backbones]
-        targets = read_target_file(config.out / TARGET_FILE, resume_from, feature_counts)
+    resume_from = saved[1].config if saved else None
+    targets = read_saved_targets(config.out, resume_from, backbones)
     distiller = Distiller(config, entries, backbones, group, resume_from, targets)
     if resume_from:
         require_resumable_config(resume_from, distiller.config, config.out)
@@ -308,6 +309,22 @@ def find_resumable_checkpoint(out: Path, allow_resume: bool) -> tuple[Path, RunC
     if not saved and holds_user_files(out):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
+
+
+def read_saved_targets(
+    out: Path, resume_from: ResolvedDistillConfig | None, backbones: Sequence[Backbone]
+) -> list[ClassCentres] | None:
+    """Read the targets that a run to resume computed; None if there are none, or their file is lost.
+
+    Raises
+    ------
+    DamageError
+        If the file is another one.
+    """
+    if resume_from is None or not resume_from.targets:
+        return None
+    feature_counts = [backbone.card.features for backbone in backbones]
+    return read_target_file(out / TARGET_FILE, resume_from, feature_counts)
 
 
 def holds_user_files(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from sfm.distill.backbone_entries import open_entries_and_backbones
 from sfm.distill.config import DistillConfig
 from sfm.distill.distiller import Distiller
 from sfm.distill.process_group import ProcessGroup, read_distributed_env
-from sfm.distill.run import find_resumable_checkpoint
+from sfm.distill.run import find_resumable_checkpoint, read_saved_targets
 from sfm.distill.run_checkpoints import require_resumable_config
 from sfm.distill.state_dict import list_expected_state_tensors
 from sfm.distill.target_estimate import TargetEstimate, estimate_targets
@@ -115,10 +115,11 @@ def estimate_distillation(
     saved = find_resumable_checkpoint(config.out, config.resume)
     entries, backbones = open_entries_and_backbones(config, progress)
     resume_from = saved[1].config if saved else None
+    targets = read_saved_targets(config.out, resume_from, backbones)
     # As `spawn_workers` does: the processes share the threads of this one.
     own_threads = None if env else max(1, torch.get_num_threads() // group.size)
     with limit_cpu_threads(own_threads):
-        distiller = Distiller(config, entries, backbones, group, resume_from)
+        distiller = Distiller(config, entries, backbones, group, resume_from, targets)
     resolved = distiller.config
     if resume_from:
         require_resumable_config(resume_from, resolved, config.out)

@@ -9,6 +9,7 @@ from sfm.distill import objective
 from sfm.distill.config import DistillConfig
 from sfm.distill.objective import ClassCentres
 from sfm.distill.run import distill
+from sfm.distill.run_estimate import estimate_distillation
 from sfm.errors import DamageError
 from sfm.events import Progress
 from sfm.stats_store.store import Entry
@@ -60,6 +61,16 @@ def test_the_targets_of_a_resumed_run_are_those_that_it_wrote(
     assert record["resolved"]["targets"] == expected["resolved"]["targets"]
     files = [each / "targets.safetensors" for each in (computing.out, undisturbed.out)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_dry_run_of_a_run_to_resume_takes_the_targets_that_it_wrote(
+    computing: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PulledPlugError):
+        distill(computing, pull_the_plug)
+    set_targets(monkeypatch, refuse_to_compute)
+    plan = estimate_distillation(computing.model_copy(update={"resume": True, "dry_run": True}))
+    assert plan.steps == computing.steps
 
 
 def test_targets_that_are_lost_are_computed_again_and_changed_ones_are_damage(
