@@ -14,6 +14,9 @@ from sfm.tensor_files import TensorFileError, TensorSpecs, open_safetensors, req
 
 TARGET_FILE = "targets.safetensors"
 
+REMEDY = "restore it, or start the run again in another directory"
+"""What to do about a damaged file. Targets computed again may have other last bits."""
+
 
 def encode_targets(targets: Sequence[ClassCentres]) -> bytes:
     """Return the file of the target centres of all backbones; equal targets give equal bytes."""
@@ -60,11 +63,11 @@ def read_target_file(
     except FileNotFoundError:
         return None
     except TensorFileError as error:
-        raise DamageError(f"{error}: delete it to have the targets computed again") from error
+        raise DamageError(f"{error}: {REMEDY}") from error
     targets = [
         ClassCentres(arrays[f"{index}/class_means"], arrays[f"{index}/own_centres"])
         for index in range(len(feature_counts))
     ]
     if compute_targets_digest(targets) != config.targets:
-        raise DamageError(f"{path} is not as the run wrote it: delete it to have the targets computed again")
+        raise DamageError(f"{path} is not as the run wrote it: {REMEDY}")
     return targets

@@ -82,10 +82,10 @@ def test_targets_that_are_lost_are_computed_again_and_changed_ones_are_damage(
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(DamageError, match=r"targets\.safetensors is not as the run wrote it: delete it"):
+    with pytest.raises(DamageError, match=r"targets\.safetensors is not as the run wrote it: restore it, or"):
         distill(resumed)
     file.write_bytes(data[:100])
-    with pytest.raises(DamageError, match=r"targets\.safetensors.*: delete it to have the targets computed"):
+    with pytest.raises(DamageError, match=r"targets\.safetensors.*: restore it, or start the run again in"):
         distill(resumed)
     file.unlink()
     assert distill(resumed).record["resolved"]["targets"]

@@ -183,7 +183,7 @@ def run_distill(store: str, out: Path, *more: object) -> Result:
         (["--dataset", DATASET, "--backbone-weight", "0"], ["--backbone-weight 0", "equal to 1e-06"]),
         (
             ["--dataset", DATASET, "--backbone-weight", "1e308"],
-            ["--backbone-weight 1e", "less than or equal"],
+            ["--backbone-weight 1e", "less than or"],
         ),
         (["--dataset", DATASET, "--backbone-weight", "nan"], ["--backbone-weight", "finite"]),
         (["--dataset", DATASET, "--image-size", "32", "--image-size", "64"], ["--image-size", "2 values"]),
