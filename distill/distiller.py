@@ -61,6 +61,8 @@ class Distiller:
         Config of a saved run, which resolves the unset options of `config`.
     targets : sequence of ClassCentres, optional
         Targets of a saved run, one for each backbone; default: read or computed from the entries.
+    progress : ProgressCallback
+        Called before and after targets are computed.
 
     Attributes
     ----------
@@ -99,6 +101,7 @@ class Distiller:
         group: ProcessGroup = SINGLE_PROCESS,
         resume_from: ResolvedDistillConfig | None = None,
         targets: Sequence[ClassCentres] | None = None,
+        progress: ProgressCallback = no_progress,
     ) -> None:
         self.entries = [entry] if isinstance(entry, Entry) else list(entry)
         self.backbones = [backbone] if isinstance(backbone, Backbone) else list(backbone)
@@ -107,7 +110,7 @@ class Distiller:
         self.backbones = [convert_precision(each, config.precision) for each in self.backbones]
         dataset = self.entries[0].dataset
         indices = find_class_indices(config.classes, dataset)
-        targets = list(targets or read_targets_of_backbones(self.entries, config, indices))
+        targets = list(targets or read_targets_of_backbones(self.entries, config, indices, progress))
         if OBJECTIVES[config.objective].compute_targets:
             # Other processors compute other last bits.
             targets = group.broadcast_object(targets)
@@ -137,7 +140,7 @@ class Distiller:
         InputError
             See :func:`open_entries_and_backbones` and :class:`Distiller`.
         """
-        return cls(config, *open_entries_and_backbones(config, progress))
+        return cls(config, *open_entries_and_backbones(config, progress), progress=progress)
 
     @property
     def entry(self) -> Entry:

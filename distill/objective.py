@@ -14,6 +14,7 @@ from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import Objective
 from sfm.errors import InputError
+from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.stats_store.class_moments import Float64Array
 from sfm.stats_store.schema import parse_sub_class_count, strip_sub_class_suffix
 from sfm.stats_store.store import Entry
@@ -182,7 +183,10 @@ OBJECTIVES: dict[str, ObjectiveKind] = {
 
 
 def read_targets_of_backbones(
-    entries: Sequence[Entry], config: DistillConfig, class_indices: npt.NDArray[np.int64]
+    entries: Sequence[Entry],
+    config: DistillConfig,
+    class_indices: npt.NDArray[np.int64],
+    progress: ProgressCallback = no_progress,
 ) -> list[ClassCentres]:
     """Return the target centres of every backbone: read from its entry, or computed from it.
 
@@ -202,8 +206,11 @@ def read_targets_of_backbones(
         images = count_target_images(config.ipc, index, use_sub_classes)
         centres = read_target_centres(entry, images, class_indices, use_sub_classes)
         if compute_targets:
+            progress(Progress("targets", index, len(entries), "backbones"))
             centres = compute_targets(entry, class_indices, centres, config)
         targets.append(centres)
+    if compute_targets:
+        progress(Progress("targets", len(entries), len(entries), "backbones"))
     return targets
 
 

@@ -141,7 +141,8 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     require_classifier_if_labelled(config, entries[0])
     resume_from = saved[1].config if saved else None
     targets = read_saved_targets(config.out, resume_from, backbones)
-    distiller = Distiller(config, entries, backbones, group, resume_from, targets)
+    start = time.perf_counter()
+    distiller = Distiller(config, entries, backbones, group, resume_from, targets, progress)
     if resume_from:
         require_resumable_config(resume_from, distiller.config, config.out)
         if (config.out / "run.json").exists():
@@ -150,7 +151,7 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
                 record = add_soft_labels(config, distiller.config, entries[0], backbones[0], record, progress)
             return DistillResult(config.out, record)
     with limit_cpu_threads(distiller.config.threads):
-        checkpoint = start_or_resume_run(config, distiller, saved)
+        checkpoint = start_or_resume_run(config, distiller, saved, start)
         checkpoint = run_steps(config, distiller, checkpoint, progress)
     levels = distiller.gather_levels()
     peak = read_peak_memory_bytes(distiller.backbone.device) + distiller.count_cuda_graph_bytes()
@@ -171,14 +172,23 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
 
 
 def start_or_resume_run(
-    config: DistillConfig, distiller: Distiller, saved: tuple[Path, RunCheckpoint] | None
+    config: DistillConfig, distiller: Distiller, saved: tuple[Path, RunCheckpoint] | None, start: float
 ) -> RunCheckpoint:
     """Prepare the distiller and load the saved state into it, or save its first one.
+
+    Parameters
+    ----------
+    config : DistillConfig
+    distiller : Distiller
+    saved : tuple of Path and RunCheckpoint, or None
+        The checkpoint to resume from.
+    start : float
+        Time of ``time.perf_counter`` before the distiller was made.
 
     Returns
     -------
     RunCheckpoint
-        The checkpoint of the distiller's state; its seconds include the preparation.
+        The checkpoint of the distiller's state; its seconds include the targets and the preparation.
 
     Raises
     ------
@@ -186,7 +196,6 @@ def start_or_resume_run(
         If the backbone cannot be computed as the run was begun or as the user asked, or the saved state is
         of another config, or the first one cannot be written.
     """
-    start = time.perf_counter()
     choices = [each.execution for each in distiller.config.matched_backbones]
     for prepared, choice in zip(distiller.prepare(), choices, strict=True):
         require_no_unwanted_fallback(prepared, choice, is_resumed=saved is not None)

@@ -119,7 +119,7 @@ def estimate_distillation(
     # As `spawn_workers` does: the processes share the threads of this one.
     own_threads = None if env else max(1, torch.get_num_threads() // group.size)
     with limit_cpu_threads(own_threads):
-        distiller = Distiller(config, entries, backbones, group, resume_from, targets)
+        distiller = Distiller(config, entries, backbones, group, resume_from, targets, progress)
     resolved = distiller.config
     if resume_from:
         require_resumable_config(resume_from, resolved, config.out)

@@ -1,6 +1,8 @@
 """Targets that an objective computes: written once, read when the run is resumed."""
 
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +63,28 @@ def test_the_targets_of_a_resumed_run_are_those_that_it_wrote(
     assert record["resolved"]["targets"] == expected["resolved"]["targets"]
     files = [each / "targets.safetensors" for each in (computing.out, undisturbed.out)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_computing_targets_is_shown_and_counted(
+    computing: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spread_means_in_1000_seconds(
+        entry: Entry, classes: np.ndarray, centres: ClassCentres, config: DistillConfig
+    ) -> ClassCentres:
+        computed.append(True)
+        return spread_means(entry, classes, centres, config)
+
+    computed: list[bool] = []
+    events: list[tuple[str, int, int, bool]] = []
+    set_targets(monkeypatch, spread_means_in_1000_seconds)
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + 1000 * len(computed))
+    monkeypatch.setattr("sfm.distill.run.time", clock)
+    record = distill(
+        computing.model_copy(update={"steps": 1}),
+        lambda event: events.append((event.stage, event.done, event.total, bool(computed))),
+    ).record
+    assert events[:2] == [("targets", 0, 1, False), ("targets", 1, 1, True)]
+    assert record["wall_seconds"] > 1000
 
 
 def test_a_dry_run_of_a_run_to_resume_takes_the_targets_that_it_wrote(
