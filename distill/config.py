@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_seriali
 
 from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import (
+    MAX_DISTILLATION_BACKBONES,
     MAX_IMAGES_PER_CLASS,
     MAX_ITERATIONS,
     MAX_PROCESSES,
@@ -37,6 +38,7 @@ class DistillConfig(BaseModel):
     )
     backbone: BackboneField[list[str]] = Field(
         min_length=1,
+        max_length=MAX_DISTILLATION_BACKBONES,
         description="The backbone whose statistics to match, e.g. lite0; repeat it to match several with the "
         "same images.",
     )

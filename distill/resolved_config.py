@@ -7,15 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfm.backbones.execution.modes import ExecutionMode
-from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES, LossWeight
+from sfm.config_fields import (
+    MAX_DISTILLATION_BACKBONES,
+    MAX_IMAGES_PER_CLASS,
+    MAX_ITERATIONS,
+    MAX_PROCESSES,
+    LossWeight,
+)
 from sfm.constrained_types import MAX_FEATURES, Digest, InputPixels, Name
 from sfm.distill.pyramid import compute_canvas_size, list_level_resolutions
 
 UNKNOWN_EXECUTION_REASON = "as the run began"
 """Reason of the execution mode in runs of version 0.1.0, which did not record one."""
-
-MAX_BACKBONES = 100
-"""Backbones that one set of images is matched to."""
 
 ThreadCount = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
 
@@ -125,7 +128,9 @@ class ResolvedDistillConfig(BaseModel):
     execution: ExecutionChoice = ExecutionChoice(mode="input-grad", reason=UNKNOWN_EXECUTION_REASON)
     repeatable: bool = True
     weight: LossWeight = 1.0
-    further_backbones: Annotated[list[MatchedBackbone], Field(fail_fast=True, max_length=MAX_BACKBONES)] = []
+    further_backbones: Annotated[
+        list[MatchedBackbone], Field(fail_fast=True, max_length=MAX_DISTILLATION_BACKBONES - 1)
+    ] = []
     feature_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Digest | None = None
 

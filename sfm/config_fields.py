@@ -21,7 +21,7 @@ MAX_CANVAS_PIXELS = 8192
 MAX_IMAGES_PER_CLASS = 10_000
 
 MAX_DISTILLATION_BACKBONES = 100
-"""Limit on the backbones that the record of a run lists."""
+"""Backbones that one set of images is matched to."""
 
 MAX_ITERATIONS = 10**9
 """Limit on steps, epochs and views."""

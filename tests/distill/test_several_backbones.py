@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.config_fields import MAX_DISTILLATION_BACKBONES
 from sfm.distill.adam import init_adam
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.backbone_entries import open_entries_and_backbones
@@ -23,7 +24,7 @@ from sfm.distill.config import DistillConfig
 from sfm.distill.distiller import Distiller
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.pyramid import append_level_and_rescale, list_level_resolutions
-from sfm.distill.resolved_config import MatchedBackbone
+from sfm.distill.resolved_config import MatchedBackbone, ResolvedDistillConfig
 from sfm.distill.run import distill
 from sfm.distill.train_step import (
     DistillState,
@@ -264,6 +265,18 @@ def test_a_digest_pins_the_first_entry_and_the_others_follow(both: DistillConfig
     found, _ = open_entries_and_backbones(both.model_copy(update={"dataset": pinned}))
     assert [each.summary for each in found] == [entry.summary, other.summary]
     assert {each.summary.role for each in found} == {"tuning"}
+
+
+def test_all_limits_on_the_number_of_backbones_agree(both: DistillConfig) -> None:
+    limit, options = MAX_DISTILLATION_BACKBONES, both.model_dump() | {"backbone_weight": []}
+    DistillConfig(**options | {"backbone": ["lite0"] * limit})
+    with pytest.raises(ValidationError, match=f"at most {limit} items"):
+        DistillConfig(**options | {"backbone": ["lite0"] * (limit + 1)})
+    resolved = CONFIG.model_dump()
+    further = [LARGER.model_dump()] * limit
+    ResolvedDistillConfig.model_validate(resolved | {"further_backbones": further[1:]})
+    with pytest.raises(ValidationError, match=f"at most {limit - 1} items"):
+        ResolvedDistillConfig.model_validate(resolved | {"further_backbones": further})
 
 
 @pytest.mark.parametrize("weights", [[1e308, 1e308], [1, 1e-320], [1, 0], [1, float("nan")]])
