@@ -110,10 +110,13 @@ class Distiller:
         self.backbones = [convert_precision(each, config.precision) for each in self.backbones]
         dataset = self.entries[0].dataset
         indices = find_class_indices(config.classes, dataset)
-        targets = list(targets or read_targets_of_backbones(self.entries, config, indices, progress))
         if OBJECTIVES[config.objective].compute_targets:
             # Other processors compute other last bits.
-            targets = group.broadcast_object(targets)
+            targets = group.call_on_rank0(
+                lambda: targets or read_targets_of_backbones(self.entries, config, indices, progress)
+            )
+        else:
+            targets = targets or read_targets_of_backbones(self.entries, config, indices)
         class_ids = [dataset.class_ids[index] for index in indices]
         views = config.steps * len(class_ids) * config.ipc * config.views
         device = self.backbone.device
@@ -123,7 +126,7 @@ class Distiller:
         measured = [each for each, _ in self._optimized] or self.backbones
         digests = [each.summary.entry_digest for each in self.entries]
         self.config = resolve_distill_config(config, digests, class_ids, measured, group, resume_from)
-        self.computed_targets = targets if OBJECTIVES[config.objective].compute_targets else []
+        self.computed_targets = list(targets) if OBJECTIVES[config.objective].compute_targets else []
         if self.computed_targets:
             update = {"targets": compute_targets_digest(self.computed_targets)}
             self.config = self.config.model_copy(update=update)

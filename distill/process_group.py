@@ -1,18 +1,20 @@
 """Process groups: the classes of a run are split among processes, all of which gather all features."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfm.errors import InputError
+from sfm.errors import DamageError, InputError
 from sfm.text import first_error_line
+
+Result = TypeVar("Result")
 
 
 class LostProcessError(InputError):
@@ -129,6 +131,25 @@ class ProcessGroup:
         with _translate_dist_errors():
             dist.broadcast_object_list(objects, 0)
         return objects[0]
+
+    def call_on_rank0(self, function: Callable[[], Result]) -> Result:
+        """Return what a function returns in rank 0; the others do not call it.
+
+        Raises
+        ------
+        InputError, DamageError
+            In all processes, if the function raises one.
+        """
+        outcome: Result | InputError | DamageError | None = None
+        if self.is_rank0:
+            try:
+                outcome = function()
+            except (InputError, DamageError) as error:
+                outcome = error
+        outcome = self.broadcast_object(outcome)
+        if isinstance(outcome, InputError | DamageError):
+            raise outcome
+        return cast(Result, outcome)
 
 
 SINGLE_PROCESS = ProcessGroup()

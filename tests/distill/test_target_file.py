@@ -3,16 +3,19 @@
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from sfm.distill import objective
+from sfm.distill.backbone_entries import open_entries_and_backbones
 from sfm.distill.config import DistillConfig
+from sfm.distill.distiller import Distiller
 from sfm.distill.objective import ClassCentres
 from sfm.distill.run import distill
-from sfm.distill.run_estimate import estimate_distillation
-from sfm.errors import DamageError
+from sfm.distill.run_estimate import UnstartedProcessGroup, estimate_distillation
+from sfm.errors import DamageError, InputError
 from sfm.events import Progress
 from sfm.stats_store.store import Entry
 
@@ -85,6 +88,45 @@ def test_computing_targets_is_shown_and_counted(
     ).record
     assert events[:2] == [("targets", 0, 1, False), ("targets", 1, 1, True)]
     assert record["wall_seconds"] > 1000
+
+
+class SecondOfTwo(UnstartedProcessGroup):
+    """The second of two processes, which gets what tests put in `received` from the first."""
+
+    received: ClassVar[object] = None
+
+    def broadcast_object(self, value: object) -> object:
+        return self.received if value is None else value
+
+
+def test_one_process_computes_targets_and_the_others_get_them_or_the_error(
+    computing: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_entries_and_backbones(computing)
+    first = Distiller(computing, *opened, UnstartedProcessGroup(0, 2))
+    set_targets(monkeypatch, refuse_to_compute)
+    monkeypatch.setattr(SecondOfTwo, "received", first.computed_targets)
+    second = Distiller(computing, *opened, SecondOfTwo(1, 2))
+    assert second.config.targets == first.config.targets
+    monkeypatch.setattr(SecondOfTwo, "received", InputError("no scatter"))
+    with pytest.raises(InputError, match=r"^no scatter$"):
+        Distiller(computing, *opened, SecondOfTwo(1, 2))
+
+
+def test_an_error_in_computing_targets_is_sent_to_all_processes() -> None:
+    class FirstOfTwo(UnstartedProcessGroup):
+        def broadcast_object(self, value: object) -> object:
+            sent.append(value)
+            return value
+
+    def fail() -> None:
+        raise error
+
+    sent: list[object] = []
+    error = InputError("no scatter")
+    with pytest.raises(InputError, match=r"^no scatter$"):
+        FirstOfTwo(0, 2).call_on_rank0(fail)
+    assert sent == [error]
 
 
 def test_a_dry_run_of_a_run_to_resume_takes_the_targets_that_it_wrote(
