@@ -70,7 +70,7 @@ def make_run_record_without_result(
             "obstacle": "; ".join(dict.fromkeys(obstacles)) or None,
         },
         "backbones": list_backbone_records(config, distiller),
-        "targets": make_target_record(distiller.entries, distiller.computed_targets, resolved),
+        "targets": make_target_record(distiller.computed_targets, resolved),
         "devices": resolved.devices,
         "images": images_digest,
         "versions": {"python": platform.python_version()}
@@ -125,6 +125,7 @@ class FinishedRecord(BaseModel):
     loss: FiniteFloat
     wall_seconds: NonNegativeFloat
     peak_memory_bytes: Count
+    targets: dict[str, Any] | None = None
 
 
 def read_run_record(path: Path) -> dict[str, Any]:

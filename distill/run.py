@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from sfm.distill.run_files import (
 from sfm.distill.run_labels import add_soft_labels, require_classifier_if_labelled
 from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt
 from sfm.distill.stop_signals import catch_stop_signals
+from sfm.distill.target_estimate import estimate_targets
 from sfm.distill.target_file import TARGET_FILE, encode_targets, read_target_file
 from sfm.distill.training_history import append_and_flush_history_row, open_truncated_history, sync_history
 from sfm.distill.worker_processes import spawn_workers
@@ -147,9 +148,7 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
         require_resumable_config(resume_from, distiller.config, config.out)
         if (config.out / "run.json").exists():
             record = read_run_record(config.out / "run.json")
-            if config.soft_labels and group.is_rank0:
-                record = add_soft_labels(config, distiller.config, entries[0], backbones[0], record, progress)
-            return DistillResult(config.out, record)
+            return DistillResult(config.out, complete_run(config, distiller, backbones[0], record, progress))
     with limit_cpu_threads(distiller.config.threads):
         checkpoint = start_or_resume_run(config, distiller, saved, start)
         checkpoint = run_steps(config, distiller, checkpoint, progress)
@@ -165,10 +164,50 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
         record = escape_non_utf8_values(record)
         write_results(config.out, distiller, levels, record)
     record = group.broadcast_object(record)
-    # After the broadcast: no other process waits for the labels, which could exceed its time limit.
-    if config.soft_labels and group.is_rank0:
-        record = add_soft_labels(config, distiller.config, entries[0], backbones[0], record, progress)
-    return DistillResult(config.out, record)
+    # After the broadcast: no other process waits, which could exceed its time limit.
+    return DistillResult(config.out, complete_run(config, distiller, backbones[0], record, progress))
+
+
+def complete_run(
+    config: DistillConfig,
+    distiller: Distiller,
+    backbone: Backbone,
+    record: dict[str, Any],
+    progress: ProgressCallback,
+) -> dict[str, Any]:
+    """Add to a finished run what it lacks: the estimate of its targets, and soft labels if asked for.
+
+    Parameters
+    ----------
+    config : DistillConfig
+    distiller : Distiller
+    backbone : Backbone
+        The first one, as it was loaded.
+    record : dict
+        Content of ``run.json``.
+    progress : ProgressCallback
+
+    Returns
+    -------
+    dict
+        The new content of ``run.json`` in rank 0; in others, which do nothing, `record`.
+
+    Raises
+    ------
+    InputError
+        See :func:`add_soft_labels`; or if ``run.json`` cannot be written.
+    """
+    if not distiller.group.is_rank0:
+        return record
+    targets = record.get("targets")
+    if distiller.computed_targets and targets and "backbones" not in targets:
+        estimates = estimate_targets(distiller.entries, distiller.computed_targets, distiller.config)
+        targets = targets | {"backbones": [each and asdict(each) for each in estimates]}
+        record = record | {"targets": targets}
+        write_run_file(config.out / "run.json", json.dumps(record, indent=1).encode())
+    if config.soft_labels:
+        record = add_soft_labels(config, distiller.config, distiller.entry, backbone, record, progress)
+    return record
 
 
 def start_or_resume_run(

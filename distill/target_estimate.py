@@ -99,14 +99,9 @@ def compute_target_cosine(first: ClassCentres, second: ClassCentres) -> float:
 
 
 def make_target_record(
-    entries: Sequence[Entry], computed_targets: Sequence[ClassCentres], config: ResolvedDistillConfig
+    computed_targets: Sequence[ClassCentres], config: ResolvedDistillConfig
 ) -> dict[str, Any] | None:
-    """Return what ``run.json`` says about computed targets; None if the entries' own are matched."""
+    """Return ``targets`` of ``run.json`` without estimates; None if the entries' own targets are matched."""
     if not computed_targets:
         return None
-    estimates = estimate_targets(entries, computed_targets, config)
-    return {
-        "digest": config.targets,
-        "options": asdict(CorrectionOptions()),
-        "backbones": [each and asdict(each) for each in estimates],
-    }
+    return {"digest": config.targets, "options": asdict(CorrectionOptions())}

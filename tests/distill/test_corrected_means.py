@@ -180,6 +180,26 @@ def test_a_run_records_its_targets_and_what_they_allow(correcting: DistillConfig
     assert 0 < target["ceilings"]["real"] <= target["ceilings"]["corrected"] <= 1
 
 
+def test_images_are_written_before_their_targets_are_estimated(
+    correcting: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PulledPlugError(Exception):
+        pass
+
+    def pull_the_plug(*_: object) -> None:
+        raise PulledPlugError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sfm.distill.run.estimate_targets", pull_the_plug)
+        with pytest.raises(PulledPlugError):
+            distill(correcting)
+    assert len(list(correcting.out.glob("images/*/*.png"))) == 4
+    assert json.loads((correcting.out / "run.json").read_text())["targets"].keys() == {"digest", "options"}
+    record = distill(correcting.model_copy(update={"resume": True})).record
+    assert len(record["targets"]["backbones"]) == 1
+    assert json.loads((correcting.out / "run.json").read_text()) == record
+
+
 def test_a_dry_run_tells_what_targets_allow(correcting: DistillConfig) -> None:
     (computed,) = estimate_distillation(correcting).backbones
     (own,) = estimate_distillation(correcting.model_copy(update={"objective": "sfm"})).backbones
