@@ -180,7 +180,7 @@ def run_distill(store: str, out: Path, *more: object) -> Result:
             ["--dataset", DATASET, "--backbone-weight", "1", "--backbone-weight", "2"],
             ["--backbone-weight", "2 values for 1 --backbone: give one for each"],
         ),
-        (["--dataset", DATASET, "--backbone-weight", "0"], ["--backbone-weight 0", "equal to 1e-06"]),
+        (["--dataset", DATASET, "--backbone-weight", "0"], ["--backbone-weight 0", "greater than or equal"]),
         (["--dataset", DATASET, "--backbone-weight", "1e308"], ["--backbone-weight 1e", "less than"]),
         (["--dataset", DATASET, "--backbone-weight", "nan"], ["--backbone-weight", "finite"]),
         (["--dataset", DATASET, "--image-size", "32", "--image-size", "64"], ["--image-size", "2 values"]),
