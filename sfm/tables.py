@@ -171,7 +171,7 @@ def make_path_relative_to_cwd(path: str) -> str:
 
 
 def print_matrix_table(title: str, evaluation_rows: Sequence[dict[str, Any]]) -> None:
-    """Print a cross-backbone matrix: a block of rows per mode."""
+    """Print a cross-backbone matrix: a block of rows per mode, a column per name of a backbone."""
     backbones = list(dict.fromkeys(cell["backbone"] for cell in evaluation_rows))
     modes = dict.fromkeys(cell["mode"] for cell in evaluation_rows)
     runs = dict.fromkeys((cell["run"], cell["distilled_on"]) for cell in evaluation_rows)
