@@ -170,13 +170,13 @@ class DistillConfig(BaseModel):
         default=50,
         ge=1,
         le=MAX_LABEL_VIEWS,
-        description="Augmented views of an image that its soft label is averaged over.",
+        description="Augmented views of an image that its soft label is averaged over (with --soft-labels).",
     )
     label_temperature: RecipeField[float] = Field(
         default=0.5,
         ge=MIN_LABEL_TEMPERATURE,
         le=MAX_LABEL_TEMPERATURE,
-        description="Temperature of the soft labels: higher ones are softer.",
+        description="Temperature of the soft labels: higher ones are softer (with --soft-labels).",
     )
     resume: RecipeField[bool] = Field(
         default=False, description="Resume from the last checkpoint in the directory."
