@@ -263,11 +263,11 @@ def describe_target_estimate(backbone: Any) -> str:
     ceilings, cosine = backbone.targets.ceilings, backbone.targets.cosine
     real = f"{100 * ceilings.real:.1f} %"
     if ceilings.corrected is None:
-        return f"{backbone.backbone}: a head trained on them has {real} of drawn samples right"
+        return f"{backbone.backbone}: accuracy of a head on drawn samples: {real}"
     corrected = f"{100 * ceilings.corrected:.1f} %"
     return (
-        f"{backbone.backbone}: a head trained on them has {corrected} of drawn samples right, on the real "
-        f"centres {real}; cosine of the flows {cosine:.3f}"
+        f"{backbone.backbone}: accuracy of a head on drawn samples: {corrected}, on the real centres {real}; "
+        f"cosine of the flows {cosine:.3f}"
     )
 
 
