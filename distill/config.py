@@ -199,7 +199,9 @@ class DistillConfig(BaseModel):
         backbones = len(info.data.get("backbone", []))
         is_for_all = not values or (info.field_name == "image_size" and len(values) == 1)
         if values and backbones and not is_for_all and len(values) != backbones:
-            raise ValueError(f"{len(values)} values for {backbones} --backbone: give one for each")
+            found = f"{len(values)} value{'' if len(values) == 1 else 's'}"
+            option = f"--{str(info.field_name).replace('_', '-')}"
+            raise ValueError(f"{found} for {backbones} --backbone: give one {option} for each")
         return values
 
     @field_serializer("backbone", "image_size")

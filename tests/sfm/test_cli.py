@@ -185,7 +185,11 @@ def run_distill(store: str, out: Path, *more: object) -> Result:
         (["--dataset", DATASET, "--objective", "mse"], ["--objective mse", "sfm-decoupled"]),
         (
             ["--dataset", DATASET, "--backbone-weight", "1", "--backbone-weight", "2"],
-            ["--backbone-weight", "2 values for 1 --backbone: give one for each"],
+            ["2 values for 1 --backbone: give one --backbone-weight for each"],
+        ),
+        (
+            ["--dataset", DATASET, "--backbone", "lite0", "--backbone", "lite1", "--backbone-weight", "1"],
+            ["1 value for 2 --backbone: give one --backbone-weight for each"],
         ),
         (["--dataset", DATASET, "--backbone-weight", "0"], ["--backbone-weight 0", "greater than 0"]),
         (["--dataset", DATASET, "--backbone-weight", "nan"], ["--backbone-weight", "finite"]),
