@@ -171,13 +171,13 @@ class DistillConfig(BaseModel):
         default=50,
         ge=1,
         le=MAX_LABEL_VIEWS,
-        description="Augmented views of an image that its soft label is averaged over.",
+        description="Augmented views of an image that its soft label is averaged over (with --soft-labels).",
     )
     label_temperature: RecipeField[float] = Field(
         default=0.5,
         ge=MIN_LABEL_TEMPERATURE,
         le=MAX_LABEL_TEMPERATURE,
-        description="Temperature of the soft labels: higher ones are softer.",
+        description="Temperature of the soft labels: higher ones are softer (with --soft-labels).",
     )
     resume: RecipeField[bool] = Field(
         default=False, description="Resume from the last checkpoint in the directory."
@@ -200,7 +200,9 @@ class DistillConfig(BaseModel):
         backbones = len(info.data.get("backbone", []))
         is_for_all = not values or (info.field_name == "image_size" and len(values) == 1)
         if values and backbones and not is_for_all and len(values) != backbones:
-            raise ValueError(f"{len(values)} values for {backbones} --backbone: give one for each")
+            found = f"{len(values)} value{'' if len(values) == 1 else 's'}"
+            option = f"--{str(info.field_name).replace('_', '-')}"
+            raise ValueError(f"{found} for {backbones} --backbone: give one {option} for each")
         return values
 
     @field_serializer("backbone", "image_size")

@@ -16,11 +16,13 @@ class MatrixCell(BaseModel):
     run : str
         Directory of the distilled images.
     distilled_on : str
-        Specs of the backbones they were distilled on: the row.
+        Names of the backbones they were distilled on: the row.
     ipc : int
         Images per class.
     backbone : str
-        Spec of the backbone evaluated on: the column.
+        Spec of the backbone evaluated on: with `image_size`, the column.
+    image_size : int
+        Its input size, in pixels.
     own_backbone : bool
         Whether it is one distilled on, at the same input size.
     unseen : bool
@@ -39,6 +41,7 @@ class MatrixCell(BaseModel):
     distilled_on: str
     ipc: int
     backbone: str
+    image_size: int
     mode: Mode
     top1_mean: float
     top1_std: float
@@ -58,9 +61,10 @@ def make_matrix(evaluations: Sequence[Evaluation]) -> list[MatrixCell]:
     return [
         MatrixCell(
             run=evaluation.config["run"],
-            distilled_on=evaluation.provenance.format_backbone_specs(),
+            distilled_on=evaluation.provenance.format_backbone_names(),
             ipc=evaluation.provenance.ipc,
             backbone=row.backbone,
+            image_size=row.image_size,
             mode=row.mode,
             top1_mean=row.top1_mean,
             top1_std=row.top1_std,

@@ -3,8 +3,9 @@
 import shlex
 from pathlib import Path
 
+from sfm.config_fields import names_backbone_weights_file
 from sfm.errors import InputError
-from sfm.eval.distilled_run import DistilledRun
+from sfm.eval.distilled_run import DistilledRun, RunRecord
 from sfm.soft_label_files import LABEL_FILE, SoftLabels, read_soft_labels
 from sfm.tensor_files import TensorFileError
 
@@ -37,20 +38,24 @@ def read_run_soft_labels(
     except FileNotFoundError:
         return None
     except TensorFileError as error:
-        remedy = f"delete it, or make it again with {describe_labelling(run_directory, store_url)}"
+        remedy = f"delete it, or make it again {describe_labelling(run_directory, run.record, store_url)}"
         raise InputError(f"{error}: {remedy}") from error
     header, record = labels.header, run.record
     found = header.class_ids, header.entry_digest, header.backbone_hash
     if found != (run.class_ids, record.entry_digest, record.backbone.hash):
         raise InputError(
             f"{path} holds labels of another run, by its classes or its classifier: delete it, or make it "
-            f"again with {describe_labelling(run_directory, store_url)}"
+            f"again {describe_labelling(run_directory, record, store_url)}"
         )
     return labels
 
 
 def require_labels_of_images(
-    labels: SoftLabels | None, pixel_digest: str, run_directory: Path, store_url: str = UNKNOWN_STORE
+    labels: SoftLabels | None,
+    pixel_digest: str,
+    run_directory: Path,
+    record: RunRecord,
+    store_url: str = UNKNOWN_STORE,
 ) -> SoftLabels:
     """Return the soft labels of a run's images; refuse to go on without them.
 
@@ -61,6 +66,8 @@ def require_labels_of_images(
     pixel_digest : str
         Digest of the images.
     run_directory : Path
+    record : RunRecord
+        Content of the run's ``run.json``.
     store_url : str
         As of :func:`read_run_soft_labels`.
 
@@ -71,18 +78,31 @@ def require_labels_of_images(
     """
     if labels is None:
         raise InputError(
-            f"mode soft needs soft labels, and {run_directory} has none: add them with "
-            f"{describe_labelling(run_directory, store_url)}"
+            f"mode soft needs soft labels, and {run_directory} has none: add them "
+            f"{describe_labelling(run_directory, record, store_url)}"
         )
     if labels.header.images != pixel_digest:
         raise InputError(
             f"{run_directory / LABEL_FILE} is of other images than those in {run_directory / 'images'}: "
-            f"delete it, or make it again with {describe_labelling(run_directory, store_url)}"
+            f"delete it, or make it again {describe_labelling(run_directory, record, store_url)}"
         )
     return labels
 
 
-def describe_labelling(run_directory: Path, store_url: str = UNKNOWN_STORE) -> str:
-    """Return the command that adds soft labels to a run, in backquotes."""
-    places = ["--config", str(run_directory / "run.json"), "--store", store_url, "--out", str(run_directory)]
-    return f"`{shlex.join(['sfm', 'distill', *places, '--resume', '--soft-labels'])}`"
+def describe_labelling(run_directory: Path, record: RunRecord, store_url: str = UNKNOWN_STORE) -> str:
+    """Return how to add soft labels to a run: with a command, which needs the run's checkpoint.
+
+    The command names the entry and all input sizes, since the store may hold several by now, and files of
+    weights, which a config file may not name.
+    """
+    if not any((run_directory / "checkpoint").glob("step_*")):
+        return f"in a copy of the run with its checkpoint, which {run_directory} lacks"
+    words = ["--config", str(run_directory / "run.json"), "--store", store_url, "--out", str(run_directory)]
+    words += ["--dataset", f"{record.dataset}@{record.entry_digest[:12]}"]
+    for backbone in record.backbones:
+        words += ["--image-size", str(backbone.image_size)]
+    specs = [backbone.spec for backbone in record.backbones]
+    if names_backbone_weights_file(specs):
+        for spec in specs:
+            words += ["--backbone", spec]
+    return f"with `{shlex.join(['sfm', 'distill', *words, '--resume', '--soft-labels'])}`"

@@ -25,7 +25,7 @@ from sfm.constrained_types import Count, Digest, InputPixels, Name
 from sfm.errors import InputError
 from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
-from sfm.text import format_words_as_list, sanitize_line
+from sfm.text import format_words_as_list, name_backbones, sanitize_line
 from sfm.untrusted_files import OversizeError, read_bounded_file
 
 MAX_UNCHECKED_BYTES, MAX_COMPRESSION = 2**30, 50
@@ -128,14 +128,19 @@ class RunRecord(BaseModel):
         """Largest input size of the backbones distilled on, in pixels."""
         return max(b.image_size for b in self.backbones)
 
-    def format_backbone_specs(self) -> str:
-        """Return the specs of the backbones distilled on as text: ``lite0 and lite1``."""
-        return format_words_as_list(list(dict.fromkeys(b.backbone.spec for b in self.backbones)))
+    @property
+    def backbone_names(self) -> list[str]:
+        """Specs of the backbones distilled on, with the input size where a spec has several."""
+        return name_backbones((b.backbone.spec, b.image_size) for b in self.backbones)
+
+    def format_backbone_names(self) -> str:
+        """Return the names of the backbones distilled on as text: ``lite0 and lite1``."""
+        return format_words_as_list(list(dict.fromkeys(self.backbone_names)))
 
     def format_backbones_with_sizes(self) -> str:
         """Return the backbones distilled on with their input sizes: ``lite0 and lite1 at 96 px``."""
         if len({b.image_size for b in self.backbones}) == 1:
-            return f"{self.format_backbone_specs()} at {self.image_size} px"
+            return f"{self.format_backbone_names()} at {self.image_size} px"
         return format_words_as_list([f"{b.backbone.spec} at {b.image_size} px" for b in self.backbones])
 
 

@@ -95,6 +95,7 @@ def prepare_evaluation_job(
             read_run_soft_labels(config.run, run, config.store),
             compute_array_digest(run.pixels),
             config.run,
+            run.record,
             config.store,
         )
     sources = open_source_statistics(store, run, config.run)

@@ -13,6 +13,7 @@ from sfm.eval.caveats import (
 from sfm.eval.result import Provenance
 from sfm.tables import make_path_relative_to_cwd, print_accuracy_table, print_matrix_table
 from sfm.terminal import print_line
+from sfm.text import name_backbones
 
 FOOTNOTE = (
     "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "
@@ -28,7 +29,7 @@ def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
     ]
     warnings = list_evaluation_warnings(evaluation_record)
     notes = [note for note in evaluation_record["notes"] if note not in warnings]
-    result_rows = [*rows, *evaluation_record["full_data"]]
+    result_rows = name_row_backbones([*rows, *evaluation_record["full_data"]])
     for unseen in (False, True):
         block = [row for row in result_rows if row["unseen"] == unseen]
         if block:
@@ -45,7 +46,7 @@ def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
 
 def make_accuracy_title(evaluation_record: dict[str, Any], *, unseen: bool) -> str:
     """Return the title of a table of accuracies: the run, and the backbones that it was distilled on."""
-    specs = Provenance.model_validate(evaluation_record["provenance"]).format_backbone_specs()
+    specs = Provenance.model_validate(evaluation_record["provenance"]).format_backbone_names()
     return (
         f"Accuracy on {'unseen backbones' if unseen else 'held-out features'}: "
         f"{make_path_relative_to_cwd(evaluation_record['config']['run'])}, distilled on {specs}"
@@ -58,21 +59,28 @@ def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> No
     Biased cells are marked with a footnote sign. In the first table, accuracies on backbones that are unseen
     to their run are in parentheses.
     """
-    own_backbones = {cell["backbone"] for cell in evaluation_rows if cell["own_backbone"]}
+    cells = name_row_backbones(evaluation_rows)
+    own_backbones = {cell["backbone"] for cell in cells if cell["own_backbone"]}
     seen_cells = [
         cell
         | {"mark": " *" if is_row_biased_by_own_backbone(cell, cell["own_backbone"]) else ""}
         | {"in_parentheses": cell["unseen"]}
-        for cell in evaluation_rows
+        for cell in cells
         if cell["backbone"] in own_backbones
     ]
-    unseen_cells = [cell for cell in evaluation_rows if cell["backbone"] not in own_backbones]
+    unseen_cells = [cell for cell in cells if cell["backbone"] not in own_backbones]
     if seen_cells:
         print_matrix_table("Top-1 %, by the backbone evaluated on", seen_cells)
     if any(cell["unseen"] for cell in seen_cells):
         print_line(UNSEEN_CELL_NOTE)
     if unseen_cells:
         print_matrix_table("Top-1 %, backbones that are unseen to all of these runs", unseen_cells)
+
+
+def name_row_backbones(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows whose backbones are named with the input size where a spec has several."""
+    names = name_backbones((row["backbone"], row["image_size"]) for row in rows)
+    return [row | {"backbone": name} for row, name in zip(rows, names, strict=True)]
 
 
 def add_footnote_sign_to_mode(row: dict[str, Any]) -> dict[str, Any]:

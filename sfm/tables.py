@@ -171,7 +171,7 @@ def make_path_relative_to_cwd(path: str) -> str:
 
 
 def print_matrix_table(title: str, evaluation_rows: Sequence[dict[str, Any]]) -> None:
-    """Print a cross-backbone matrix: a block of rows per mode."""
+    """Print a cross-backbone matrix: a block of rows per mode, a column per name of a backbone."""
     backbones = list(dict.fromkeys(cell["backbone"] for cell in evaluation_rows))
     modes = dict.fromkeys(cell["mode"] for cell in evaluation_rows)
     runs = dict.fromkeys((cell["run"], cell["distilled_on"]) for cell in evaluation_rows)
@@ -263,11 +263,11 @@ def describe_target_estimate(backbone: Any) -> str:
     ceilings, cosine = backbone.targets.ceilings, backbone.targets.cosine
     real = f"{100 * ceilings.real:.1f} %"
     if ceilings.corrected is None:
-        return f"{backbone.backbone}: a head trained on them has {real} of drawn samples right"
+        return f"{backbone.backbone}: accuracy of a head on drawn samples: {real}"
     corrected = f"{100 * ceilings.corrected:.1f} %"
     return (
-        f"{backbone.backbone}: a head trained on them has {corrected} of drawn samples right, on the real "
-        f"centres {real}; cosine of the flows {cosine:.3f}"
+        f"{backbone.backbone}: accuracy of a head on drawn samples: {corrected}, on the real centres {real}; "
+        f"cosine of the flows {cosine:.3f}"
     )
 
 

@@ -2,7 +2,7 @@
 
 import codecs
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 JOINER_CHARACTERS = "\u200c\u200d"
@@ -56,6 +56,22 @@ def format_names(names: Sequence[str], max_shown_names: int = 5) -> str:
 def format_words_as_list(words: Sequence[str]) -> str:
     """Return words as they are listed in a sentence: ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+
+
+def name_backbones(specs_and_sizes: Iterable[tuple[str, int | None]]) -> list[str]:
+    """Return the spec of every backbone, with its input size where a spec is there at several sizes.
+
+    Examples
+    --------
+    >>> name_backbones([("lite0", 32), ("lite1", 32), ("lite0", 48)])
+    ['lite0 at 32 px', 'lite1', 'lite0 at 48 px']
+    """
+    backbones = list(specs_and_sizes)
+    specs = [spec for spec, _ in dict.fromkeys(backbones)]
+    return [
+        f"{spec} at {size} px" if specs.count(spec) > 1 and size is not None else spec
+        for spec, size in backbones
+    ]
 
 
 def is_displayable(character: str) -> bool:

@@ -23,7 +23,7 @@ from sfm.eval.report.text_format import format_count_with_noun
 from sfm.eval.result import AccuracyRow, ResultRow, is_row_on_distillation_backbone
 from sfm.soft_label_files import LABEL_TENSOR
 from sfm.stats_store.cards import DatasetCard
-from sfm.text import escape_non_utf8, format_percent, format_words_as_list, sanitize_line
+from sfm.text import escape_non_utf8, format_percent, format_words_as_list, name_backbones, sanitize_line
 
 HUB_LICENCES = frozenset(
     {
@@ -70,7 +70,7 @@ def render_dataset_card(
     """
     record = run.distilled.record
     data = DatasetCardData(
-        pretty_name=f"{record.dataset}, distilled on {record.format_backbone_specs()}",
+        pretty_name=f"{record.dataset}, distilled on {record.format_backbone_names()}",
         task_categories=["image-classification"],
         size_categories=next(
             (name for limit, name in SIZE_CATEGORIES if len(run.distilled.image_files) < limit), "1M<n<10M"
@@ -197,21 +197,23 @@ def list_accuracy_table_rows(run: ReportedRun) -> list[tuple[str, str, str]]:
     def is_unseen(row: ResultRow) -> bool:
         return not is_row_on_distillation_backbone(row, provenance)
 
+    rows = sorted(list_result_rows(evaluation), key=is_unseen)
+    names = name_backbones((row.backbone, row.image_size) for row in rows)
     return [
         (
-            f"{row.backbone} (unseen)" if is_unseen(row) else row.backbone,
+            f"{name} (unseen)" if is_unseen(row) else name,
             make_row_label(row, evaluation),
             format_percent(row.top1_mean, row.top1_std)
             if isinstance(row, AccuracyRow)
             else format_percent(row.top1),
         )
-        for row in sorted(list_result_rows(evaluation), key=is_unseen)
+        for row, name in zip(rows, names, strict=True)
     ]
 
 
 def format_backbones_as_code(record: RunRecord) -> Markup:
-    """Return the specs of the backbones distilled on, as Markdown code in a sentence."""
-    return Markup(format_words_as_list([format_inline_code(b.backbone.spec) for b in record.backbones]))
+    """Return the names of the backbones distilled on, as Markdown code in a sentence."""
+    return Markup(format_words_as_list([format_inline_code(name) for name in record.backbone_names]))
 
 
 def list_evaluation_notes_of_images(run: ReportedRun) -> list[str]:

@@ -65,7 +65,7 @@ def export(config: ExportConfig) -> ExportResult:
     """
     (run,) = read_reported_runs([config.run], [config.store] if config.store else [], config.evaluation)
     if config.format != "classifier" and run.soft_labels:
-        require_labels_of_images(run.soft_labels, run.pixel_digest, config.run)
+        require_labels_of_images(run.soft_labels, run.pixel_digest, config.run, run.distilled.record)
     with lock_output_file(config.out), create_folder_atomically(config.out) as partial:
         if config.format == "classifier":
             export_classifier(partial, run, config)

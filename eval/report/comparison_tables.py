@@ -192,7 +192,7 @@ def make_backbone_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str)
         rows = []
         for run, evaluation, measured in evaluated:
             by_backbone = {get_backbone_key(row): row for row in measured if row.mode == mode}
-            specs, record = evaluation.provenance.format_backbone_specs(), run.distilled.record
+            specs, record = evaluation.provenance.format_backbone_names(), run.distilled.record
             label = f"{specs} ({run.name}, {record.ipc} per class)" if len(evaluated) > 1 else specs
             rows.append((label, [make_cell_of_run(run, by_backbone.get(c.key), c) for c in columns]))
         full_data = {

@@ -140,8 +140,9 @@ def describe_row_versus_real_images(row: AccuracyRow, evaluation: Evaluation) ->
         find_random_baseline(row, evaluation.rows),
     )
     own_specs = [source.backbone for source in evaluation.provenance.source_entries]
-    resized = row.backbone in own_specs and not is_row_on_distillation_backbone(row, evaluation.provenance)
-    text = f"{row.mode} on {row.backbone}" + (f" at {row.image_size} px" if resized else "")
+    is_resized = row.backbone in own_specs and not is_row_on_distillation_backbone(row, evaluation.provenance)
+    shows_size = is_resized or own_specs.count(row.backbone) > 1
+    text = f"{row.mode} on {row.backbone}" + (f" at {row.image_size} px" if shows_size else "")
     if recovered is not None and recovered > 1:
         text += ": more than the classifier of all real images, see the notes below"
     elif recovered is not None:

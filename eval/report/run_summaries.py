@@ -101,8 +101,8 @@ def list_run_warnings(run: ReportedRun) -> list[str]:
         )
     if run.has_stale_labels:
         warnings.append(
-            f"The soft labels are of other images than these: make them again with "
-            f"{describe_labelling(run.directory)}."
+            "The soft labels are of other images than these: make them again "
+            f"{describe_labelling(run.directory, run.distilled.record)}."
         )
     if run.evaluation is None:
         command = format_sfm_command("evaluate", str(run.directory), {"store": run.distilled.record.store})

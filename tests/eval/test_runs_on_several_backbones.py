@@ -19,10 +19,12 @@ from sfm.errors import InputError
 from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
 from sfm.eval.config import EvaluateConfig
+from sfm.eval.distilled_labels import describe_labelling
 from sfm.eval.distilled_run import RunRecord, read_distilled_run
 from sfm.eval.evaluated_backbones import list_requested_backbones
 from sfm.eval.evaluation import evaluate
 from sfm.eval.export.config import ExportConfig
+from sfm.eval.export.hub_cards import list_accuracy_table_rows
 from sfm.eval.export.run_export import export
 from sfm.eval.report.page import render_page
 from sfm.eval.report.report_content import make_report_content
@@ -132,6 +134,7 @@ def test_the_backbones_asked_for_have_their_sizes_and_specs_of_the_run(two_backb
     read = RunRecord.model_validate(record)
     assert read.largest_image_size == 64
     assert read.format_backbones_with_sizes() == "lite0 at 32 px, lite1 at 32 px and lite0 at 64 px"
+    assert read.format_backbone_names() == "lite0 at 32 px, lite1 and lite0 at 64 px"
 
     def list_asked(*specs: str, image_size: int | None = None) -> list[tuple[str, int | None]]:
         config = EvaluateConfig(run=Path("run"), store="store", backbone=list(specs), image_size=image_size)
@@ -142,6 +145,44 @@ def test_the_backbones_asked_for_have_their_sizes_and_specs_of_the_run(two_backb
     assert list_asked("lite0") == [("lite0", 32), ("lite0", 64)]
     assert list_asked("lite2", "lite0", image_size=96) == [("lite2", 96), ("lite0", 96)]
     assert list_asked("all") == [("lite0", 32), ("lite0", 64), ("lite1@/weights.safetensors", 32)]
+
+
+@pytest.fixture(scope="module")
+def two_size_evaluation(evaluation: Evaluation) -> Evaluation:
+    """The evaluation as of one backbone at two sizes: lite1 is renamed to lite0 at 48 px."""
+    document = json.loads(evaluation.model_dump_json())
+    provenance = document["provenance"]
+    for part in (
+        *(document["rows"] + document["full_data"]),
+        *(provenance["entries"] + provenance["distilled_from_entries"]),
+    ):
+        if part["backbone"] == "lite1":
+            part |= {"backbone": "lite0", "image_size": 48}
+    return Evaluation.model_validate(document)
+
+
+def test_one_backbone_at_two_sizes_has_two_columns_and_rows_with_sizes(
+    two_size_evaluation: Evaluation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [cell.model_dump(mode="json") for cell in make_matrix([two_size_evaluation])]
+    accuracies.print_cross_backbone_matrix(cells)
+    matrix = capsys.readouterr().out
+    for cell in cells:
+        assert f"{100 * cell['top1_mean']:.1f}" in matrix
+    accuracies.print_evaluation_accuracies(two_size_evaluation.model_dump(mode="json"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(", distilled on lite0 at 32 px and lite0 at 48 px")
+    for name in ("lite0 at 32 px", "lite0 at 48 px"):
+        assert name in matrix
+        assert any(name in line and " linear " in line for line in lines[1:])
+
+
+def test_a_card_names_one_backbone_at_two_sizes_by_its_sizes(
+    reported_run: ReportedRun, two_size_evaluation: Evaluation
+) -> None:
+    rows = list_accuracy_table_rows(replace(reported_run, evaluation=two_size_evaluation))
+    assert {name for name, _, _ in rows} == {"lite0 at 32 px", "lite0 at 48 px"}
+    assert len({(name, label) for name, label, _ in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +339,15 @@ def test_the_command_in_the_report_names_all_backbones(reported_run: ReportedRun
     assert [value for flag, value in given if flag == "--backbone"] == ["lite0", "lite1"]
     assert [value for flag, value in given if flag == "--image-size"] == ["32", "32"]
     assert [value for flag, value in given if flag == "--backbone-weight"] == ["1.0", "0.5"]
+
+
+def test_the_command_that_adds_labels_names_sizes_and_files_of_weights(two_backbone_run: Path) -> None:
+    document = json.loads((two_backbone_run / "run.json").read_text())
+    command = describe_labelling(two_backbone_run, RunRecord.model_validate(document))
+    assert f"@{document['entry_digest'][:12]} --image-size 32 --image-size 32 --resume" in command
+    document["backbones"][1]["spec"] = "timm/net@/weights.safetensors"
+    command = describe_labelling(two_backbone_run, RunRecord.model_validate(document))
+    assert "--backbone lite0 --backbone timm/net@/weights.safetensors --resume --soft-labels`" in command
 
 
 def test_a_card_names_all_backbones(two_backbone_run: Path, tmp_path: Path) -> None:

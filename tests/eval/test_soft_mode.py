@@ -119,18 +119,26 @@ def test_the_line_about_missing_labels_names_the_command_that_adds_them(
     assert refused.exit_code == 2
     assert "Traceback" not in refused.stderr
     (command,) = re.findall("`sfm (.*?)`", refused.stderr.replace("\n", " "))
+    digest = json.loads((run / "run.json").read_text())["entry_digest"]
+    assert f" --dataset fashion-mnist-6k@{digest[:12]} --image-size 32 " in command
     added = CliRunner().invoke(app, [*shlex.split(command), "--label-views", "3"], catch_exceptions=False)
     assert added.exit_code == 0
     assert "Soft labels: " in added.stdout
     done = CliRunner().invoke(app, flags)
     assert done.exit_code == 0
     assert "soft" in done.stdout
+    (run / LABEL_FILE).unlink()
+    shutil.rmtree(run / "checkpoint")
+    refused = CliRunner().invoke(app, flags)
+    assert refused.exit_code == 2
+    assert "in a copy of the run with its checkpoint, which" in refused.stderr.replace("\n", " ")
+    assert "`sfm" not in refused.stderr
 
 
 @pytest.mark.parametrize(
     ("probabilities", "header", "message"),
     [
-        (np.eye(10), {"images": "a" * 64}, "is of other images than those in .*resume --soft-labels"),
+        (np.eye(10), {"images": "a" * 64}, "is of other images than those in .*which .* lacks"),
         (np.eye(10) * 2, {}, "no probabilities.*delete it"),
         (np.eye(9), {}, "not F32 of shape"),
         (np.eye(10), {"backbone_hash": "a" * 64}, "of another run"),

@@ -108,6 +108,13 @@ def test_every_config_field_is_a_command_line_option():
                 assert f"--{name.replace('_', '-')}" in shown
 
 
+def test_help_of_label_options_says_that_they_need_soft_labels():
+    from sfm.distill.config import DistillConfig
+
+    for name in ("label_views", "label_temperature"):
+        assert "(with --soft-labels)" in DistillConfig.model_fields[name].description
+
+
 def test_ls_prints_a_table_and_json(fashion_store):
     assert DATASET in run_sfm("store", "ls", fashion_store).stdout
     entries = json.loads(run_sfm("store", "ls", fashion_store, "--json").stdout)["entries"]
@@ -178,7 +185,11 @@ def run_distill(store: str, out: Path, *more: object) -> Result:
         (["--dataset", DATASET, "--objective", "mse"], ["--objective mse", "sfm-decoupled"]),
         (
             ["--dataset", DATASET, "--backbone-weight", "1", "--backbone-weight", "2"],
-            ["--backbone-weight", "2 values for 1 --backbone: give one for each"],
+            ["2 values for 1 --backbone: give one --backbone-weight for each"],
+        ),
+        (
+            ["--dataset", DATASET, "--backbone", "lite0", "--backbone", "lite1", "--backbone-weight", "1"],
+            ["1 value for 2 --backbone: give one --backbone-weight for each"],
         ),
         (["--dataset", DATASET, "--backbone-weight", "0"], ["--backbone-weight 0", "greater than or equal"]),
         (["--dataset", DATASET, "--backbone-weight", "1e308"], ["--backbone-weight 1e", "less than"]),

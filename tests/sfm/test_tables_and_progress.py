@@ -2,13 +2,14 @@
 
 import io
 import re
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from sfm.events import Progress
 from sfm.progress_display import FittedProgressBars, make_progress_line_printer, show_progress
-from sfm.tables import print_entry_table, print_table
+from sfm.tables import describe_target_estimate, print_entry_table, print_table
 from sfm.terminal import open_console
 
 COLUMNS = ["dataset", "digest", "backbone", "px", "role", "classes", "top-1 %"]
@@ -112,6 +113,22 @@ def test_progress_bar_escapes_markup_and_control_characters():
     with FittedProgressBars(console=console, auto_refresh=False) as bars:
         bars.add_task("a[/b]\n\x1b[2J", total=None)
     assert rb"a[/b]\n\x1b[2J" in raw.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("corrected", "text"),
+    [
+        (None, "lite0: accuracy of a head on drawn samples: 70.0 %"),
+        (
+            0.818,
+            "lite0: accuracy of a head on drawn samples: 81.8 %, on the real centres 70.0 %; cosine of the "
+            "flows 0.900",
+        ),
+    ],
+)
+def test_target_estimate_of_a_plan_is_an_accuracy_on_drawn_samples(corrected, text):
+    targets = SimpleNamespace(ceilings=SimpleNamespace(real=0.7, corrected=corrected), cosine=0.9)
+    assert describe_target_estimate(SimpleNamespace(backbone="lite0", targets=targets)) == text
 
 
 def test_quiet_hides_progress(capsys):
