@@ -370,7 +370,9 @@ def publish_random_entry(store: Store, seed: int = 0, **cards: Any) -> Summary:
 def read_all_objects(store: Store) -> dict[str, bytes]:
     """Return the bytes of all objects of a store, by path."""
     paths = [item["path"] for batch in obstore.list(store.objects) for item in batch]
-    return {path: bytes(obstore.get(store.objects, path).bytes()) for path in paths}
+    with ThreadPoolExecutor(16) as pool:
+        contents = pool.map(lambda path: bytes(obstore.get(store.objects, path).bytes()), paths)
+        return dict(zip(paths, contents, strict=True))
 
 
 def list_run_ids(store: Store) -> set[str]:
