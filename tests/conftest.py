@@ -55,7 +55,7 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files with most slow tests, then those with most tests first: no worker ends with a long file."""
+    """Run files with most slow tests, then with most tests, first: no worker ends with a long file."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
