@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Modules are compiled when they are first imported: most of those installed never are.
-PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --editable
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
 
 .PHONY: install quickstart test pytest torture lint docs clean
 

@@ -332,14 +332,20 @@ def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
     pytest.fail(f"ended before step {step}: {process.communicate()[1]}")
 
 
+@pytest.fixture(scope="module")
+def uninterrupted_run(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 40 steps that nothing interrupted."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    distill(DistillConfig(store=store, backbone="lite0", dataset="patterns", out=out, steps=40, device="cpu"))
+    return out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.slow
 def test_a_process_stopped_by_a_signal_resumes_bit_for_bit(
-    config: DistillConfig, tmp_path: Path, number: signal.Signals
+    config: DistillConfig, uninterrupted_run: Path, number: signal.Signals
 ) -> None:
     config = config.model_copy(update={"steps": 40, "checkpoint_every": 7})
-    undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed"})
-    distill(undisturbed)
     process = start_run(config)
     wait_for_step(process, 10)
     process.send_signal(number)
@@ -354,8 +360,8 @@ def test_a_process_stopped_by_a_signal_resumes_bit_for_bit(
         newest = max((config.out / "checkpoint").iterdir()).name
         assert len(read_history(config.out)) == int(newest.removeprefix("step_")) < 40
     distill(config.model_copy(update={"resume": True}))
-    assert read_image_files(config.out) == read_image_files(undisturbed.out)
-    assert read_history_without_seconds(config.out) == read_history_without_seconds(undisturbed.out)
+    assert read_image_files(config.out) == read_image_files(uninterrupted_run)
+    assert read_history_without_seconds(config.out) == read_history_without_seconds(uninterrupted_run)
 
 
 def test_signal_handlers_are_restored_after_a_run(config: DistillConfig) -> None:
