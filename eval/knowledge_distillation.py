@@ -5,15 +5,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
-from sfm.eval.linear_probe import HEAD_LEARNING_RATE, choose_thread_count
-from sfm.eval.training import (
-    BatchSchedule,
-    CountCallback,
-    ParamGroup,
-    ignore_progress_count,
-    limit_torch_threads,
-    train_with_adam,
-)
+from sfm.eval.linear_probe import train_fresh_heads
+from sfm.eval.training import BatchSchedule, CountCallback, ignore_progress_count
 
 TEMPERATURE = 4.0
 SOFT_LABEL_WEIGHT = 0.5
@@ -91,19 +84,15 @@ def train_heads_on_hard_and_soft_labels(
     -------
     LinearHeads
     """
-    heads = LinearHeads(
-        initial_weights.to(view_features, copy=True), view_features.new_zeros(initial_weights.shape[:2])
-    )
-    with limit_torch_threads(choose_thread_count(initial_weights.numel())):
-        train_with_adam(
-            [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
-            lambda image_indices, view_indices: compute_knowledge_distillation_gradients(
-                heads,
-                view_features[image_indices, view_indices],
-                labels[image_indices],
-                soft_labels[image_indices, view_indices],
-            ),
-            schedule,
-            on_epoch,
+
+    def compute_gradients(
+        heads: LinearHeads, image_indices: Tensor, view_indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return compute_knowledge_distillation_gradients(
+            heads,
+            view_features[image_indices, view_indices],
+            labels[image_indices],
+            soft_labels[image_indices, view_indices],
         )
-    return heads
+
+    return train_fresh_heads(compute_gradients, view_features, schedule, initial_weights, on_epoch)

@@ -1,5 +1,7 @@
 """Linear probe: train a fresh linear head on the features of synthetic images."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -13,6 +15,9 @@ from sfm.eval.training import (
     limit_torch_threads,
     train_with_adam,
 )
+
+HeadGradient = Callable[[LinearHeads, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes the heads and the indices of a batch's images and views; returns gradients of weights and biases."""
 
 HEAD_LEARNING_RATE = 1e-3
 INITIAL_STD = 0.01
@@ -47,6 +52,42 @@ def choose_thread_count(weight_count: int) -> int:
     return 1 if weight_count <= MAX_SINGLE_THREAD_WEIGHTS else torch.get_num_threads()
 
 
+def train_fresh_heads(
+    compute_gradients: HeadGradient,
+    view_features: Tensor,
+    schedule: BatchSchedule,
+    initial_weights: Tensor,
+    on_epoch: CountCallback,
+) -> LinearHeads:
+    """Train one linear head per seed, all at once, on any loss.
+
+    Adam at 1e-3 * B / 256, cosine to zero, no weight decay; the head after the last epoch is returned.
+
+    Parameters
+    ----------
+    compute_gradients : callable
+        Of each seed's loss, shapes (seed, class, feature) and (seed, class).
+    view_features : Tensor, shape (image, view, feature)
+        Heads have their dtype and device.
+    schedule : BatchSchedule
+    initial_weights : Tensor, shape (seed, class, feature)
+        Initial weights; biases start at zero.
+    on_epoch : callable
+        Called with the epochs done and their total.
+    """
+    heads = LinearHeads(
+        initial_weights.to(view_features, copy=True), view_features.new_zeros(initial_weights.shape[:2])
+    )
+    with limit_torch_threads(choose_thread_count(initial_weights.numel())):
+        train_with_adam(
+            [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
+            lambda image_indices, view_indices: compute_gradients(heads, image_indices, view_indices),
+            schedule,
+            on_epoch,
+        )
+    return heads
+
+
 def train_linear_heads(
     view_features: Tensor,
     labels: Tensor,
@@ -54,9 +95,7 @@ def train_linear_heads(
     initial_weights: Tensor,
     on_epoch: CountCallback = ignore_progress_count,
 ) -> LinearHeads:
-    """Train one linear head per seed, all at once.
-
-    Adam at 1e-3 * B / 256, cosine to zero, no weight decay; the head after the last epoch is returned.
+    """Train one linear head per seed on hard labels, see :func:`train_fresh_heads`.
 
     Parameters
     ----------
@@ -74,16 +113,12 @@ def train_linear_heads(
     -------
     LinearHeads
     """
-    heads = LinearHeads(
-        initial_weights.to(view_features, copy=True), view_features.new_zeros(initial_weights.shape[:2])
-    )
-    with limit_torch_threads(choose_thread_count(initial_weights.numel())):
-        train_with_adam(
-            [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
-            lambda image_indices, view_indices: compute_head_gradients(
-                heads, view_features[image_indices, view_indices], labels[image_indices]
-            ),
-            schedule,
-            on_epoch,
+
+    def compute_gradients(
+        heads: LinearHeads, image_indices: Tensor, view_indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return compute_head_gradients(
+            heads, view_features[image_indices, view_indices], labels[image_indices]
         )
-    return heads
+
+    return train_fresh_heads(compute_gradients, view_features, schedule, initial_weights, on_epoch)
