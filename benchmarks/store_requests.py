@@ -27,7 +27,7 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from s3_faults import Proxy, run_fault_proxy  # noqa: E402
 from s3_server import create_bucket, environment, open_bucket, run_s3_server  # noqa: E402
-from toy_entries import FEATURES, make_backbone_card, publish_random_draft, publish_random_entry  # noqa: E402
+from toy_entries import FEATURES, make_backbone_card, publish_random_entry, publish_with_placeholder_cards  # noqa: E402
 
 from sfm.stats_store.publication import Draft  # noqa: E402
 from sfm.stats_store.store import open_or_create_store  # noqa: E402
@@ -42,7 +42,7 @@ def write_benchmark_store(folder: Path, entries: int, chunks: int) -> None:
         draft = Draft(store)
         draft.write_array("test/feature", np.zeros((4096 * chunks, FEATURES), dtype=np.float16))
         backbone = make_backbone_card("lite1")
-        publish_random_draft(draft, dataset="long", backbone=backbone, test_samples=4096 * chunks)
+        publish_with_placeholder_cards(draft, dataset="long", backbone=backbone, test_samples=4096 * chunks)
 
 
 def upload_store(folder: Path, url: str) -> None:

@@ -11,7 +11,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from toy_entries import publish_random_draft, write_random_arrays
+from toy_entries import publish_with_placeholder_cards, write_random_arrays
 
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.publication import Draft
@@ -72,7 +72,7 @@ def publish_toy(url: str, seed: int = 0, fingerprint: str = "f" * 64) -> None:
     """Make the store if need be, write one entry and publish it."""
     draft = Draft(open_or_create_store(url))
     write_random_arrays(draft, seed)
-    publish_random_draft(draft, fingerprint=fingerprint)
+    publish_with_placeholder_cards(draft, fingerprint=fingerprint)
 
 
 def make_fingerprint(number: int) -> str:
@@ -87,7 +87,7 @@ def publish_in_race(url: str, seed: int, rounds: int, start: Any, results: Any) 
         draft = Draft(store)
         write_random_arrays(draft, seed)
         start.wait()
-        published = publish_random_draft(draft, fingerprint=make_fingerprint(number))
+        published = publish_with_placeholder_cards(draft, fingerprint=make_fingerprint(number))
         results.put((number, seed, draft.run, published.outcome))
 
 
@@ -98,7 +98,7 @@ def publish_many(url: str, seed: int, fingerprints: list[str], start: Any) -> No
     for fingerprint in fingerprints:
         draft = Draft(store)
         write_random_arrays(draft, seed)
-        publish_random_draft(draft, fingerprint=fingerprint)
+        publish_with_placeholder_cards(draft, fingerprint=fingerprint)
 
 
 def publish_after_event(url: str, seed: int, fingerprint: str, written: Any, go: Any, results: Any) -> None:
@@ -107,7 +107,7 @@ def publish_after_event(url: str, seed: int, fingerprint: str, written: Any, go:
     write_random_arrays(draft, seed)
     written.set()
     go.wait()
-    results.put(publish_random_draft(draft, fingerprint=fingerprint).outcome)
+    results.put(publish_with_placeholder_cards(draft, fingerprint=fingerprint).outcome)
 
 
 def run_sfm_command(arguments: list[str], output: str) -> None:

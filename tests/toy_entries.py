@@ -16,8 +16,8 @@ from sfm.testing.stores import (
     TEST_SAMPLES,
     TRAIN_SAMPLES,
     make_backbone_card,
-    publish_random_draft,
     publish_random_entry,
+    publish_with_placeholder_cards,
     write_random_arrays,
 )
 
@@ -30,8 +30,8 @@ __all__ = [
     "age_files",
     "make_backbone_card",
     "publish_fake_commits",
-    "publish_random_draft",
     "publish_random_entry",
+    "publish_with_placeholder_cards",
     "write_random_arrays",
 ]
 

@@ -81,7 +81,7 @@ class StoreTests:
         """Every array is read with the type, shape and values with which it was written."""
         draft = Draft(store)
         written = write_random_arrays(draft)
-        entry = open_store(location).open_entry(publish_random_draft(draft).summary)
+        entry = open_store(location).open_entry(publish_with_placeholder_cards(draft).summary)
         assert entry.list_array_names() == sorted(written)
         for name, array in written.items():
             assert entry.read_array(name).dtype == array.dtype
@@ -93,7 +93,7 @@ class StoreTests:
         draft = Draft(store)
         write_random_arrays(draft)
         assert store.list_summaries_and_problems() == ([], [])
-        summary = publish_random_draft(draft).summary
+        summary = publish_with_placeholder_cards(draft).summary
         assert store.list_summaries_and_problems() == ([summary], [])
         assert [verdict.problems for verdict in verify_entries(store)] == [[]]
 
@@ -115,7 +115,7 @@ class StoreTests:
             draft = Draft(open_store(location))
             write_random_arrays(draft, seed)
             barrier.wait(60)
-            return publish_random_draft(draft)
+            return publish_with_placeholder_cards(draft)
 
         with ThreadPoolExecutor(WRITERS) as pool:
             results = list(pool.map(publish_at_once, range(WRITERS)))
@@ -132,7 +132,7 @@ class StoreTests:
         def publish_dataset(number: int) -> PublishResult:
             draft = Draft(open_store(location))
             write_random_arrays(draft, number)
-            return publish_random_draft(draft, fingerprint=f"{number:064x}")
+            return publish_with_placeholder_cards(draft, fingerprint=f"{number:064x}")
 
         with ThreadPoolExecutor(WRITERS) as pool:
             results = list(pool.map(publish_dataset, range(WRITERS)))
@@ -145,7 +145,7 @@ class StoreTests:
         before = read_all_objects(store)
         draft = Draft(store)
         write_random_arrays(draft, seed=1)
-        result = publish_random_draft(draft)
+        result = publish_with_placeholder_cards(draft)
         assert (result.outcome, result.summary) == ("already there", first)
         assert read_all_objects(store) == before
 
@@ -209,9 +209,9 @@ class StoreTests:
         assert [verdict.is_sound for verdict in verify_entries(store)] == [True, True]
         assert [g.path for g in collect_garbage(store, min_age=NO_AGE).deleted] == [f"runs/{draft.run}"]
 
-    @pytest.mark.parametrize("kind", ["commit", "metadata", "chunk"])
+    @pytest.mark.parametrize("object_kind", ["commit", "metadata", "chunk"])
     @pytest.mark.parametrize("fault", ["changed", "missing"])
-    def test_damage_is_an_error(self, store: Store, kind: str, fault: str) -> None:
+    def test_damage_is_an_error(self, store: Store, object_kind: str, fault: str) -> None:
         """A changed or missing object is an error that names it, never another number."""
         summary = publish_random_entry(store)
         run = f"runs/{store.read_entry_commit(summary).run}"
@@ -219,7 +219,7 @@ class StoreTests:
             "commit": make_commit_path(summary),
             "metadata": f"{run}/train/mean/zarr.json",
             "chunk": f"{run}/train/mean/c/0/0",
-        }[kind]
+        }[object_kind]
         data = read_all_objects(store)[path]
         if fault == "missing":
             obstore.delete(store.objects, [path])
@@ -287,13 +287,13 @@ class StoreTests:
         assert store.list_summaries_and_problems() == ([summary], [])
 
 
-def make_backbone_card(spec: str = "lite0", image_size: int = 96, weights: str = "w") -> BackboneCard:
+def make_backbone_card(spec: str = "lite0", image_size: int = 96, weights_text: str = "w") -> BackboneCard:
     """Return a card of a backbone that need not exist."""
     return BackboneCard(
         spec=spec,
         model=f"timm_{spec}",
         rule="pre-logits",
-        weights=hashlib.sha256(weights.encode()).hexdigest(),
+        weights=hashlib.sha256(weights_text.encode()).hexdigest(),
         preprocessing=Preprocessing(
             input_size=image_size,
             resize=image_size,
@@ -320,7 +320,7 @@ def write_random_arrays(draft: Draft, seed: int = 0) -> Arrays:
     return arrays
 
 
-def publish_random_draft(
+def publish_with_placeholder_cards(
     draft: Draft,
     *,
     dataset: str = "toy",
@@ -361,10 +361,10 @@ def publish_random_draft(
 
 
 def publish_random_entry(store: Store, seed: int = 0, **cards: Any) -> Summary:
-    """Publish random arrays, with the arguments of :func:`publish_random_draft`, and return the summary."""
+    """Publish random arrays with :func:`publish_with_placeholder_cards`, and return the summary."""
     draft = Draft(store)
     write_random_arrays(draft, seed)
-    return publish_random_draft(draft, **cards).summary
+    return publish_with_placeholder_cards(draft, **cards).summary
 
 
 def read_all_objects(store: Store) -> dict[str, bytes]:

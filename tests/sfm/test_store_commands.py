@@ -11,8 +11,8 @@ from s3_server import s3_endpoint, s3_url
 from toy_entries import (
     age_files,
     make_backbone_card,
-    publish_random_draft,
     publish_random_entry,
+    publish_with_placeholder_cards,
     write_random_arrays,
 )
 from typer.testing import CliRunner, Result
@@ -263,7 +263,7 @@ def test_merge_without_training_features_does_not_import_torch(tmp_path):
         write_random_arrays(draft)
         draft.write_array("train/scatter_diagonal", np.ones((4, 6)))
         draft.write_array("train/within_scatter", 4 * np.eye(6))
-        publish_random_draft(draft, dataset=name, fingerprint=compute_sha256(name.encode()))
+        publish_with_placeholder_cards(draft, dataset=name, fingerprint=compute_sha256(name.encode()))
     code = (
         "import sys\n"
         f"sys.argv = ['sfm', 'store', 'merge', {store.url!r}, 'north', 'south', '--json', '--quiet']\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
+from toy_entries import make_backbone_card, publish_with_placeholder_cards, write_random_arrays
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.entry_history import remove_entry
@@ -72,7 +72,9 @@ def original_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, weights in ((1, "w"), (2, "v")):
         draft = Draft(store)
         write_random_arrays(draft, seed)
-        publish_random_draft(draft, fingerprint=f"{seed:064x}", backbone=make_backbone_card(weights=weights))
+        publish_with_placeholder_cards(
+            draft, fingerprint=f"{seed:064x}", backbone=make_backbone_card(weights_text=weights)
+        )
     return Path(store.url)
 
 
@@ -233,7 +235,7 @@ def test_swapped_runs_are_reported(store: Store, expected_reading: StoreReading)
 def test_newest_commit_overwritten_with_an_older_one_is_reported(store: Store) -> None:
     draft = Draft(store)
     write_random_arrays(draft, 3)
-    summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
+    summary = publish_with_placeholder_cards(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest, older = (Path(store.url) / "index" / summary.key / f"{n:08d}.json" for n in (2, 1))
     with change_file(store, newest, older.read_bytes()) as path:
         entries, reasons = store.list_summaries_and_problems()
@@ -244,7 +246,7 @@ def test_newest_commit_overwritten_with_an_older_one_is_reported(store: Store) -
 def test_lost_commit_does_not_restore_a_replaced_or_removed_entry(store: Store) -> None:
     draft = Draft(store)
     write_random_arrays(draft, 3)
-    summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
+    summary = publish_with_placeholder_cards(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
     with change_file(store, newest, None) as path:
         entries, reasons = store.list_summaries_and_problems()
@@ -264,7 +266,7 @@ def test_damaged_newest_commit_does_not_fall_back_to_the_previous_generation(
 ) -> None:
     draft = Draft(store)
     write_random_arrays(draft, 3)
-    summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
+    summary = publish_with_placeholder_cards(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
     with change_file(store, newest, b"{}") as path:
         assert [s.fingerprint for s in store.list_summaries()] == [f"{2:064x}"]
@@ -281,11 +283,11 @@ def test_replace_publishes_the_next_generation_after_a_damaged_commit(store: Sto
     def again(*, replace: bool) -> Callable[[], object]:
         draft = Draft(store)
         write_random_arrays(draft, 5)
-        weights = next(w for w in "wv" if make_backbone_card(weights=w).hash == summary.backbone_hash)
-        return lambda: publish_random_draft(
+        weights = next(w for w in "wv" if make_backbone_card(weights_text=w).hash == summary.backbone_hash)
+        return lambda: publish_with_placeholder_cards(
             draft,
             fingerprint=summary.fingerprint,
-            backbone=make_backbone_card(weights=weights),
+            backbone=make_backbone_card(weights_text=weights),
             replace=replace,
         )
 
@@ -318,7 +320,7 @@ def test_publish_raises_damage_error_if_a_written_object_is_missing_or_changed(t
         else:
             victim.write_bytes(change)
         with pytest.raises(DamageError, match=r"nothing was published: .* object runs/.*/train/mean/c/0/0"):
-            publish_random_draft(draft)
+            publish_with_placeholder_cards(draft)
         assert store.list_summaries() == []
         draft.discard()
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["zarr.json"]

@@ -3,7 +3,12 @@
 import time
 
 import pytest
-from toy_entries import publish_fake_commits, publish_random_draft, publish_random_entry, write_random_arrays
+from toy_entries import (
+    publish_fake_commits,
+    publish_random_entry,
+    publish_with_placeholder_cards,
+    write_random_arrays,
+)
 
 from sfm import store_tables
 from sfm.stats_store.entry_copy import copy_entries
@@ -58,7 +63,7 @@ def test_entry_without_held_out_features_can_be_opened_shown_verified_and_copied
     store = open_or_create_store(str(tmp_path / "s"))
     draft = Draft(store)
     draft.write_array("train/count", write_random_arrays(Draft(store))["train/count"])
-    summary = publish_random_draft(draft).summary
+    summary = publish_with_placeholder_cards(draft).summary
     entry = store.open_entry(summary)
     assert entry.list_array_names() == ["train/count"]
     document = store_tables.make_entry_document(entry)

@@ -19,8 +19,8 @@ from toy_entries import (
     CLASSES,
     age_files,
     make_backbone_card,
-    publish_random_draft,
     publish_random_entry,
+    publish_with_placeholder_cards,
     write_random_arrays,
 )
 
@@ -102,7 +102,7 @@ def test_gc_keeps_an_unpublished_run_that_a_forged_commit_references(
     done = collect_garbage(store, delete_replaced_now=True)
     assert done.deleted == []
     assert (f"runs/{draft.run}", "never committed") in [(g.path, g.reason) for g in done.retained]
-    summary = publish_random_draft(draft).summary
+    summary = publish_with_placeholder_cards(draft).summary
     np.testing.assert_array_equal(store.open_entry(summary).read_array("train/mean"), arrays["train/mean"])
 
 
@@ -308,7 +308,9 @@ class StoreStateMachine(RuleBasedStateMachine):
         """Publish content that `seed` stands for under the key that `spec` stands for."""
         draft = Draft(self.store)
         draft.write_array("classifier/bias", np.full(CLASSES, seed, dtype=np.float32))
-        publish_random_draft(draft, backbone=make_backbone_card(weights=spec), dataset=spec, replace=replace)
+        publish_with_placeholder_cards(
+            draft, backbone=make_backbone_card(weights_text=spec), dataset=spec, replace=replace
+        )
         if replace or spec not in self.seen:
             self.seen[spec] = seed
 

@@ -1,7 +1,7 @@
 """Replacing, removing and pinning: what readers see, and what stays on record."""
 
 import pytest
-from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
+from toy_entries import make_backbone_card, publish_with_placeholder_cards, write_random_arrays
 
 from sfm.errors import InputError
 from sfm.stats_store.entry_history import (
@@ -26,7 +26,7 @@ def publish_entry(store: Store, seed: int = 0, **words):
     """Publish a toy entry; returns its summary and its arrays."""
     draft = Draft(store)
     arrays = write_random_arrays(draft, seed)
-    return publish_random_draft(draft, **words).summary, arrays
+    return publish_with_placeholder_cards(draft, **words).summary, arrays
 
 
 def list_commit_states(store: Store) -> list[tuple[int, str]]:

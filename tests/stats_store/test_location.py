@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from obstore.exceptions import GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
-from toy_entries import publish_random_draft, write_random_arrays
+from toy_entries import publish_with_placeholder_cards, write_random_arrays
 
 from sfm.errors import InputError
 from sfm.stats_store.location import (
@@ -100,7 +100,7 @@ def test_local_paths_and_file_urls_are_parsed_to_paths(monkeypatch: pytest.Monke
 def test_path_and_file_url_open_the_same_store(tmp_path: Path) -> None:
     draft = Draft(open_or_create_store(str(tmp_path / "my store")))
     write_random_arrays(draft)
-    summary = publish_random_draft(draft).summary
+    summary = publish_with_placeholder_cards(draft).summary
     assert open_store(f"file://{tmp_path}/my%20store").list_summaries() == [summary]
 
 

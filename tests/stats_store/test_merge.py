@@ -398,7 +398,7 @@ def test_merged_classifier_card_records_the_solver_and_held_out_accuracy(store):
     ("words", "message"),
     [
         (
-            {"backbone": make_backbone_card(weights="other")},
+            {"backbone": make_backbone_card(weights_text="other")},
             "of different backbones: they differ in the weights",
         ),
         (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
+from toy_entries import make_backbone_card, publish_with_placeholder_cards, write_random_arrays
 
 from sfm.errors import InputError
 from sfm.stats_store.digests import BLOCK_ROWS
@@ -21,14 +21,14 @@ def store(tmp_path: Path) -> Store:
 def test_different_backbone_dataset_or_options_give_separate_entries(store: Store) -> None:
     variants: list[dict[str, object]] = [
         {},
-        {"backbone": make_backbone_card(weights="v")},
+        {"backbone": make_backbone_card(weights_text="v")},
         {"fingerprint": "e" * 64},
         {"options": {"seed": 1}},
     ]
     for variant in variants:
         draft = Draft(store)
         write_random_arrays(draft)
-        assert publish_random_draft(draft, **variant).outcome == "published"  # type: ignore[arg-type]
+        assert publish_with_placeholder_cards(draft, **variant).outcome == "published"  # type: ignore[arg-type]
     summaries = store.list_summaries()
     assert len({s.key for s in summaries}) == len({s.entry_digest for s in summaries}) == 4
 
@@ -38,7 +38,7 @@ def test_same_content_has_the_same_entry_digest_in_every_store(tmp_path: Path) -
     for name in ("one", "two"):
         draft = Draft(open_or_create_store(str(tmp_path / name)))
         write_random_arrays(draft)
-        digests.add(publish_random_draft(draft).summary.entry_digest)
+        digests.add(publish_with_placeholder_cards(draft).summary.entry_digest)
     assert len(digests) == 1
 
 

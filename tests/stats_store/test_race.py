@@ -18,7 +18,7 @@ from store_processes import (
     publish_many,
     start_process,
 )
-from toy_entries import publish_random_draft, write_random_arrays
+from toy_entries import publish_with_placeholder_cards, write_random_arrays
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.digests import compute_array_digest
@@ -151,7 +151,7 @@ def test_commit_with_a_lost_response_is_recognised_as_published(
         return None
 
     proxy.choose = first_commit  # type: ignore[assignment]
-    assert publish_random_draft(draft).outcome == "published"
+    assert publish_with_placeholder_cards(draft).outcome == "published"
     assert len(hits) == 1
     assert [s.fingerprint for s in store.list_summaries()] == ["f" * 64]
     assert all(verdict.is_sound for verdict in verify_entries(store))
@@ -173,7 +173,7 @@ def test_discard_keeps_the_run_of_a_commit_with_unknown_outcome(proxy: Proxy, s3
 
     proxy.choose = deny_all_after_commit  # type: ignore[assignment]
     with pytest.raises(InputError, match="s3://"):
-        publish_random_draft(draft)
+        publish_with_placeholder_cards(draft)
     proxy.choose = lambda _: None
     draft.discard()
     assert [s.fingerprint for s in store.list_summaries()] == ["f" * 64]
@@ -209,7 +209,7 @@ def test_a_stalled_writer_does_not_block_others(place: str) -> None:
         for fingerprint in (make_fingerprint(2), make_fingerprint(1)):
             draft = Draft(store)
             write_random_arrays(draft, 2)
-            assert publish_random_draft(draft, fingerprint=fingerprint).outcome == "published"
+            assert publish_with_placeholder_cards(draft, fingerprint=fingerprint).outcome == "published"
     finally:
         os.kill(slow.pid or 0, signal.SIGCONT)
     go.set()
@@ -259,7 +259,7 @@ def test_entry_removed_during_its_replacement_ends_up_replaced(
     store = open_or_create_store(s3_url)
     first, second = Draft(store), Draft(store)
     write_random_arrays(first, 1)
-    replaced = publish_random_draft(first).summary
+    replaced = publish_with_placeholder_cards(first).summary
     write_random_arrays(second, 2)
     with monkeypatch.context() as without_proxy:
         without_proxy.setenv("AWS_ENDPOINT_URL", s3_endpoint)
@@ -273,7 +273,7 @@ def test_entry_removed_during_its_replacement_ends_up_replaced(
         return None
 
     proxy.choose = remove_before_first_commit  # type: ignore[assignment]
-    published = publish_random_draft(second, replace=True)
+    published = publish_with_placeholder_cards(second, replace=True)
     assert removed
     assert (published.outcome, published.summary.generation) == ("published", 3)
     assert [s.generation for s in store.list_summaries()] == [3]

@@ -15,7 +15,7 @@ import pytest
 from s3_faults import Proxy, run_fault_proxy
 from s3_server import REGION, environment
 from store_processes import make_forkserver_context, run_sfm_command, start_process
-from toy_entries import publish_fake_commits, publish_random_draft, write_random_arrays
+from toy_entries import publish_fake_commits, publish_with_placeholder_cards, write_random_arrays
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
@@ -49,7 +49,7 @@ def published_summary(s3_url: str) -> Summary:
     """An entry in the store at ``s3_url``."""
     draft = Draft(open_or_create_store(s3_url))
     write_random_arrays(draft)
-    return publish_random_draft(draft).summary
+    return publish_with_placeholder_cards(draft).summary
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
@@ -171,7 +171,7 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
     counts = [len(proxy.seen)]
     draft = Draft(store)
     write_random_arrays(draft)
-    summary = publish_random_draft(draft).summary
+    summary = publish_with_placeholder_cards(draft).summary
     counts.append(len(proxy.seen))
     entry = store.open_entry(summary)
     for name in entry.list_array_names():
@@ -191,7 +191,7 @@ def test_every_object_is_written_with_if_none_match(proxy: Proxy, s3_url: str) -
     store = open_or_create_store(s3_url)
     draft = Draft(store)
     write_random_arrays(draft)
-    summary = publish_random_draft(draft).summary
+    summary = publish_with_placeholder_cards(draft).summary
     copy_entries(store, open_or_create_store(f"{s3_url}-copy"), [summary])
     remove_entry(store, summary)
     collect_garbage(store, delete_replaced_now=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from forged_entries import rewrite_commit
-from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
+from toy_entries import make_backbone_card, publish_with_placeholder_cards, write_random_arrays
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Summary
@@ -36,7 +36,7 @@ def original_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in ((1, "old"), (2, "new")):
         draft = Draft(store)
         write_random_arrays(draft, seed)
-        publish_random_draft(draft, dataset=name, fingerprint=f"{seed:064x}")
+        publish_with_placeholder_cards(draft, dataset=name, fingerprint=f"{seed:064x}")
     return Path(store.url)
 
 
@@ -106,7 +106,7 @@ def test_only_non_centre_crop_entries_are_hidden_from_versions_without_crop_mode
     squash = card.preprocessing.model_copy(update={"crop_mode": "squash"})
     draft = Draft(store)
     write_random_arrays(draft, 3)
-    publish_random_draft(
+    publish_with_placeholder_cards(
         draft, dataset="squashed", backbone=card.model_copy(update={"preprocessing": squash})
     )
     summary = find_summary(store, "squashed")

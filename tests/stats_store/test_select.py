@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
+from toy_entries import make_backbone_card, publish_with_placeholder_cards, write_random_arrays
 
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
@@ -24,7 +24,7 @@ from sfm.stats_store.store import Store, open_or_create_store
 def publish_entry(store: Store, seed: int, backbone: BackboneCard, **more: object) -> Summary:
     draft = Draft(store)
     write_random_arrays(draft, seed)
-    return publish_random_draft(draft, backbone=backbone, **more).summary  # type: ignore[arg-type]
+    return publish_with_placeholder_cards(draft, backbone=backbone, **more).summary  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

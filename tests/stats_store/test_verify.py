@@ -10,7 +10,7 @@ import pytest
 import zarr
 from forged_entries import rewrite_commit
 from s3_faults import run_fault_proxy
-from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
+from toy_entries import make_backbone_card, publish_with_placeholder_cards, write_random_arrays
 
 from sfm.events import Progress
 from sfm.stats_store.cards import Summary
@@ -24,7 +24,7 @@ from sfm.stats_store.verified_objects import make_object_record
 def publish_entry(store: Store, seed: int, **more: Any) -> Summary:
     draft = Draft(store)
     write_random_arrays(draft, seed)
-    return publish_random_draft(draft, fingerprint=f"{seed:064x}", **more).summary
+    return publish_with_placeholder_cards(draft, fingerprint=f"{seed:064x}", **more).summary
 
 
 @pytest.fixture(scope="module")
