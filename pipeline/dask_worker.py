@@ -120,7 +120,7 @@ def open_worker_resources(config: WorkerConfig) -> tuple[Source, list[Backbone],
             int(number) % len(config.local_gpus_to_share)
         ]
     source = open_source(config.source_spec, require_held_out=False)
-    if tuple(split.listing for split in source.splits.values()) != config.client_split_listings:
+    if tuple(split.listing_digest for split in source.splits.values()) != config.client_split_listings:
         raise InputError(
             f"{config.source_spec} is not the same here as where the extraction was started: other files, "
             f"sizes, times or folders"

@@ -219,7 +219,7 @@ def write_loaded_samples_to_buffer(
             span = end, end + len(sample.data)
             memory.data[slice(*span)] = sample.data
             end = span[1]
-        locations.append((index, sample.label, sample.location, span))
+        locations.append((index, sample.class_id, sample.location, span))
     return locations, end
 
 

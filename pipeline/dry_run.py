@@ -238,7 +238,7 @@ def count_or_extrapolate_samples_by_split(
         counts[name] = 0
         for sample in split.shards[0].read(None) if split.shards else ():
             counts[name] += len(split.shards)
-            classes.add(sample.label)
+            classes.add(sample.class_id)
     progress(Progress("first shards", len(counts), len(counts), "splits"))
     return counts, len(classes)
 
@@ -265,7 +265,7 @@ def estimate_file_counts_before_pass(
     if selection is None or source.labels is None:
         unused = Counter(source.inventory.unused_by_kind)
         for split in source.splits.values():
-            for kind, count in split.shards[0].unused.items() if split.shards else ():
+            for kind, count in split.shards[0].unused_by_kind.items() if split.shards else ():
                 unused[kind] += count * len(split.shards)
         return make_bounded_file_counts(used_sample_count, unused)
     none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from sfm.backbones.rendering import DEFAULT_RENDERING
 from sfm.pipeline.image_marks import ImageMarkCount
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.spec_options import parse_spec_options
+from sfm.pipeline.sources.spec_options import split_location_and_options
 from sfm.stats_store.cards import ExtractionCard, Summary
 from sfm.stats_store.publication import PublishResult
 from sfm.stats_store.store import Store
@@ -15,7 +15,7 @@ from sfm.stats_store.store import Store
 
 def has_chosen_background(source: Source) -> bool:
     """Return whether a background was chosen: an entry that dropped transparency does not count then."""
-    _, options = parse_spec_options(source.spec.partition(":")[2])
+    _, options = split_location_and_options(source.spec.partition(":")[2])
     return "background" in options or source.rendering.background != DEFAULT_RENDERING.background
 
 

@@ -17,7 +17,7 @@ from sfm.stats_store.store import Store
 
 def digest_source_listing(config: ExtractConfig, source: Source) -> str:
     """Return a digest of everything that determines, before reading, which samples an entry is of."""
-    parts = [source.spec.partition(":")[0], source.train.listing, source.test.listing]
+    parts = [source.spec.partition(":")[0], source.train.listing_digest, source.test.listing_digest]
     if config.min_count is not None and config.small_classes == "drop":
         parts.append(f"classes of {config.min_count}")
     return compute_digest(*parts)

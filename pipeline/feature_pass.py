@@ -100,13 +100,13 @@ def iterate_batches(
     class_counts: Counter[str] = Counter()
     for index, sample in enumerate(runtime.load_samples(task.list_samples(source))):
         labels_and_spellings_to_fill.append(
-            (sample.label, sample.label_text if isinstance(sample, Sample) else "")
+            (sample.class_id, sample.numeric_label_text if isinstance(sample, Sample) else "")
         )
-        class_counts[sample.label] += 1
+        class_counts[sample.class_id] += 1
         if (
             task.rows is not None
             or shard_limit_per_class is None
-            or class_counts[sample.label] <= shard_limit_per_class
+            or class_counts[sample.class_id] <= shard_limit_per_class
         ):
             batch.append((index, sample))
         # The composition of a batch may affect rounding, so it depends on the images only.
@@ -242,7 +242,7 @@ def stage_tasks(
                     queue.add_batch(future, count_encoded_bytes(batch))
                     while queue.is_full():
                         yield queue.finish_next()
-                unused = {} if task.rows is not None else dict(task.get_shard(source).unused)
+                unused = {} if task.rows is not None else dict(task.get_shard(source).unused_by_kind)
                 queue.add_task(
                     partial(write_task_files, staging, task, source, missing, options, labels, unused)
                 )

@@ -82,7 +82,7 @@ def compare_flows_with_float32(
             )
             results.append(list(pool.map(compute, batches)))
     progress(Progress("effect of the precision", len(results), len(results), "passes"))
-    labels = [samples[index][1].label for batch in results[0] for index in batch.kept_indices_in_task]
+    labels = [samples[index][1].class_id for batch in results[0] for index in batch.kept_indices_in_task]
     cosines = {}
     for name in (backbone.card.hash for backbone in backbones):
         exact, rounded = (

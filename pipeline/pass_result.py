@@ -15,7 +15,7 @@ from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.selection import SampleSelection, select_samples
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.class_labels import require_one_spelling_per_class
-from sfm.pipeline.sources.limits import require_storable_classes
+from sfm.pipeline.sources.limits import require_class_names_within_limits
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.task_results import TaskResult
@@ -166,7 +166,7 @@ def collect_class_ids_and_labels(
                 f"{format_names(different)} in one only"
             )
         class_ids = sorted(classes_by_split["train"])
-        require_storable_classes(class_ids, None, source.spec)
+        require_class_names_within_limits(class_ids, None, source.spec)
     else:
         class_ids = source.class_ids
         unknown = sorted((classes_by_split["train"] | classes_by_split["test"]) - set(class_ids))

@@ -53,7 +53,7 @@ class TaskResult:
     unused : dict of str to int
         Number of other files, by kind.
     written : list of list of str
-        Per class, the spellings of its labels; see `Sample.label_text`.
+        Per class, the spellings of its labels; see `Sample.numeric_label_text`.
     """
 
     read: int

@@ -133,7 +133,7 @@ def worker_pool(
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     worker_config = WorkerConfig(
         source_spec=config.source,
-        client_split_listings=tuple(split.listing for split in source.splits.values()),
+        client_split_listings=tuple(split.listing_digest for split in source.splits.values()),
         backbone_specs_and_hashes=tuple((spec, backbone.card.hash) for spec, backbone in backbones.items()),
         image_size=config.image_size,
         device=config.device,

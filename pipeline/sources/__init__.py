@@ -23,11 +23,11 @@ from sfm.pipeline.sources.class_labels import ParsedClassList, get_wordnet_names
 from sfm.pipeline.sources.class_subsets import select_source_classes
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.idx import open_builtin_source, open_idx_source
-from sfm.pipeline.sources.limits import require_storable_classes
+from sfm.pipeline.sources.limits import require_class_names_within_limits
 from sfm.pipeline.sources.parquet import open_parquet_source
 from sfm.pipeline.sources.sample import Sample
 from sfm.pipeline.sources.source import Shard, Source, Split
-from sfm.pipeline.sources.spec_options import join_location_and_options, parse_spec_options
+from sfm.pipeline.sources.spec_options import join_location_and_options, split_location_and_options
 from sfm.pipeline.sources.torchvision_datasets import open_torchvision_source
 from sfm.pipeline.sources.unicode_class_ids import normalize_source_class_ids
 from sfm.pipeline.sources.validation import require_distillable_classes
@@ -72,18 +72,18 @@ def open_source(spec: str, *, require_held_out: bool = True) -> Source:
         cannot be distilled.
     """
     opener = find_source_opener(spec)
-    location, options = parse_spec_options(spec.partition(":")[2])
+    location, options = split_location_and_options(spec.partition(":")[2])
     class_list = read_class_list(options.pop("classes")) if "classes" in options else None
-    rendering_options = pop_rendering_options(spec, options)
+    rendering_options = pop_and_parse_rendering_options(spec, options)
     source = opener(join_location_and_options(location, options))
     if require_held_out and not source.test.shards:
         reason = source.inventory.no_held_out_reason or f"{spec} has no held-out split"
         raise InputError(f"{reason}; or hold out a tenth of the training images: --hold-out 0.1")
     if source.class_ids is not None:
-        require_storable_classes(source.class_ids, source.class_names, source.spec)
+        require_class_names_within_limits(source.class_ids, source.class_names, source.spec)
     source = normalize_source_class_ids(source)
     if class_list is not None:
-        source = replace(select_listed_classes(source, class_list), spec=spec)
+        source = replace(select_listed_classes_and_rename_source(source, class_list), spec=spec)
     if rendering_options:
         source = replace(source, spec=spec, rendering=replace(source.rendering, **rendering_options))
     # Names from plug-ins and class lists are checked like those of users.
@@ -120,7 +120,7 @@ def find_source_opener(spec: str) -> Callable[[str], Source]:
     raise InputError(f"unknown dataset {spec!r}: write KIND:PLACE, where KIND is one of {', '.join(kinds)}")
 
 
-def pop_rendering_options(spec: str, options: dict[str, str]) -> dict[str, Any]:
+def pop_and_parse_rendering_options(spec: str, options: dict[str, str]) -> dict[str, Any]:
     """Remove the options that set fields of `sfm.backbones.rendering.Rendering`, and return their values.
 
     Raises
@@ -138,7 +138,7 @@ def pop_rendering_options(spec: str, options: dict[str, str]) -> dict[str, Any]:
     return values
 
 
-def select_listed_classes(source: Source, class_list: ParsedClassList) -> Source:
+def select_listed_classes_and_rename_source(source: Source, class_list: ParsedClassList) -> Source:
     """Return a source of the classes of a list only, named after the list.
 
     Raises

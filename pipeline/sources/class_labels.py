@@ -10,7 +10,7 @@ from typing import cast
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.limits import require_short_class_name, require_storable_classes
+from sfm.pipeline.sources.limits import require_class_names_within_limits, require_short_class_name
 from sfm.stats_store.class_lists import (
     ParsedClassList,
     find_class_id,
@@ -76,11 +76,11 @@ def read_class_list(name_or_path: str) -> ParsedClassList:
         )
     class_list = replace(read_class_file(path), origin=name_or_path)
     display_names = list(class_list.display_names.values())
-    require_storable_classes(class_list.class_ids, display_names, f"the class list {name_or_path}")
+    require_class_names_within_limits(class_list.class_ids, display_names, f"the class list {name_or_path}")
     return class_list
 
 
-def class_id_from_number(label_number: int) -> str:
+def make_zero_padded_class_id(label_number: int) -> str:
     """Return the class id of a label number without a name; padded with zeros, so ids sort as numbers."""
     return str(label_number).zfill(NUMBER_ID_DIGITS)
 
@@ -121,7 +121,7 @@ def class_id_from_label(stored_label: object, class_list: ParsedClassList | None
                 f"{location} has label {stored_label}, which marks unlabelled images: choose another split"
             )
         if class_list is None:
-            return class_id_from_number(stored_label)
+            return make_zero_padded_class_id(stored_label)
         if stored_label >= len(class_list.class_ids):
             raise InputError(
                 f"{location} has label {stored_label}, out of range: {class_list.origin} names "
@@ -140,7 +140,7 @@ def class_id_from_label(stored_label: object, class_list: ParsedClassList | None
     return class_id
 
 
-def format_label_if_numeric(stored_label: object) -> str:
+def format_numeric_label_or_empty(stored_label: object) -> str:
     """Return the text of a label that is a number, or text of digits; "" for any other label."""
     if isinstance(stored_label, str) and LABEL_NUMBER.fullmatch(stored_label.strip()):
         return stored_label.strip()
@@ -168,7 +168,7 @@ def require_one_spelling_per_class(spec: str, class_ids_and_label_texts: Iterabl
     spec : str
         Dataset spec, for messages.
     class_ids_and_label_texts : iterable of (str, str)
-        Class ids and the texts of their labels (see :func:`format_label_if_numeric`).
+        Class ids and the texts of their labels (see :func:`format_numeric_label_or_empty`).
 
     Raises
     ------

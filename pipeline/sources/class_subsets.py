@@ -58,17 +58,18 @@ def select_source_classes(
     dropped_count = 0
 
     def select_split(split: Split) -> Split:
-        labels, listing = split.labels, compute_digest(split.listing, "\n".join(ids))
+        labels, listing_digest = split.labels, compute_digest(split.listing_digest, "\n".join(ids))
         if labels is None:
             return Split(
-                tuple(filter_shard_by_class(shard, label_by_id.keys()) for shard in split.shards), listing
+                tuple(filter_shard_by_class(shard, label_by_id.keys()) for shard in split.shards),
+                listing_digest,
             )
         assert source.class_ids is not None
         new_labels = np.array([label_by_id.get(class_id, -1) for class_id in source.class_ids], np.int32)
         rows = np.flatnonzero(new_labels[labels] >= 0)
         nonlocal dropped_count
         dropped_count += len(labels) - len(rows)
-        return select_split_rows(split, rows, new_labels[labels[rows]], listing)
+        return select_split_rows(split, rows, new_labels[labels[rows]], listing_digest)
 
     train = select_split(source.train)
     test = select_split(source.test) if source.test.shards else source.test
@@ -86,14 +87,14 @@ def filter_shard_by_class(shard: Shard, kept_class_ids: Collection[str]) -> Shar
     """Return a shard that drops samples of other classes while reading; positions include dropped samples."""
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
-        shard.unused[OTHER_CLASSES_KIND] = 0
+        shard.unused_by_kind[OTHER_CLASSES_KIND] = 0
         selected = (sample for sample in shard.read(None) if is_selected(sample))
         return selected if positions is None else take_ascending_positions(selected, positions)
 
     def is_selected(sample: Sample | SampleFile) -> bool:
-        if sample.label in kept_class_ids:
+        if sample.class_id in kept_class_ids:
             return True
-        shard.unused[OTHER_CLASSES_KIND] += 1
+        shard.unused_by_kind[OTHER_CLASSES_KIND] += 1
         return False
 
     return replace(shard, read=read)

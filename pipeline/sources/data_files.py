@@ -21,7 +21,11 @@ from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.file_tree import describe_dangling_link, refuses_every_dangling_link, walk_files
+from sfm.pipeline.sources.file_tree import (
+    describe_dangling_link,
+    refuses_every_dangling_link,
+    walk_relative_paths_and_entries,
+)
 from sfm.pipeline.sources.inventory import HIDDEN_KIND
 from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
@@ -123,7 +127,7 @@ def find_files_by_pattern(pattern: str) -> list[DataFile]:
     """
     names = expand_braces(pattern)
     with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
-        files = [file for found in pool.map(_find_files_by_wildcard, names) for file in found]
+        files = [file for found in pool.map(_match_wildcard_or_stat_file, names) for file in found]
     urls = [file.url for file in files]
     if len(set(urls)) < len(urls):
         repeated = next(url for url, count in Counter(urls).items() if count > 1)
@@ -131,9 +135,8 @@ def find_files_by_pattern(pattern: str) -> list[DataFile]:
     return files
 
 
-def _find_files_by_wildcard(name: str) -> list[DataFile]:
-    if not is_remote_url(name):
-        name = str(resolve_local_path(name))
+def _match_wildcard_or_stat_file(path_or_url: str) -> list[DataFile]:
+    name = path_or_url if is_remote_url(path_or_url) else str(resolve_local_path(path_or_url))
     if "*" in name:
         pattern = name.replace("[", "[[]").replace("?", "[?]")
         folder = posixpath.dirname(name.partition("*")[0])
@@ -166,7 +169,7 @@ def _stat_local_file(path: Path, missing_message_format: str = MISSING_MESSAGE) 
 
 
 def _stat_remote_file(url: str) -> DataFile:
-    store, path = _connect_to_url(url, retry_for_long=False)
+    store, path = _connect_to_store_and_get_object_path(url, retry_for_long=False)
     with raise_input_error_on_read_error(url):
         return _make_data_file(url, obstore.head(store, path))
 
@@ -176,7 +179,7 @@ def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
 
 
 def list_files_below(
-    folder: str,
+    folder_or_url: str,
     unused_by_kind: Counter[str] | None = None,
     refuses_dangling_link: Callable[[str], bool] = refuses_every_dangling_link,
     max_depth: int | None = None,
@@ -185,8 +188,8 @@ def list_files_below(
 
     Parameters
     ----------
-    folder : str
-        Path or URL.
+    folder_or_url : str
+        Path of a folder, or URL of a prefix in a bucket.
     unused_by_kind : Counter, optional
         Counts hidden and special files, by kind.
     refuses_dangling_link : callable
@@ -200,31 +203,36 @@ def list_files_below(
         If the folder cannot be listed, or a needed link is dangling.
     """
     unused_by_kind = Counter() if unused_by_kind is None else unused_by_kind
-    if not is_remote_url(folder):
-        root = resolve_local_path(folder)
+    if not is_remote_url(folder_or_url):
+        root = resolve_local_path(folder_or_url)
         if not root.is_dir():
             return []
         paths = [
-            root / path for path, _ in walk_files(str(root), unused_by_kind, refuses_dangling_link, max_depth)
+            root / path
+            for path, _ in walk_relative_paths_and_entries(
+                str(root), unused_by_kind, refuses_dangling_link, max_depth
+            )
         ]
         return sorted(map(_stat_local_file, paths), key=lambda file: file.url)
-    if urlsplit(folder).scheme not in REMOTE_SCHEMES:
-        raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
-    bucket = "/".join(folder.split("/")[:3])
-    store, prefix = _connect_to_url(folder, retry_for_long=False)
-    with raise_input_error_on_read_error(folder):
+    if urlsplit(folder_or_url).scheme not in REMOTE_SCHEMES:
+        raise InputError(
+            f"{folder_or_url}: a web server cannot be listed; name the files with braces, {{000..019}}"
+        )
+    bucket = "/".join(folder_or_url.split("/")[:3])
+    store, prefix = _connect_to_store_and_get_object_path(folder_or_url, retry_for_long=False)
+    with raise_input_error_on_read_error(folder_or_url):
         objects = [item for batch in obstore.list(store, prefix=prefix or None) for item in batch]
     files = []
     for item in objects:
         file = _make_data_file(f"{bucket}/{item['path']}", item)
-        if "/." in file.url.removeprefix(folder.rstrip("/")):
+        if "/." in file.url.removeprefix(folder_or_url.rstrip("/")):
             unused_by_kind[HIDDEN_KIND] += 1
         else:
             files.append(file)
     return sorted(files, key=lambda file: file.url)
 
 
-def _connect_to_url(url: str, *, retry_for_long: bool) -> tuple[ObjectStore, str]:
+def _connect_to_store_and_get_object_path(url: str, *, retry_for_long: bool) -> tuple[ObjectStore, str]:
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise InputError(f"the dataset URL ({parts.scheme}://...) carries credentials: leave them out of it")
@@ -284,7 +292,7 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
         with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
             yield local
         return
-    store, path = _connect_to_url(file.url, retry_for_long=True)
+    store, path = _connect_to_store_and_get_object_path(file.url, retry_for_long=True)
     with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE):
         response = obstore.get(store, path)
     require_unchanged_file(file, _make_data_file(file.url, response.meta))
@@ -304,7 +312,7 @@ def open_seekable(file: DataFile) -> BinaryIO:
         require_unchanged_file(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
         with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE):
             return Path(file.url).open("rb")
-    store, path = _connect_to_url(file.url, retry_for_long=True)
+    store, path = _connect_to_store_and_get_object_path(file.url, retry_for_long=True)
     with raise_input_error_on_read_error(file.url, VANISHED_MESSAGE):
         require_unchanged_file(file, _make_data_file(file.url, obstore.head(store, path)))
     return io.BufferedReader(_RangeReader(file, store, path), STREAM_CHUNK_BYTES)
@@ -383,22 +391,24 @@ class _RangeReader(io.RawIOBase):
         return len(data)
 
 
-def derive_dataset_name(pattern: str, file_suffixes: str | tuple[str, ...]) -> str:
-    """Derive the name of a dataset from a pattern: its folder, its prefix or else its bucket.
+def derive_dataset_name_from_folder_part(path_or_pattern: str, file_suffixes: str | tuple[str, ...]) -> str:
+    """Derive the name of a dataset from a path or pattern: its folder, its prefix or else its bucket.
 
     Parameters
     ----------
+    path_or_pattern : str
+        Path or URL of a folder or a file, or a pattern of files.
     file_suffixes : str or tuple of str
-        File names end in one of these.
+        A path without one of these at its end is that of a folder.
     """
-    literal = re.split(r"[{*]", pattern)[0]
-    is_folder = literal == pattern and not pattern.endswith(file_suffixes)
+    literal = re.split(r"[{*]", path_or_pattern)[0]
+    is_folder = literal == path_or_pattern and not path_or_pattern.endswith(file_suffixes)
     folder = literal if is_folder else posixpath.dirname(literal)
-    if not is_remote_url(pattern):
+    if not is_remote_url(path_or_pattern):
         return make_dataset_name_from_folder(resolve_local_path(folder or "."))
     return make_dataset_name([part for part in folder.split("/") if part][-1])
 
 
 def digest_file_states(files: Sequence[DataFile]) -> str:
-    """Return the digest (hexadecimal) of the names, sizes and versions of files; see `Split.listing`."""
+    """Return a digest (hexadecimal) of the names, sizes and versions of files, for `Split.listing_digest`."""
     return compute_digest("\n".join(f"{file.url} {file.size_bytes} {file.version_tag}" for file in files))

@@ -33,10 +33,10 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError("it is empty")
     try:
         max_pixels = Image.MAX_IMAGE_PIXELS or sys.maxsize
-        image = open_image(data, load_readable_image_formats(), max_pixels)
+        image = open_image(data, configure_pillow_and_list_formats(), max_pixels)
         raw_mode = get_pillow_raw_mode(image)
         image.load()
-        record_bit_depth_in_image_info(image, raw_mode)
+        record_depth_and_rescale_transparency(image, raw_mode)
         with suppress(*PILLOW_ERRORS):
             ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
@@ -47,8 +47,8 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 @functools.cache
-def load_readable_image_formats() -> tuple[str, ...]:
-    """Load the readers of this build of Pillow, and return which of ``FORMATS`` it reads.
+def configure_pillow_and_list_formats() -> tuple[str, ...]:
+    """Load the readers of this build of Pillow, once, and return which of ``FORMATS`` it reads.
 
     Also silences Pillow's warnings about metadata, which do not name the image, and raises its limit of
     1 MiB for colour profiles and texts of PNG files.
@@ -66,17 +66,17 @@ def get_pillow_raw_mode(image: Image.Image) -> str:
     return raw_mode if isinstance(raw_mode, str) else ""
 
 
-def record_bit_depth_in_image_info(image: Image.Image, raw_mode: str) -> None:
-    """Record in ``image.info`` depths that Pillow's modes do not represent: 12 bits, and 16-bit colours.
+def record_depth_and_rescale_transparency(image: Image.Image, pillow_raw_mode: str) -> None:
+    """Record in ``image.info`` bit depths that Pillow's modes do not represent: 12 bits, and 16-bit colours.
 
     A transparent value in the depth of the PNG file is scaled to the depth of the pixels.
     """
-    if raw_mode == "I;12":
+    if pillow_raw_mode == "I;12":
         image.info[DECLARED_WHITE_KEY] = 4095
-    if ";16" in raw_mode and not image.mode.startswith("I"):
+    if ";16" in pillow_raw_mode and not image.mode.startswith("I"):
         image.info[DEEP_COLOUR_KEY] = True
     transparent = image.info.get("transparency")
-    if image.format == "PNG" and raw_mode in ("L;2", "L;4") and isinstance(transparent, int):
-        image.info["transparency"] = transparent * 255 // (2 ** int(raw_mode[2:]) - 1)
-    if image.format == "PNG" and raw_mode == "RGB;16B" and isinstance(transparent, tuple):
+    if image.format == "PNG" and pillow_raw_mode in ("L;2", "L;4") and isinstance(transparent, int):
+        image.info["transparency"] = transparent * 255 // (2 ** int(pillow_raw_mode[2:]) - 1)
+    if image.format == "PNG" and pillow_raw_mode == "RGB;16B" and isinstance(transparent, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in transparent)

@@ -19,12 +19,12 @@ MAX_FOLDER_VISITS = 100
 """Maximum number of visits of one folder, because links may form cycles."""
 
 
-def refuses_every_dangling_link(_: str) -> bool:
-    """Return True: the default of :func:`walk_files`."""
+def refuses_every_dangling_link(_path: str) -> bool:
+    """Return True: the default of :func:`walk_relative_paths_and_entries`."""
     return True
 
 
-def walk_files(
+def walk_relative_paths_and_entries(
     root: str,
     unused_by_kind: Counter[str],
     refuses_dangling_link: Callable[[str], bool] = refuses_every_dangling_link,

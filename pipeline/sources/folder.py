@@ -13,25 +13,25 @@ from sfm.pipeline.sources.file_tree import (
     count_files_below,
     is_dangling_link,
     list_sorted_entries,
-    walk_files,
+    walk_relative_paths_and_entries,
 )
 from sfm.pipeline.sources.folder_layout import (
     FolderLayout,
     explain_missing_held_out,
     find_folder_layout,
-    get_class_folder_names,
     is_image_entry,
+    list_class_folder_names,
 )
 from sfm.pipeline.sources.inventory import (
     HIDDEN_KIND,
     IMAGE_EXTENSIONS,
     Inventory,
     format_counts_by_kind,
-    get_extension,
-    get_kind_of_unused_file,
+    get_dotless_lowercase_extension,
+    get_unused_kind_from_extension,
 )
-from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, file_split
-from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
+from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, make_file_split
+from sfm.pipeline.sources.spec_options import require_known_options, split_location_and_options
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.stats_store.dataset_names import make_dataset_name_from_folder
 
@@ -53,15 +53,15 @@ def open_folder_source(place_with_options: str) -> Source:
         If a folder is missing, or the splits are ambiguous.
     """
     spec = f"folder:{place_with_options}"
-    path, options = parse_spec_options(place_with_options)
+    path, options = split_location_and_options(place_with_options)
     require_known_options(spec, options, ("train", "test"))
     root = expand_home(path)
     if not root.is_dir():
         raise InputError(f"no dataset at {spec}: {root} is not a folder")
     layout = find_folder_layout(spec, root, options.get("train"), options.get("test"))
-    unused = count_files_outside_class_folders(root, layout)
+    unused = count_files_outside_classes_by_kind(root, layout)
     splits = [layout.train_folder, *([layout.held_out_folder] if layout.held_out_folder else [])]
-    ids = sorted({class_id for split in splits for class_id in get_class_folder_names(split)})
+    ids = sorted({class_id for split in splits for class_id in list_class_folder_names(split)})
     return Source(
         name=make_dataset_name_from_folder(root),
         spec=spec,
@@ -74,7 +74,7 @@ def open_folder_source(place_with_options: str) -> Source:
     )
 
 
-def count_files_outside_class_folders(root: Path, layout: FolderLayout) -> Counter[str]:
+def count_files_outside_classes_by_kind(root: Path, layout: FolderLayout) -> Counter[str]:
     """Return the number of files beside the class folders, by kind and by the folder that holds them."""
     unused = Counter({f"in {folder.name}/": count_files_below(folder) for folder in layout.unused_folders})
     splits = (layout.train_folder, layout.held_out_folder)
@@ -85,8 +85,12 @@ def count_files_outside_class_folders(root: Path, layout: FolderLayout) -> Count
             if entry.name[0] == ".":
                 unused[HIDDEN_KIND] += 1
             elif is_dangling_link(entry) or not entry.is_dir():
-                is_loose_image = folder in splits and get_extension(entry.name) in IMAGE_EXTENSIONS
-                unused[LOOSE_IMAGES_KIND if is_loose_image else get_kind_of_unused_file(entry.name)] += 1
+                is_loose_image = (
+                    folder in splits and get_dotless_lowercase_extension(entry.name) in IMAGE_EXTENSIONS
+                )
+                unused[
+                    LOOSE_IMAGES_KIND if is_loose_image else get_unused_kind_from_extension(entry.name)
+                ] += 1
     return +unused
 
 
@@ -110,9 +114,9 @@ def make_folder_split(split_folder: Path, class_ids: list[str], unused_by_kind: 
         if not (split_folder / class_id).is_dir():
             continue
         first, others = len(names), Counter[str]()
-        for path, entry in walk_files(str(split_folder / class_id), others):
+        for path, entry in walk_relative_paths_and_entries(str(split_folder / class_id), others):
             if not is_image_entry(entry):
-                others[get_kind_of_unused_file(entry.name)] += 1
+                others[get_unused_kind_from_extension(entry.name)] += 1
                 continue
             status = entry.stat()
             names.append(f"{class_id}/{path}")
@@ -125,9 +129,9 @@ def make_folder_split(split_folder: Path, class_ids: list[str], unused_by_kind: 
             )
         unused_by_kind.update(others)
 
-    return file_split(
+    return make_file_split(
         labels=np.array(labels, dtype=np.int32),
         class_ids=class_ids,
         path=lambda i: f"{split_folder}/{names[i]}",
-        listing=compute_digest(str(split_folder.resolve()), "\n".join(file_states)),
+        listing_digest=compute_digest(str(split_folder.resolve()), "\n".join(file_states)),
     )

@@ -18,7 +18,7 @@ from sfm.pipeline.sources.file_tree import (
 from sfm.pipeline.sources.inventory import (
     could_be_folder_name,
     format_counts_by_kind,
-    get_kind_of_unused_file,
+    get_unused_kind_from_extension,
     is_image_file,
 )
 from sfm.pipeline.sources.split_files import SPLIT_WORDS, find_split_named_in_path
@@ -75,7 +75,14 @@ def find_folder_layout(
         training = [require_split_folder(spec, root, train_folder_name)]
     else:
         held_out = [test] if test else candidates or weak_candidates
-        training = by_name["train"] or find_training_folders(folders, by_word["train"], held_out)
+        non_splits = [
+            folder
+            for folder in folders
+            if find_split_named_in_path(folder.name) is None and folder not in held_out
+        ]
+        training = by_name["train"] or filter_train_candidates_by_shared_classes(
+            by_word["train"], held_out, non_splits
+        )
     if len(training) > 1:
         raise InputError(f"{spec} holds {format_folder_names(training)}: choose one with ?train=NAME")
     if not training:
@@ -86,8 +93,8 @@ def find_folder_layout(
             )
         return FolderLayout(root, None, (), ())  # `root` has class folders; a later error suggests --hold-out
     train = training[0]
-    if not get_class_folder_names(train):
-        kinds = Counter(get_kind_of_unused_file(entry.name) for entry in list_sorted_entries(train))
+    if not list_class_folder_names(train):
+        kinds = Counter(get_unused_kind_from_extension(entry.name) for entry in list_sorted_entries(train))
         raise InputError(
             f"{train} holds no class folders, only {format_counts_by_kind(kinds) or 'nothing'}: put the "
             f"images into one per class"
@@ -105,8 +112,8 @@ def make_layout_choosing_held_out(
 ) -> FolderLayout:
     """Return the layout with the first candidate that holds training classes held out."""
     held_out_candidates = [folder for folder in held_out_candidates if folder != train_folder]
-    labelled = find_folders_sharing_classes(train_folder, held_out_candidates)
-    labelled = labelled or find_folders_sharing_classes(train_folder, fallback_held_out_candidates)
+    labelled = find_folders_sharing_classes_best_first(train_folder, held_out_candidates)
+    labelled = labelled or find_folders_sharing_classes_best_first(train_folder, fallback_held_out_candidates)
     unlabelled = [folder for folder in held_out_candidates if folder not in labelled]
     notes = []
     if unlabelled:
@@ -141,7 +148,7 @@ def find_class_folders_named_like_splits(
     """
     named = [folder for split_folders in folders_by_exact_split_name.values() for folder in split_folders]
     has_both_splits = 0 < len(folders_by_exact_split_name["train"]) < len(named)
-    if has_both_splits or len(named) == len(folders) or any(map(get_class_folder_names, named)):
+    if has_both_splits or len(named) == len(folders) or any(map(list_class_folder_names, named)):
         return []
     return named if all(map(might_hold_images, folders)) else []
 
@@ -156,36 +163,41 @@ def might_hold_images(folder: Path) -> bool:
     return any(entry.is_dir() or (entry.is_file() and is_image_entry(entry)) for entry in visible)
 
 
-def find_training_folders(
-    root_subfolders: Iterable[Path], train_candidates: Sequence[Path], held_out_folders: Sequence[Path]
+def filter_train_candidates_by_shared_classes(
+    train_candidates: Sequence[Path], held_out_folders: Sequence[Path], non_split_folders: Sequence[Path]
 ) -> list[Path]:
     """Return the candidates for training that share classes with a held-out folder.
 
     Empty if one shares classes with a folder of no split: classes may be called ``bullet train`` and
     ``test tube``, and have subfolders of equal names.
     """
-    others = [
-        folder
-        for folder in root_subfolders
-        if find_split_named_in_path(folder.name) is None and folder not in held_out_folders
-    ]
     training = [
-        folder for folder in train_candidates if find_folders_sharing_classes(folder, held_out_folders)
+        folder
+        for folder in train_candidates
+        if find_folders_sharing_classes_best_first(folder, held_out_folders)
     ]
-    return [] if any(find_folders_sharing_classes(folder, others) for folder in training) else training
+    return (
+        []
+        if any(find_folders_sharing_classes_best_first(folder, non_split_folders) for folder in training)
+        else training
+    )
 
 
-def find_folders_sharing_classes(train_folder: Path, candidates: Sequence[Path]) -> list[Path]:
+def find_folders_sharing_classes_best_first(train_folder: Path, candidates: Sequence[Path]) -> list[Path]:
     """Return the folders that hold classes of a training folder; those that do not hold all come last."""
-    classes = list_class_ids(train_folder)
-    sharing = [folder for folder in candidates if folder != train_folder and classes & list_class_ids(folder)]
-    return sorted(sharing, key=lambda folder: classes != list_class_ids(folder))
+    classes = list_normalized_class_ids(train_folder)
+    sharing = [
+        folder
+        for folder in candidates
+        if folder != train_folder and classes & list_normalized_class_ids(folder)
+    ]
+    return sorted(sharing, key=lambda folder: classes != list_normalized_class_ids(folder))
 
 
 def make_folder_layout(
     root_subfolders: Iterable[Path], train_folder: Path, held_out_folder: Path | None, notes: Sequence[str]
 ) -> FolderLayout:
-    """Return a layout whose `others` are the folders that are no split and hold none."""
+    """Return a layout whose unused folders are those that are no split and hold none."""
     splits = [resolve_links(split) for split in (train_folder, held_out_folder) if split is not None]
     others = []
     for folder in root_subfolders:
@@ -260,14 +272,14 @@ def list_visible_subfolders(
     return [entry for entry in visible if not is_dangling_link(entry) and entry.is_dir()]
 
 
-def get_class_folder_names(split_folder: Path) -> list[str]:
+def list_class_folder_names(split_folder: Path) -> list[str]:
     """Return the sorted names of the class folders of a split."""
     return [entry.name for entry in list_visible_subfolders(split_folder, could_be_folder_name)]
 
 
-def list_class_ids(split_folder: Path) -> set[str]:
+def list_normalized_class_ids(split_folder: Path) -> set[str]:
     """Return the class ids of a split: the names of its class folders, in Unicode normal form C."""
-    return set(map(normalize_class_id, get_class_folder_names(split_folder)))
+    return set(map(normalize_class_id, list_class_folder_names(split_folder)))
 
 
 def is_image_entry(entry: os.DirEntry[str]) -> bool:

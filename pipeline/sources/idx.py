@@ -17,7 +17,7 @@ from sfm.paths import expand_home
 from sfm.pipeline.sources.file_tree import describe_dangling_link
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, MAX_MEMBERS
-from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, indexed_split
+from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, make_indexed_split
 from sfm.stats_store.class_lists import iterate_numbered_class_names, read_class_list_text
 from sfm.stats_store.dataset_names import make_dataset_name_from_folder
 
@@ -87,7 +87,7 @@ def open_idx_folder(root: Path, *, dataset_name: str, spec: str, licence: str) -
         class_names = [names[value] for value in values]
     label_by_value = np.zeros(256, dtype=np.int32)
     label_by_value[values] = np.arange(len(values))
-    shape = read_idx_image_shape(find_idx_file(root, "train-images-idx3-ubyte"))
+    shape = read_idx_image_height_and_width(find_idx_file(root, "train-images-idx3-ubyte"))
 
     def decode(data: bytes) -> Image.Image:
         return Image.fromarray(np.frombuffer(data, dtype=np.uint8).reshape(shape))
@@ -144,7 +144,7 @@ def read_idx_header_shape(path: Path, file: BinaryIO, expected_ndim: int) -> tup
     return tuple(shape)
 
 
-def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_bytes: int) -> None:
+def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_size_bytes: int) -> None:
     """Refuse a file whose header exceeds its size or the limits, before memory is allocated.
 
     Raises
@@ -159,7 +159,7 @@ def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_byte
         raise InputError(
             f"{path} promises {promise} bytes: at most {MAX_MEMBERS:,} images of {max_pixels:,} are read"
         )
-    size = path.stat().st_size - header_bytes
+    size = path.stat().st_size - header_size_bytes
     if path.suffix != ".gz" and size < count * pixels:
         raise InputError(f"{path} ends after {size:,} of the {count * pixels:,} bytes that it promises")
 
@@ -177,7 +177,7 @@ def read_idx_labels(path: Path) -> npt.NDArray[np.uint8]:
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def read_idx_image_shape(path: Path) -> tuple[int, int]:
+def read_idx_image_height_and_width(path: Path) -> tuple[int, int]:
     """Return height and width of the images in an idx file, in pixels."""
     with open_idx_file(path) as file:
         _, height, width = read_idx_header_shape(path, file, 3)
@@ -185,17 +185,20 @@ def read_idx_image_shape(path: Path) -> tuple[int, int]:
 
 
 def make_idx_split(
-    images_path: Path, labels: npt.NDArray[np.int32], class_ids: list[str], image_shape: tuple[int, int]
+    images_path: Path,
+    labels: npt.NDArray[np.int32],
+    class_ids: list[str],
+    expected_height_and_width: tuple[int, int],
 ) -> Split:
     """Return the split of an idx file; images are read by seeking, so memory does not grow with the file."""
     file = open_idx_file(images_path)
     count, height, width = read_idx_header_shape(images_path, file, 3)
-    if count != len(labels) or (height, width) != image_shape:
+    if count != len(labels) or (height, width) != expected_height_and_width:
         raise InputError(
             f"{images_path} holds {count} images of {height}x{width}; "
-            f"expected {len(labels)} of {image_shape[0]}x{image_shape[1]}"
+            f"expected {len(labels)} of {expected_height_and_width[0]}x{expected_height_and_width[1]}"
         )
-    size = image_shape[0] * image_shape[1]
+    size = expected_height_and_width[0] * expected_height_and_width[1]
 
     def read(i: int) -> bytes:
         try:
@@ -208,12 +211,12 @@ def make_idx_split(
         return data
 
     status = images_path.stat()
-    return indexed_split(
+    return make_indexed_split(
         labels=labels.astype(np.int32),
         class_ids=class_ids,
         read=read,
         location=lambda i: f"image {i} of {images_path}",
-        listing=compute_digest(
+        listing_digest=compute_digest(
             str(images_path.resolve()), f"{status.st_size} {status.st_mtime_ns}", labels.tobytes()
         ),
     )

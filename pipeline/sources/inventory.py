@@ -66,7 +66,7 @@ class Inventory:
         return Inventory(dict(unused), self.notes, self.no_held_out_reason)
 
 
-def get_extension(name: str) -> str:
+def get_dotless_lowercase_extension(name: str) -> str:
     """Return the extension of a file name without the dot, in lower case; "" if there is none."""
     return posixpath.splitext(name)[1].lower().removeprefix(".")
 
@@ -74,14 +74,14 @@ def get_extension(name: str) -> str:
 def could_be_folder_name(name: str) -> bool:
     """Return whether a name may be a folder's: ``cls.v1`` may, ``a.txt`` may not."""
     return (
-        get_extension(name)
+        get_dotless_lowercase_extension(name)
         not in IMAGE_EXTENSIONS | UNSUPPORTED_IMAGE_EXTENSIONS | NON_IMAGE_EXTENSIONS | INDEX_EXTENSIONS
     )
 
 
-def get_kind_of_unused_file(name: str) -> str:
+def get_unused_kind_from_extension(name: str) -> str:
     """Return the kind under which an unused file is counted: its extension with the dot."""
-    extension = get_extension(name)
+    extension = get_dotless_lowercase_extension(name)
     return f".{extension}" if extension else "without extension"
 
 
@@ -99,14 +99,14 @@ def is_image_file(path: str) -> bool:
     OSError
         If it has to be opened, and cannot be read.
     """
-    extension = get_extension(path)
+    extension = get_dotless_lowercase_extension(path)
     if extension in IMAGE_EXTENSIONS or extension in UNSUPPORTED_IMAGE_EXTENSIONS:
         return True
     if extension in NON_IMAGE_EXTENSIONS:
         return False
-    from sfm.pipeline.sources.decode import load_readable_image_formats
+    from sfm.pipeline.sources.decode import configure_pillow_and_list_formats
 
     with Path(path).open("rb") as file:
         start = file.read(MAGIC_BYTES)
-    accepts = (Image.OPEN[name][1] for name in load_readable_image_formats())
+    accepts = (Image.OPEN[name][1] for name in configure_pillow_and_list_formats())
     return any(accept is not None and bool(accept(start)) for accept in accepts)

@@ -61,7 +61,7 @@ def require_short_class_name(name: str, location: str) -> str:
     return name
 
 
-def require_storable_classes(
+def require_class_names_within_limits(
     class_ids: Sequence[str], class_names: Sequence[str] | None, location: str
 ) -> None:
     """Refuse classes whose ids and names, one of them or all together, are too long for an entry's card.

@@ -14,7 +14,7 @@ from sfm.pipeline.sources.class_labels import (
     ParsedClassList,
     class_id_from_label,
     format_class_list_for_digest,
-    format_label_if_numeric,
+    format_numeric_label_or_empty,
     read_class_list,
     require_one_spelling_per_class,
 )
@@ -22,7 +22,7 @@ from sfm.pipeline.sources.class_subsets import take_ascending_positions
 from sfm.pipeline.sources.data_files import (
     LOOKUP_THREADS,
     DataFile,
-    derive_dataset_name,
+    derive_dataset_name_from_folder_part,
     digest_file_states,
     is_remote_url,
 )
@@ -42,7 +42,7 @@ from sfm.pipeline.sources.parquet_schema import (
 )
 from sfm.pipeline.sources.sample import Sample, describe_oversized_image_fault
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
-from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
+from sfm.pipeline.sources.spec_options import require_known_options, split_location_and_options
 from sfm.pipeline.sources.split_files import find_split_files
 from sfm.stats_store.class_lists import normalize_class_id
 
@@ -62,7 +62,7 @@ class ParquetTable:
     row_class_ids : tuple of str or None
         Class id of every row; None if the file is on another machine, where reading labels takes long.
     class_ids_and_label_texts : frozenset of (str, str)
-        Class ids, and the texts of their labels; see `format_label_if_numeric`.
+        Class ids, and the texts of their labels; see `format_numeric_label_or_empty`.
     has_digit_text_labels : bool
         Whether a label is text of digits.
     """
@@ -91,7 +91,7 @@ def open_parquet_source(place_with_options: str) -> Source:
         If pyarrow is not installed, files are missing or damaged, or have no such columns.
     """
     spec = f"parquet:{place_with_options}"
-    path_or_pattern, options = parse_spec_options(place_with_options)
+    path_or_pattern, options = split_location_and_options(place_with_options)
     require_known_options(spec, options, ("train", "test", "image", "label", "names"))
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f'{spec} needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"')
@@ -101,7 +101,7 @@ def open_parquet_source(place_with_options: str) -> Source:
         schema = table.schema_arrow
         columns = find_image_and_label_columns(schema, first_url, options.get("image"), options.get("label"))
         notes = [] if "names" in options else list_notes_on_unusable_class_names(schema, first_url, columns)
-    files = files.replace_unlabelled_test_by_val(
+    files = files.replace_unlabelled_test_by_val_or_none(
         lambda file: first_rows_have_labels(file, columns.label_column)
     )
     class_list, display_names = make_class_list_or_display_names(columns, first_url)
@@ -126,7 +126,7 @@ def open_parquet_source(place_with_options: str) -> Source:
     elif display_names:
         ids = sorted(class_list.class_ids if class_list else display_names)
     return Source(
-        name=derive_dataset_name(path_or_pattern, ".parquet"),
+        name=derive_dataset_name_from_folder_part(path_or_pattern, ".parquet"),
         spec=spec,
         class_ids=ids,
         class_names=None if ids is None else [display_names.get(class_id, class_id) for class_id in ids],
@@ -183,8 +183,10 @@ def read_parquet_table_info(
         file,
         rows_per_group,
         tuple(class_ids),
-        frozenset((class_id, format_label_if_numeric(label)) for (_, label), class_id in id_by_label.items()),
-        any(isinstance(label, str) and format_label_if_numeric(label) for _, label in id_by_label),
+        frozenset(
+            (class_id, format_numeric_label_or_empty(label)) for (_, label), class_id in id_by_label.items()
+        ),
+        any(isinstance(label, str) and format_numeric_label_or_empty(label) for _, label in id_by_label),
     )
 
 
@@ -287,5 +289,5 @@ def iter_row_group_samples(
                 data, fault = extract_image_bytes(image.as_py(), location), ""
                 if len(data) > MAX_IMAGE_BYTES:
                     data, fault = b"", describe_oversized_image_fault(len(data))
-                yield Sample(data, class_id, location, format_label_if_numeric(label), fault)
+                yield Sample(data, class_id, location, format_numeric_label_or_empty(label), fault)
                 row += 1

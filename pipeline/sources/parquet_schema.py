@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from sfm.errors import InputError
 from sfm.pipeline.sources.class_labels import (
     ParsedClassList,
-    class_id_from_number,
+    make_zero_padded_class_id,
     normalize_name_for_comparison,
 )
-from sfm.pipeline.sources.limits import require_storable_classes
+from sfm.pipeline.sources.limits import require_class_names_within_limits
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import format_names
 from sfm.untrusted_files import parse_json
@@ -36,7 +36,7 @@ class ImageAndLabelColumns:
 
 
 def find_image_and_label_columns(
-    schema: "pyarrow.Schema", location: str, image_column: str | None, label_column: str | None
+    schema: "pyarrow.Schema", location: str, chosen_image_column: str | None, chosen_label_column: str | None
 ) -> ImageAndLabelColumns:
     """Return the columns of images and labels.
 
@@ -44,8 +44,8 @@ def find_image_and_label_columns(
     ----------
     location : str
         Location of the table, for messages.
-    image_column, label_column : str or None
-        Names chosen by the user. By default the columns ``image`` and ``label``, or else the only ones of
+    chosen_image_column, chosen_label_column : str or None
+        Names that the user gave. By default the columns ``image`` and ``label``, or else the only ones of
         these kinds in the dataset's metadata.
 
     Raises
@@ -53,9 +53,12 @@ def find_image_and_label_columns(
     InputError
         If there are none, or several; lists the columns.
     """
-    features = parse_hub_features(schema)
+    features = parse_hugging_face_features(schema)
     columns = {}
-    for role, chosen, kind in (("image", image_column, "Image"), ("label", label_column, "ClassLabel")):
+    for role, chosen, kind in (
+        ("image", chosen_image_column, "Image"),
+        ("label", chosen_label_column, "ClassLabel"),
+    ):
         of_kind = [name for name, feature in features.items() if feature.get("_type") == kind]
         name = chosen or (role if role in schema.names else of_kind[0] if len(of_kind) == 1 else None)
         if name is None or name not in schema.names:
@@ -71,7 +74,7 @@ def find_image_and_label_columns(
     return ImageAndLabelColumns(columns["image"], columns["label"], class_names)
 
 
-def parse_hub_features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
+def parse_hugging_face_features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
     """Return the features that the ``datasets`` library wrote into a schema, by column.
 
     Empty if there are none, or the metadata is from another program.
@@ -87,9 +90,9 @@ def parse_hub_features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
     return {name: feature for name, feature in metadata.items() if isinstance(feature, dict)}
 
 
-def parse_class_names(feature: dict[str, Any]) -> list[str] | None:
+def parse_class_names(hugging_face_feature: dict[str, Any]) -> list[str] | None:
     """Return the class names of a feature of the ``datasets`` library; None unless it has a list of them."""
-    names = feature.get("names")
+    names = hugging_face_feature.get("names")
     usable = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
     return list(names) if usable and isinstance(names, list) else None
 
@@ -98,7 +101,7 @@ def list_notes_on_unusable_class_names(
     schema: "pyarrow.Schema", location: str, columns: ImageAndLabelColumns
 ) -> list[str]:
     """Return a note for the user if metadata that should name the classes cannot be used."""
-    features = parse_hub_features(schema)
+    features = parse_hugging_face_features(schema)
     is_foreign = b"huggingface" in (schema.metadata or {}) and not features
     is_nameless = (
         features.get(columns.label_column, {}).get("_type") == "ClassLabel" and columns.class_names is None
@@ -120,7 +123,7 @@ def make_class_list_or_display_names(
     """
     if columns.class_names is None:
         return None, {}
-    require_storable_classes(columns.class_names, None, f"the metadata of {location}")
+    require_class_names_within_limits(columns.class_names, None, f"the metadata of {location}")
     if len({normalize_name_for_comparison(name) for name in columns.class_names}) == len(columns.class_names):
         return ParsedClassList(location, [normalize_class_id(name) for name in columns.class_names], {}), {}
-    return None, {class_id_from_number(label): name for label, name in enumerate(columns.class_names)}
+    return None, {make_zero_padded_class_id(label): name for label, name in enumerate(columns.class_names)}

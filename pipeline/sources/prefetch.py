@@ -54,4 +54,4 @@ def prefetch_samples(
 
 def read_small_files(samples: Sequence[Sample | SampleFile]) -> list[Sample | SampleFile]:
     """Return samples with their files read, except large ones."""
-    return [sample.prefetch() if isinstance(sample, SampleFile) else sample for sample in samples]
+    return [sample.read_if_small() if isinstance(sample, SampleFile) else sample for sample in samples]

@@ -19,20 +19,20 @@ class Sample:
     ----------
     data : bytes
         The encoded image.
-    label : str
+    class_id : str
         Class id.
     location : str
         Location of the sample, for messages: a path, a key in a shard, a row of a table.
-    label_text : str
+    numeric_label_text : str
         The label as the dataset writes it, if it is a number; "" where the spelling does not matter.
     fault : str
         Reason why an existing image was not read; such a sample counts as undecodable.
     """
 
     data: bytes
-    label: str
+    class_id: str
     location: str
-    label_text: str = ""
+    numeric_label_text: str = ""
     fault: str = ""
 
     def read(self) -> "Sample":
@@ -49,12 +49,12 @@ class SampleFile:
     ----------
     location : str
         Path of the file.
-    label : str
+    class_id : str
         Class id.
     """
 
     location: str
-    label: str
+    class_id: str
 
     def read(self) -> Sample:
         """Return the sample; one with a `fault` and no data if the file is larger than any image.
@@ -65,16 +65,16 @@ class SampleFile:
             If the file cannot be read.
         """
         fault = describe_oversized_image_fault()
-        return self.read_if_at_most(MAX_IMAGE_BYTES) or Sample(b"", self.label, self.location, fault=fault)
+        return self.read_if_at_most(MAX_IMAGE_BYTES) or Sample(b"", self.class_id, self.location, fault=fault)
 
-    def prefetch(self) -> "Sample | SampleFile":
+    def read_if_small(self) -> "Sample | SampleFile":
         """Return the sample, or the unread file if it is large: memory holds many prefetched samples."""
         return self.read_if_at_most(MAX_PREFETCH_BYTES) or self
 
     def read_if_at_most(self, max_bytes: int) -> Sample | None:
         """Return the sample, or None if the file has more than `max_bytes` bytes."""
         try:
-            return Sample(read_bounded_file(Path(self.location), max_bytes), self.label, self.location)
+            return Sample(read_bounded_file(Path(self.location), max_bytes), self.class_id, self.location)
         except OversizeError:
             return None
         except FileNotFoundError as error:

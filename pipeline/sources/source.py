@@ -5,8 +5,8 @@ read in order by one reader, any number of times. It is the unit that workers ta
 and the most that an interrupted run has to repeat. There are two kinds of split:
 
 - Labels are known before anything is read (folders, index files, tables with a label column). Every shard
-  has its labels. :func:`file_split` makes shards of samples that are files of their own, and
-  :func:`indexed_split` of samples that a function reads by position.
+  has its labels. :func:`make_file_split` makes shards of samples that are files of their own, and
+  :func:`make_indexed_split` of samples that a function reads by position.
 - Labels come with the samples (tar shards). A shard's ``labels`` are None, samples name their class, and the
   classes of the dataset are those found in the pass; ``Source.class_ids`` may be None until then.
 
@@ -16,11 +16,11 @@ This is a complete source. It is usable as ``pairs:PATH`` once an installed pack
     def open_pairs_source(path: str) -> Source:
         def make_split(name: str) -> Split:
             lines = [line.split("\t") for line in Path(path, f"{name}.tsv").read_text().splitlines()]
-            return file_split(
+            return make_file_split(
                 labels=np.array([ids.index(label) for _, label in lines], dtype=np.int32),
                 class_ids=ids,
                 path=lambda i: f"{path}/{lines[i][0]}",
-                listing=compute_digest(name, *("\t".join(line) for line in lines)),
+                listing_digest=compute_digest(name, *("\t".join(line) for line in lines)),
             )
 
         ids = Path(path, "classes.txt").read_text().split()
@@ -60,14 +60,14 @@ class Shard:
         Takes ascending positions (ndarray of int64), or None for all. Yields a `Sample` or a `SampleFile` for
         each; raises InputError if they cannot be read. It may be called again, in other processes too, and
         yields the same then. One process reads one shard at a time.
-    unused : Counter
+    unused_by_kind : Counter
         Number of files that the last complete reading skipped, by kind; empty if known without reading.
     """
 
     location: str
     labels: npt.NDArray[np.int32] | None
     read: Callable[[npt.NDArray[np.int64] | None], Iterator[Sample | SampleFile]]
-    unused: Counter[str] = field(default_factory=Counter, compare=False)
+    unused_by_kind: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Split:
     ----------
     shards : tuple of Shard
         Either all of them have labels, or none has.
-    listing : str
+    listing_digest : str
         Digest (hexadecimal) of what is known about the samples without reading them: names, sizes, times.
     """
 
     shards: tuple[Shard, ...]
-    listing: str
+    listing_digest: str
 
     @property
     def labels(self) -> npt.NDArray[np.int32] | None:
@@ -93,7 +93,9 @@ class Split:
             return None
         return np.concatenate([*known, np.zeros(0, dtype=np.int32)])
 
-    def read(self, rows: npt.NDArray[np.int64], shard_sizes: Sequence[int] | None = None) -> Iterator[Sample]:
+    def read(
+        self, rows: npt.NDArray[np.int64], samples_per_shard: Sequence[int] | None = None
+    ) -> Iterator[Sample]:
         """Yield the samples of some rows, read; see :meth:`iter_samples`.
 
         Raises
@@ -101,10 +103,10 @@ class Split:
         InputError
             If a file cannot be read.
         """
-        return prefetch_samples(self.iter_samples(rows, shard_sizes))
+        return prefetch_samples(self.iter_samples(rows, samples_per_shard))
 
     def iter_samples(
-        self, rows: npt.NDArray[np.int64], shard_sizes: Sequence[int] | None = None
+        self, rows: npt.NDArray[np.int64], samples_per_shard: Sequence[int] | None = None
     ) -> Iterator[Sample | SampleFile]:
         """Yield the samples of some rows; sample files are not read.
 
@@ -112,12 +114,12 @@ class Split:
         ----------
         rows : ndarray of int64
             Ascending positions in the split.
-        shard_sizes : sequence of int, optional
+        samples_per_shard : sequence of int, optional
             Samples per shard; needed if labels are not known.
         """
-        if shard_sizes is None:
-            shard_sizes = [0 if shard.labels is None else len(shard.labels) for shard in self.shards]
-        bounds = np.cumsum([0, *shard_sizes])
+        if samples_per_shard is None:
+            samples_per_shard = [0 if shard.labels is None else len(shard.labels) for shard in self.shards]
+        bounds = np.cumsum([0, *samples_per_shard])
         cuts = np.searchsorted(rows, bounds)
         for number, shard in enumerate(self.shards):
             own_rows = rows[cuts[number] : cuts[number + 1]]
@@ -179,8 +181,8 @@ class Source:
         return None if train is None or test is None else {"train": train, "test": test}
 
 
-def file_split(
-    labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Callable[[int], str], listing: str
+def make_file_split(
+    labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Callable[[int], str], listing_digest: str
 ) -> Split:
     """Return a split of sample files, in shards of ``BLOCK_ROWS`` samples.
 
@@ -193,22 +195,22 @@ def file_split(
     class_ids : sequence of str
     path : callable
         Returns the path of sample ``i``.
-    listing : str
+    listing_digest : str
         See `Split`.
     """
 
     def iter_rows(rows: list[int]) -> Iterator[SampleFile]:
         return (SampleFile(path(i), class_ids[labels[i]]) for i in rows)
 
-    return make_labelled_split(labels, iter_rows, path, listing)
+    return make_labelled_split(labels, iter_rows, path, listing_digest)
 
 
-def indexed_split(
+def make_indexed_split(
     labels: npt.NDArray[np.int32],
     class_ids: Sequence[str],
     read: Callable[[int], bytes],
     location: Callable[[int], str],
-    listing: str,
+    listing_digest: str,
 ) -> Split:
     """Return a split of samples that a function reads by position, in shards of ``BLOCK_ROWS`` samples.
 
@@ -223,14 +225,14 @@ def indexed_split(
         Returns the encoded bytes of sample ``i``.
     location : callable
         Returns the location of sample ``i``, for messages.
-    listing : str
+    listing_digest : str
         See `Split`.
     """
 
     def iter_rows(rows: list[int]) -> Iterator[Sample]:
         return (Sample(read(i), class_ids[labels[i]], location(i)) for i in rows)
 
-    return make_labelled_split(labels, iter_rows, location, listing)
+    return make_labelled_split(labels, iter_rows, location, listing_digest)
 
 
 def make_labelled_split(

@@ -12,13 +12,13 @@ SHARED_OPTIONS = ("classes", "background", "white")
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 
 
-def parse_spec_options(text: str) -> tuple[str, dict[str, str]]:
+def split_location_and_options(place_with_options: str) -> tuple[str, dict[str, str]]:
     """Split the text after ``KIND:`` of a spec into location and options.
 
     Parameters
     ----------
-    text : str
-        A question mark without a following ``name=`` belongs to the location.
+    place_with_options : str
+        ``PLACE?OPTIONS``; a question mark without a following ``name=`` belongs to the location.
 
     Returns
     -------
@@ -30,22 +30,24 @@ def parse_spec_options(text: str) -> tuple[str, dict[str, str]]:
     InputError
         If an option has no value or is given twice.
     """
-    match = _OPTIONS.search(text)
+    match = _OPTIONS.search(place_with_options)
     if match is None:
-        return text, {}
+        return place_with_options, {}
     options: dict[str, str] = {}
-    for part in text[match.end() :].split("&"):
+    for part in place_with_options[match.end() :].split("&"):
         name, equals, value = part.partition("=")
         if not equals or not value:
-            raise InputError(f"the option {part!r} in {text} has no value: write ?NAME=VALUE&NAME=VALUE")
+            raise InputError(
+                f"the option {part!r} in {place_with_options} has no value: write ?NAME=VALUE&NAME=VALUE"
+            )
         if name in options:
-            raise InputError(f"the option {name} is given twice in {text}")
+            raise InputError(f"the option {name} is given twice in {place_with_options}")
         options[name] = value
-    return text[: match.start()], options
+    return place_with_options[: match.start()], options
 
 
 def join_location_and_options(location: str, options: dict[str, str]) -> str:
-    """Join a location and its options as in a spec; the inverse of :func:`parse_spec_options`."""
+    """Join a location and its options as in a spec; the inverse of :func:`split_location_and_options`."""
     query = "&".join(f"{name}={value}" for name, value in options.items())
     return f"{location}?{query}" if query else location
 

@@ -17,7 +17,7 @@ from sfm.pipeline.sources.data_files import (
     list_files_below,
     resolve_local_path,
 )
-from sfm.pipeline.sources.inventory import Inventory, could_be_folder_name, get_kind_of_unused_file
+from sfm.pipeline.sources.inventory import Inventory, could_be_folder_name, get_unused_kind_from_extension
 from sfm.text import format_names
 
 SPLIT_WORDS = {
@@ -52,7 +52,7 @@ class SplitFiles:
     inventory : Inventory
     unused_val : list of DataFile
         Files that can be held out instead of `test`, unless the user chose splits.
-    test_split_word : str
+    detected_test_split : str
         The split that the words in the paths of `test` name: test or val; "" if the user chose the files.
     """
 
@@ -60,28 +60,28 @@ class SplitFiles:
     test: list[DataFile]
     inventory: Inventory
     unused_val: list[DataFile] = field(default_factory=list)
-    test_split_word: str = ""
+    detected_test_split: str = ""
 
-    def replace_unlabelled_test_by_val(self, has_labels: Callable[[DataFile], bool]) -> "SplitFiles":
+    def replace_unlabelled_test_by_val_or_none(self, has_labels: Callable[[DataFile], bool]) -> "SplitFiles":
         """Use ``val`` as held-out files if ``test`` has no labels, as in competitions; return the result.
 
         If ``val`` has no labels either, nothing is held out. Choices of the user are kept.
         """
-        if not self.test_split_word or any(map(has_labels, self.test)):
+        if not self.detected_test_split or any(map(has_labels, self.test)):
             return self
         name = posixpath.basename(self.test[0].url)
         if self.unused_val:
-            note = f"held out is val: {self.test_split_word} has no labels ({name})"
+            note = f"held out is val: {self.detected_test_split} has no labels ({name})"
             unused = Counter(self.inventory.unused_by_kind) - Counter({"of val": len(self.unused_val)})
             files = SplitFiles(
-                self.train, self.unused_val, Inventory(dict(unused), (note,)), test_split_word="val"
+                self.train, self.unused_val, Inventory(dict(unused), (note,)), detected_test_split="val"
             )
-            files = files.replace_unlabelled_test_by_val(has_labels)
+            files = files.replace_unlabelled_test_by_val_or_none(has_labels)
         else:
-            note = f"{self.test_split_word} is not used: it has no labels ({name})"
-            reason = f"there is no held-out split to use: {self.test_split_word} has no labels ({name})"
+            note = f"{self.detected_test_split} is not used: it has no labels ({name})"
+            reason = f"there is no held-out split to use: {self.detected_test_split} has no labels ({name})"
             files = SplitFiles(self.train, [], Inventory(self.inventory.unused_by_kind, (note,), reason))
-        inventory = files.inventory.with_more_unused(f"of {self.test_split_word}", len(self.test))
+        inventory = files.inventory.with_more_unused(f"of {self.detected_test_split}", len(self.test))
         return replace(files, inventory=inventory)
 
 
@@ -92,7 +92,7 @@ def find_split_named_in_path(path: str) -> str | None:
 
 
 def find_split_files(
-    location: str,
+    path_or_pattern: str,
     file_suffixes: tuple[str, ...],
     train_split_name: str | None = None,
     test_split_name_or_pattern: str | None = None,
@@ -101,7 +101,7 @@ def find_split_files(
 
     Parameters
     ----------
-    location : str
+    path_or_pattern : str
         A folder, prefix or pattern that holds both splits, distinguished by words in paths; or a pattern of
         training files.
     file_suffixes : tuple of str
@@ -117,38 +117,45 @@ def find_split_files(
         If nothing is found, the splits are ambiguous, files are of no known split, or the folder holds
         several datasets.
     """
-    is_pattern = any(sign in location for sign in "{*") or location.endswith(file_suffixes)
+    is_pattern = any(sign in path_or_pattern for sign in "{*") or path_or_pattern.endswith(file_suffixes)
     if is_pattern and train_split_name is not None:
-        raise InputError(f"{location} names files: ?train= chooses among those of a folder; leave it out")
+        raise InputError(
+            f"{path_or_pattern} names files: ?train= chooses among those of a folder; leave it out"
+        )
     if is_pattern and test_split_name_or_pattern is not None:
         test_pattern = (
             test_split_name_or_pattern
             if "/" in test_split_name_or_pattern
-            else posixpath.join(posixpath.dirname(location), test_split_name_or_pattern)
+            else posixpath.join(posixpath.dirname(path_or_pattern), test_split_name_or_pattern)
         )
-        return SplitFiles(find_files_by_pattern(location), find_files_by_pattern(test_pattern), Inventory())
+        return SplitFiles(
+            find_files_by_pattern(path_or_pattern), find_files_by_pattern(test_pattern), Inventory()
+        )
     if test_split_name_or_pattern is not None and (
         any(sign in test_split_name_or_pattern for sign in "{*/")
         or test_split_name_or_pattern.endswith(file_suffixes)
     ):
         raise InputError(
-            f"{location} is a folder: ?test= takes the name of a split in it, such as val; name the training "
-            f"files, too, to use a pattern: {location.rstrip('/')}/train-*{file_suffixes[0]}"
+            f"{path_or_pattern} is a folder: ?test= takes the name of a split in it, such as val; name the "
+            f"training files, too, to use a pattern: {path_or_pattern.rstrip('/')}/train-*{file_suffixes[0]}"
             f"?test={test_split_name_or_pattern}"
         )
     unused: Counter[str] = Counter()
     if is_pattern:
-        root, files = posixpath.dirname(re.split(r"[{*]", location)[0]), find_files_by_pattern(location)
+        root, files = (
+            posixpath.dirname(re.split(r"[{*]", path_or_pattern)[0]),
+            find_files_by_pattern(path_or_pattern),
+        )
     else:
-        root = location.rstrip("/") or "/"
+        root = path_or_pattern.rstrip("/") or "/"
         files = list_data_files(root, file_suffixes, unused)
     base = root if is_remote_url(root) else str(resolve_local_path(root))
     file_by_path = {file.url.removeprefix(base).lstrip("/"): file for file in files}
     chosen = divide_paths_into_splits(
-        location, list(file_by_path), train_split_name, test_split_name_or_pattern
+        path_or_pattern, list(file_by_path), train_split_name, test_split_name_or_pattern
     )
     if not is_pattern:
-        require_one_dataset(location, chosen.train, chosen.test)
+        require_one_dataset(path_or_pattern, chosen.train, chosen.test)
     for path in file_by_path.keys() - {*chosen.train, *chosen.test}:
         unused[f"of {find_split_named_in_path(path) or 'other splits'}"] += 1
     return SplitFiles(
@@ -181,7 +188,7 @@ def list_data_files(
         if file.url.endswith(file_suffixes):
             files.append(file)
         else:
-            unused_by_kind[get_kind_of_unused_file(file.url)] += 1
+            unused_by_kind[get_unused_kind_from_extension(file.url)] += 1
     if not files:
         raise InputError(f"no file that ends in {file_suffixes[0]} under {root}")
     return files

@@ -10,7 +10,12 @@ from typing import BinaryIO, cast
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile, open_stream
-from sfm.pipeline.sources.inventory import HIDDEN_KIND, IMAGE_EXTENSIONS, SPECIAL_FILE_KIND, get_extension
+from sfm.pipeline.sources.inventory import (
+    HIDDEN_KIND,
+    IMAGE_EXTENSIONS,
+    SPECIAL_FILE_KIND,
+    get_dotless_lowercase_extension,
+)
 from sfm.pipeline.sources.limits import (
     MAX_HEADER_BYTES,
     MAX_IMAGE_BYTES,
@@ -115,7 +120,7 @@ def read_gzip_to_verify_checksum(stream: BinaryIO) -> None:
         pass
 
 
-def iter_tar_members(
+def iter_tar_member_names_and_contents(
     file: DataFile, unused_by_kind: Counter[str]
 ) -> Iterator[tuple[str, ContentOrSize | None]]:
     """Yield the members of a shard that can be part of a sample.
@@ -151,8 +156,8 @@ def iter_tar_members(
                         raise InputError(
                             f"{file.url} has more than {MAX_MEMBERS:,} members: cut it into several"
                         )
-                    if is_possible_sample_member(file, info, unused_by_kind):
-                        yield info.name, read_tar_member_content(file, archive, info)
+                    if accept_tar_member_or_count_unused(file, info, unused_by_kind):
+                        yield info.name, read_content_if_image_or_label(file, archive, info)
             read_gzip_to_verify_checksum(unpacked)
         except InputError:
             raise
@@ -188,7 +193,7 @@ def read_next_tar_header(archive: tarfile.TarFile, stream: PositionLimitedStream
     return info
 
 
-def read_tar_member_content(
+def read_content_if_image_or_label(
     file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo
 ) -> ContentOrSize | None:
     """Return the content of a member that is an image or a label; None for others.
@@ -198,7 +203,7 @@ def read_tar_member_content(
     InputError
         If it is sparse, or a label beyond ``MAX_LABEL_BYTES``; names it.
     """
-    extension = get_extension(info.name)
+    extension = get_dotless_lowercase_extension(info.name)
     if extension not in (*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS):
         return None
     location = f"{sanitize_line(info.name)} in {file.url}"
@@ -214,7 +219,9 @@ def read_tar_member_content(
     return body.read() if body else None
 
 
-def is_possible_sample_member(file: DataFile, info: tarfile.TarInfo, unused_by_kind: Counter[str]) -> bool:
+def accept_tar_member_or_count_unused(
+    file: DataFile, info: tarfile.TarInfo, unused_by_kind: Counter[str]
+) -> bool:
     """Return whether a member can be part of a sample; count those that cannot, by kind.
 
     Raises
@@ -232,7 +239,7 @@ def is_possible_sample_member(file: DataFile, info: tarfile.TarInfo, unused_by_k
         return True
     elif not (info.islnk() or info.issym()):
         kind = SPECIAL_FILE_KIND
-    elif get_extension(info.name) in (*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS):
+    elif get_dotless_lowercase_extension(info.name) in (*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS):
         raise InputError(
             f"{info.name} in {file.url} is a link to {info.linkname}: write the shard with the files "
             f"themselves (tar --dereference --hard-dereference)"

@@ -4,12 +4,21 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile
-from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS, get_extension, get_kind_of_unused_file
+from sfm.pipeline.sources.inventory import (
+    IMAGE_EXTENSIONS,
+    get_dotless_lowercase_extension,
+    get_unused_kind_from_extension,
+)
 from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_MEMBER_GROUP_BYTES
-from sfm.pipeline.sources.tar_members import LABEL_EXTENSIONS, ContentOrSize, iter_tar_members
+from sfm.pipeline.sources.tar_members import (
+    LABEL_EXTENSIONS,
+    ContentOrSize,
+    iter_tar_member_names_and_contents,
+)
 from sfm.text import format_names
 
 MAX_HELD_SAMPLES = 16
@@ -18,6 +27,21 @@ MAX_HELD_SAMPLES = 16
 
 class MissingLabelError(InputError):
     """A sample has an image, but no label."""
+
+
+class TarSample(NamedTuple):
+    """A sample of a shard.
+
+    Attributes
+    ----------
+    key : str
+        The shared name of its members.
+    content_by_extension : dict of str to ContentOrSize
+        Its images and labels.
+    """
+
+    key: str
+    content_by_extension: dict[str, ContentOrSize]
 
 
 @dataclass
@@ -34,7 +58,7 @@ class TarMemberGroup:
         Images and labels whose names have more dots: by the name up to the last dot, then by extension.
     unused_names : list of str
         Names of members that are neither image nor label.
-    content_bytes : int
+    total_content_bytes : int
         Bytes of images and labels.
     """
 
@@ -42,9 +66,9 @@ class TarMemberGroup:
     content_by_extension: dict[str, ContentOrSize] = field(default_factory=dict)
     contents_by_dotted_name: dict[str, dict[str, ContentOrSize]] = field(default_factory=dict)
     unused_names: list[str] = field(default_factory=list)
-    content_bytes: int = 0
+    total_content_bytes: int = 0
 
-    def add(self, stem: str, extension: str, content: ContentOrSize, location: str) -> None:
+    def add_content(self, stem: str, extension: str, content: ContentOrSize, location: str) -> None:
         """Add an image or a label.
 
         Raises
@@ -59,8 +83,8 @@ class TarMemberGroup:
         )
         if extension in content_by_extension:
             raise InputError(f"{location} twice")
-        self.content_bytes += len(content) if isinstance(content, bytes) else 0
-        if self.content_bytes > MAX_MEMBER_GROUP_BYTES:
+        self.total_content_bytes += len(content) if isinstance(content, bytes) else 0
+        if self.total_content_bytes > MAX_MEMBER_GROUP_BYTES:
             raise InputError(
                 f"{location} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together"
             )
@@ -78,17 +102,15 @@ class TarMemberGroup:
         return format_names(endings) if len(endings) != 1 else f"only {endings[0]}"
 
 
-def split_member_name(name: str) -> tuple[str, str]:
+def split_member_name_at_first_dot(name: str) -> tuple[str, str]:
     """Return the key of a member's sample, and what follows the first dot of its name, in lower case."""
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
     return str(path.with_name(stem)), extension.lower()
 
 
-def iter_sample_contents(
-    file: DataFile, unused_by_kind: Counter[str]
-) -> Iterator[tuple[str, dict[str, ContentOrSize]]]:
-    """Yield the samples of a shard: the key of each, and its images and labels by extension.
+def iter_tar_samples(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[TarSample]:
+    """Yield the samples of a shard.
 
     Neighbouring members that share the name up to the first dot are one sample, as WebDataset has it; members
     with more dots are further parts of it. Where all names have more dots, as in ``0_img.003.png`` beside
@@ -106,8 +128,8 @@ def iter_sample_contents(
     """
     group: TarMemberGroup | None = None
     is_partial = False
-    for name, content in iter_tar_members(file, unused_by_kind):
-        key, extension = split_member_name(name)
+    for name, content in iter_tar_member_names_and_contents(file, unused_by_kind):
+        key, extension = split_member_name_at_first_dot(name)
         if group is None or key != group.key:
             yield from () if group is None else iter_group_samples(group, file, unused_by_kind, is_partial)
             group, is_partial = TarMemberGroup(key), False
@@ -116,9 +138,10 @@ def iter_sample_contents(
             continue
         stem = key
         if "." in extension:
-            stem, extension = name[: name.rindex(".")], get_extension(name)
+            stem, extension = name[: name.rindex(".")], get_dotless_lowercase_extension(name)
         holds_enough = (
-            len(group.contents_by_dotted_name) == MAX_HELD_SAMPLES or group.content_bytes > MAX_BATCH_BYTES
+            len(group.contents_by_dotted_name) == MAX_HELD_SAMPLES
+            or group.total_content_bytes > MAX_BATCH_BYTES
         )
         if (
             stem != key
@@ -126,18 +149,18 @@ def iter_sample_contents(
             and group.contents_by_dotted_name
             and holds_enough
         ):
-            yield from iter_dotted_samples(group, file)
+            yield from iter_samples_with_dotted_names(group, file)
             group.contents_by_dotted_name.clear()
-            group.content_bytes = 0
+            group.total_content_bytes = 0
             is_partial = True
-        group.add(stem, extension, content, f"{file.url} holds {name}")
+        group.add_content(stem, extension, content, f"{file.url} holds {name}")
     if group is not None:
         yield from iter_group_samples(group, file, unused_by_kind, is_partial)
 
 
 def iter_group_samples(
-    group: TarMemberGroup, file: DataFile, unused_by_kind: Counter[str], is_partly_yielded: bool
-) -> Iterator[tuple[str, dict[str, ContentOrSize]]]:
+    group: TarMemberGroup, file: DataFile, unused_by_kind: Counter[str], has_yielded_dotted_samples: bool
+) -> Iterator[TarSample]:
     """Yield the samples of a group of members: one, or as many as there are dotted names.
 
     Parameters
@@ -150,7 +173,7 @@ def iter_group_samples(
     InputError
         If there is a label but no image, or an image but no label; names it.
     """
-    unused_by_kind.update(map(get_kind_of_unused_file, group.unused_names))
+    unused_by_kind.update(map(get_unused_kind_from_extension, group.unused_names))
     if not group.content_by_extension:
         # Captions and metadata without an image are no samples.
         sample_extensions = {"cls", *IMAGE_EXTENSIONS}
@@ -159,9 +182,9 @@ def iter_group_samples(
                 unused_by_kind.update(
                     f".{extension}" for extension in group.contents_by_dotted_name.pop(stem)
                 )
-        yield from iter_dotted_samples(group, file)
+        yield from iter_samples_with_dotted_names(group, file)
         return
-    if is_partly_yielded:
+    if has_yielded_dotted_samples:
         raise InputError(
             f"{group.key} in {file.url} has an image or label besides many with more dots in their "
             f"names: cannot tell which belong together; rename them without dots"
@@ -175,12 +198,10 @@ def iter_group_samples(
         unused_by_kind.update(
             f"{stem.removeprefix(group.key)}.{extension}".lower() for extension in content_by_extension
         )
-    yield group.key, group.content_by_extension
+    yield TarSample(group.key, group.content_by_extension)
 
 
-def iter_dotted_samples(
-    group: TarMemberGroup, file: DataFile
-) -> Iterator[tuple[str, dict[str, ContentOrSize]]]:
+def iter_samples_with_dotted_names(group: TarMemberGroup, file: DataFile) -> Iterator[TarSample]:
     """Yield the samples of a group's dotted names, which are cut at the last dot.
 
     Raises
@@ -197,4 +218,4 @@ def iter_dotted_samples(
                 f"an image there must be a label of the same name (.{', .'.join(LABEL_EXTENSIONS)}); "
                 f"found {group.describe_endings()}"
             )
-        yield stem, content_by_extension
+        yield TarSample(stem, content_by_extension)

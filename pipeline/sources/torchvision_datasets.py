@@ -10,11 +10,15 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.class_labels import class_id_from_number, normalize_name_for_comparison
+from sfm.pipeline.sources.class_labels import make_zero_padded_class_id, normalize_name_for_comparison
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.file_tree import describe_dangling_link
-from sfm.pipeline.sources.source import Source, Split, compute_digest, file_split, indexed_split
-from sfm.pipeline.sources.spec_options import parse_spec_options, parse_yes_no_option, require_known_options
+from sfm.pipeline.sources.source import Source, Split, compute_digest, make_file_split, make_indexed_split
+from sfm.pipeline.sources.spec_options import (
+    parse_yes_no_option,
+    require_known_options,
+    split_location_and_options,
+)
 from sfm.text import first_error_line, sanitize_line
 
 _BOOLEAN = ({"train": True}, {"train": False})
@@ -62,7 +66,7 @@ def open_torchvision_source(place_with_options: str) -> Source:
         If the dataset is unknown or missing.
     """
     spec = f"torchvision:{place_with_options}"
-    name, options = parse_spec_options(place_with_options)
+    name, options = split_location_and_options(place_with_options)
     require_known_options(spec, options, ("root", "download"))
     if name not in SPLIT_ARGUMENTS:
         close = difflib.get_close_matches(name.lower(), [known.lower() for known in SPLIT_ARGUMENTS], n=1)
@@ -134,22 +138,22 @@ def list_image_files_unless_arrays(dataset: Any) -> list[str] | None:
 
 
 def make_class_ids_and_names(
-    dataset: Any, label_numbers_by_split: list[npt.NDArray[np.int64]]
+    dataset: Any, label_numbers_of_splits: list[npt.NDArray[np.int64]]
 ) -> tuple[list[str], list[str]]:
     """Return class ids and display names, by label number.
 
     Ids are WordNet ids if the dataset has them, else its class names if they differ, else numbers.
     """
-    count = 1 + max(int(split.max(initial=0)) for split in label_numbers_by_split)
+    count = 1 + max(int(split.max(initial=0)) for split in label_numbers_of_splits)
     names = [
         name if isinstance(name, str) else name[0]
-        for name in getattr(dataset, "classes", map(class_id_from_number, range(count)))
+        for name in getattr(dataset, "classes", map(make_zero_padded_class_id, range(count)))
     ]
     if hasattr(dataset, "wnids"):
         return list(dataset.wnids), names
     if len({normalize_name_for_comparison(name) for name in names}) == len(names):
         return names, names
-    return [class_id_from_number(label) for label in range(len(names))], names
+    return [make_zero_padded_class_id(label) for label in range(len(names))], names
 
 
 def make_torchvision_split(
@@ -160,23 +164,23 @@ def make_torchvision_split(
     sorted_labels = position_by_number[label_numbers]
     files = list_image_files_unless_arrays(dataset)
     if files is None:
-        return indexed_split(
+        return make_indexed_split(
             labels=sorted_labels,
             class_ids=sorted(class_ids_by_number),
             read=lambda i: encode_as_portable_pixmap(np.asarray(dataset.data[i])),
             location=lambda i: f"image {i} of the {location}",
-            listing=compute_digest(
+            listing_digest=compute_digest(
                 location,
                 str(len(label_numbers)),
                 label_numbers.tobytes(),
                 np.asarray(dataset.data[:64]).tobytes(),
             ),
         )
-    return file_split(
+    return make_file_split(
         labels=sorted_labels,
         class_ids=sorted(class_ids_by_number),
         path=files.__getitem__,
-        listing=compute_digest(
+        listing_digest=compute_digest(
             location, label_numbers.tobytes(), *(describe_file_state(path) for path in files)
         ),
     )

@@ -72,7 +72,7 @@ def replace_shard_class_ids(
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
         for sample in shard.read(positions):
-            yield replace(sample, label=new_id_by_id.get(sample.label, sample.label))
+            yield replace(sample, class_id=new_id_by_id.get(sample.class_id, sample.class_id))
 
     labels = None if shard.labels is None else new_label_by_label[shard.labels]
     return replace(shard, labels=labels, read=read)

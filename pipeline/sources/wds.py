@@ -11,20 +11,20 @@ from sfm.pipeline.sources.class_labels import (
     ParsedClassList,
     class_id_from_label,
     format_class_list_for_digest,
-    format_label_if_numeric,
+    format_numeric_label_or_empty,
     read_class_list,
 )
 from sfm.pipeline.sources.class_subsets import take_ascending_positions
-from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_file_states
+from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name_from_folder_part, digest_file_states
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS
 from sfm.pipeline.sources.limits import MAX_LABEL_BYTES
 from sfm.pipeline.sources.sample import Sample, describe_oversized_image_fault
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
-from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
+from sfm.pipeline.sources.spec_options import require_known_options, split_location_and_options
 from sfm.pipeline.sources.split_files import find_split_files
 from sfm.pipeline.sources.tar_members import ContentOrSize
-from sfm.pipeline.sources.tar_samples import MissingLabelError, iter_sample_contents
+from sfm.pipeline.sources.tar_samples import MissingLabelError, iter_tar_samples
 from sfm.untrusted_files import parse_json
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -48,16 +48,16 @@ def open_wds_source(place_with_options: str) -> Source:
         If shards are missing, or the splits are ambiguous.
     """
     spec = f"wds:{place_with_options}"
-    path_or_pattern, options = parse_spec_options(place_with_options)
+    path_or_pattern, options = split_location_and_options(place_with_options)
     require_known_options(spec, options, ("train", "test", "names"))
     class_list = read_class_list(options["names"]) if "names" in options else None
     suffixes = (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)
     files = find_split_files(path_or_pattern, suffixes, options.get("train"), options.get("test"))
-    files = files.replace_unlabelled_test_by_val(first_sample_has_label)
+    files = files.replace_unlabelled_test_by_val_or_none(first_sample_has_label)
     require_readable_distinct_shards([*files.train, *files.test])
     ids = sorted(class_list.class_ids) if class_list else None
     return Source(
-        name=derive_dataset_name(path_or_pattern, suffixes),
+        name=derive_dataset_name_from_folder_part(path_or_pattern, suffixes),
         spec=spec,
         class_ids=ids,
         class_names=[class_list.display_names.get(i, i) for i in ids] if class_list and ids else None,
@@ -74,7 +74,7 @@ def first_sample_has_label(file: DataFile) -> bool:
     True for a shard that cannot be read: the error is raised when it is read.
     """
     try:
-        key, contents = next(iter_sample_contents(file, Counter()), ("", {}))
+        key, contents = next(iter_tar_samples(file, Counter()), ("", {}))
         _, label = find_label_extension_and_value(contents, f"{key} in {file.url}")
     except MissingLabelError:
         return False
@@ -113,8 +113,8 @@ def make_wds_split(files: Sequence[DataFile], class_list: ParsedClassList | None
 
         return Shard(file.url, None, read, unused)
 
-    listing = compute_digest(digest_file_states(files), format_class_list_for_digest(class_list))
-    return Split(tuple(map(make_shard, files)), listing)
+    listing_digest = compute_digest(digest_file_states(files), format_class_list_for_digest(class_list))
+    return Split(tuple(map(make_shard, files)), listing_digest)
 
 
 def iter_shard_samples(
@@ -133,7 +133,7 @@ def iter_shard_samples(
         If the shard is damaged, or a sample lacks an image or a label, or has two; names it.
     """
     unused_by_kind.clear()
-    for key, contents in iter_sample_contents(file, unused_by_kind):
+    for key, contents in iter_tar_samples(file, unused_by_kind):
         location = f"{key} in {file.url}"
         image_extension = next(extension for extension in contents if extension in IMAGE_EXTENSIONS)
         label_extension, label = find_label_extension_and_value(contents, location)
@@ -144,7 +144,7 @@ def iter_shard_samples(
             (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image_fault(image))
         )
         class_id = class_id_from_label(label, class_list, location)
-        yield Sample(data, class_id, location, format_label_if_numeric(label), fault)
+        yield Sample(data, class_id, location, format_numeric_label_or_empty(label), fault)
 
 
 def find_label_extension_and_value(

@@ -46,7 +46,7 @@ class SourceTests:
         return None
 
     @pytest.fixture
-    def damaged_spec(self) -> tuple[str, str] | None:
+    def damaged_spec_and_file_name(self) -> tuple[str, str] | None:
         """Spec of a dataset with one damaged file, and a part of that file's name; optional."""
         return None
 
@@ -71,7 +71,7 @@ class SourceTests:
         for split in source.splits.values():
             assert len({shard.labels is None for shard in split.shards}) == 1
             for shard in split.shards:
-                class_ids = [sample.label for sample in shard.read(None)]
+                class_ids = [sample.class_id for sample in shard.read(None)]
                 if shard.labels is not None:
                     assert source.class_ids is not None
                     assert shard.labels.dtype == np.int32
@@ -81,7 +81,7 @@ class SourceTests:
 
     def test_both_splits_hold_all_classes(self, source: Source) -> None:
         """A dataset has two classes or more, and each has samples in both splits."""
-        classes = [{sample.label for sample in read_samples(split)} for split in source.splits.values()]
+        classes = [{sample.class_id for sample in read_samples(split)} for split in source.splits.values()]
         assert classes[0] == classes[1]
         assert len(classes[0]) >= 2
         assert source.class_ids is None or classes[0] == set(source.class_ids)
@@ -93,7 +93,7 @@ class SourceTests:
         if expected_samples is None:
             pytest.skip("there is no fixture expected_samples")
         for name, split in source.splits.items():
-            actual = sorted((sample.label, sample.data) for sample in read_samples(split))
+            actual = sorted((sample.class_id, sample.data) for sample in read_samples(split))
             assert actual == sorted(expected_samples[name])
 
     def test_a_shard_is_read_again_with_the_same_samples(self, source: Source) -> None:
@@ -119,7 +119,7 @@ class SourceTests:
     def test_opening_again_gives_the_same_dataset(self, spec: str, source: Source) -> None:
         """A source that is opened again has the same classes, labels and listings: nothing is read again.
 
-        ``Split.listing`` is a digest in hexadecimal digits.
+        ``Split.listing_digest`` is a digest in hexadecimal digits.
         """
         again = open_source(spec)
         assert (again.name, again.class_ids, again.class_names) == (
@@ -128,13 +128,13 @@ class SourceTests:
             source.class_names,
         )
         for name, split in source.splits.items():
-            assert re.fullmatch(r"[0-9a-f]{32,}", split.listing)
-            assert again.splits[name].listing == split.listing
+            assert re.fullmatch(r"[0-9a-f]{32,}", split.listing_digest)
+            assert again.splits[name].listing_digest == split.listing_digest
             assert len(again.splits[name].shards) == len(split.shards)
             np.testing.assert_array_equal(again.splits[name].labels, split.labels)
 
     def test_every_sample_says_where_it_lies(self, source: Source) -> None:
-        """``where`` names each sample and each shard for error messages: no two alike, none empty."""
+        """``location`` names each sample and each shard for error messages: no two alike, none empty."""
         for split in source.splits.values():
             for places in (
                 [sample.location for sample in read_samples(split)],
@@ -171,28 +171,28 @@ class SourceTests:
 
     def test_a_subset_has_the_samples_of_its_classes(self, source: Source) -> None:
         """``?classes=LIST`` works: the other samples are left out, and the rest is the same, in order."""
-        class_ids = sorted({sample.label for sample in read_samples(source.train)})[:2]
+        class_ids = sorted({sample.class_id for sample in read_samples(source.train)})[:2]
         subset = select_source_classes(source, class_ids[::-1])
         assert subset.class_ids == class_ids
         for name, split in source.splits.items():
-            expected = [sample for sample in read_samples(split) if sample.label in class_ids]
+            expected = [sample for sample in read_samples(split) if sample.class_id in class_ids]
             assert read_samples(subset.splits[name]) == expected
-            assert subset.splits[name].listing != split.listing
+            assert subset.splits[name].listing_digest != split.listing_digest
             labels = subset.splits[name].labels
             if labels is not None:
-                assert [class_ids[label] for label in labels] == [sample.label for sample in expected]
+                assert [class_ids[label] for label in labels] == [sample.class_id for sample in expected]
 
-    def test_damage_is_named_in_one_line(self, damaged_spec: tuple[str, str] | None) -> None:
+    def test_damage_is_named_in_one_line(self, damaged_spec_and_file_name: tuple[str, str] | None) -> None:
         """A damaged file raises InputError when it is opened or read, in one line that names the file.
 
-        Needs the fixture `damaged_spec`.
+        Needs the fixture `damaged_spec_and_file_name`.
         """
-        if damaged_spec is None:
-            pytest.skip("there is no fixture damaged_spec")
-        spec, name = damaged_spec
+        if damaged_spec_and_file_name is None:
+            pytest.skip("there is no fixture damaged_spec_and_file_name")
+        spec, file_name = damaged_spec_and_file_name
         with pytest.raises(InputError) as refused:
             open_and_read_all_samples(spec)
-        assert name in str(refused.value)
+        assert file_name in str(refused.value)
         assert "\n" not in str(refused.value)
 
 

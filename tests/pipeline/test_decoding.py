@@ -121,7 +121,7 @@ def test_decoding_processes_read_sample_files(tmp_path):
     for place, sample in batch:
         file = tmp_path / sample.location
         file.write_bytes(sample.data)
-        listed.append((place, SampleFile(str(file), sample.label)))
+        listed.append((place, SampleFile(str(file), sample.class_id)))
     here = decode_batch(batch, decode_image, DecodingOptions((SMALL,)))
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         with decoding(listed, DecodingOptions((SMALL,))) as there:
@@ -387,7 +387,7 @@ def test_a_worker_restarts_a_killed_decoding_process_for_the_next_partition(tmp_
         dask_worker, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count)
     )
     source = open_source("builtin:fashion-mnist-6k")
-    listing = tuple(split.listing for split in source.splits.values())
+    listing = tuple(split.listing_digest for split in source.splits.values())
     card = load_backbone("lite0", image_size=32, device="cpu").card
     worker_config = dask_worker.WorkerConfig(
         source.spec, listing, (("lite0", card.hash),), 32, "cpu", str(tmp_path), PassOptions(), 1, ()

@@ -76,7 +76,9 @@ def make_stream_source(source: Source, size: int = 7) -> Source:
 
             return Shard(f"shard of {len(rows)}", None, read)
 
-        return Split(tuple(shard(order[i : i + size]) for i in range(0, len(order), size)), known.listing)
+        return Split(
+            tuple(shard(order[i : i + size]) for i in range(0, len(order), size)), known.listing_digest
+        )
 
     return dataclasses.replace(
         source, class_ids=None, class_names=None, train=split(source.train), test=split(source.test)
@@ -115,7 +117,7 @@ def test_limit_per_class_takes_the_first_samples_of_each_class_of_a_stream(
     for name, split in source.splits.items():
         own = [sample.read() for shard in split.shards for sample in shard.read(None)]
         for c, class_id in enumerate(entry.dataset.class_ids):
-            for sample in [sample for sample in own if sample.label == class_id][:3]:
+            for sample in [sample for sample in own if sample.class_id == class_id][:3]:
                 digest = np.frombuffer(digest_sample(sample.data), dtype=np.uint8)[None]
                 builder.add_samples(name, entry.dataset.class_ids, np.array([c], dtype=np.int32), digest)
     assert entry.summary.fingerprint == builder.compute_fingerprint()

@@ -17,7 +17,7 @@ from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.prefetch import FILES_PER_TASK, prefetch_samples
 from sfm.pipeline.sources.sample import SampleFile
-from sfm.pipeline.sources.source import file_split
+from sfm.pipeline.sources.source import make_file_split
 from sfm.testing import SourceTests
 
 
@@ -57,7 +57,7 @@ class TestIdxSource(SourceTests):
         return {"train": samples, "test": samples}
 
     @pytest.fixture
-    def damaged_spec(self, tmp_path):
+    def damaged_spec_and_file_name(self, tmp_path):
         root = write_idx_folder(tmp_path / "damaged", zipped=True)
         truncated = root / "t10k-images-idx3-ubyte.gz"
         truncated.write_bytes(truncated.read_bytes()[:-12])
@@ -252,7 +252,7 @@ def test_files_are_listed_without_being_read_and_then_read_in_order(tmp_path):
     for i, path in enumerate(paths):
         path.write_text(str(i))
     labels = np.arange(50, dtype=np.int32) % 2
-    split = file_split(labels, ["a", "b"], lambda i: str(paths[i]), "listing")
+    split = make_file_split(labels, ["a", "b"], lambda i: str(paths[i]), "listing")
     rows = np.arange(1, 50, 2)
     listed = list(split.iter_samples(rows))
     assert listed == [SampleFile(str(paths[i]), "b") for i in rows]

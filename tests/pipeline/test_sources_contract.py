@@ -9,7 +9,7 @@ import pytest
 
 from sfm.pipeline.sources import Shard, Source, Split
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import indexed_split
+from sfm.pipeline.sources.source import make_indexed_split
 from sfm.testing import SourceTests
 
 PIXMAPS = [f"P5\n1 1\n255\n{chr(65 + i)}".encode() for i in range(6)]
@@ -17,7 +17,7 @@ PIXMAPS = [f"P5\n1 1\n255\n{chr(65 + i)}".encode() for i in range(6)]
 
 def make_source(**fields: object) -> Source:
     labels = np.arange(6, dtype=np.int32) % 2
-    split = indexed_split(labels, ["a", "b"], PIXMAPS.__getitem__, lambda i: f"image {i}", "0" * 64)
+    split = make_indexed_split(labels, ["a", "b"], PIXMAPS.__getitem__, lambda i: f"image {i}", "0" * 64)
     return replace(Source("toy", "toy:x", ["a", "b"], None, split, split, decode_image), **fields)
 
 
@@ -87,7 +87,7 @@ def test_the_source_contract_fails_for_a_lost_sample_or_a_changed_listing(monkey
     tests.test_samples_are_those_of_the_dataset(source, {"train": samples, "test": samples})
     with pytest.raises(AssertionError):
         tests.test_samples_are_those_of_the_dataset(source, {"train": samples, "test": samples[1:]})
-    other = make_source(train=replace(source.train, listing="1" * 64))
+    other = make_source(train=replace(source.train, listing_digest="1" * 64))
     monkeypatch.setattr("sfm.testing.sources.open_source", lambda spec: other)
     with pytest.raises(AssertionError):
         tests.test_opening_again_gives_the_same_dataset("toy:x", source)

@@ -12,7 +12,7 @@ from s3_server import open_bucket
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import (
-    derive_dataset_name,
+    derive_dataset_name_from_folder_part,
     digest_file_states,
     expand_braces,
     find_files_by_pattern,
@@ -143,7 +143,7 @@ def test_missing_or_unreachable_files_are_named_in_the_error(folder, place, test
     ],
 )
 def test_a_dataset_is_named_after_its_folder(place, name):
-    assert derive_dataset_name(place, ".tar") == name
+    assert derive_dataset_name_from_folder_part(place, ".tar") == name
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocessing import resize_and_crop_image
-from sfm.pipeline.sources.decode import decode_image, load_readable_image_formats
+from sfm.pipeline.sources.decode import configure_pillow_and_list_formats, decode_image
 
 GREY_RAMP = np.arange(24 * 32, dtype=np.float64).reshape(24, 32) / (24 * 32 - 1)
 COLOUR_RAMP = np.stack([GREY_RAMP, GREY_RAMP[::-1], GREY_RAMP[:, ::-1]], axis=-1)
@@ -162,7 +162,7 @@ def test_an_image_with_unreadable_exif_is_decoded(kind, exif, recwarn):
     except (SyntaxError, struct.error, OSError):
         pytest.skip("Pillow does not write such a file")
     recwarn.clear()
-    load_readable_image_formats.cache_clear()  # pytest undoes what is set up with them
+    configure_pillow_and_list_formats.cache_clear()  # pytest undoes what is set up with them
     assert np.abs(decode_and_preprocess(data) - decode_and_preprocess(encode_image(RGB, "PNG"))).max() <= 24
     assert [str(warning.message) for warning in recwarn] == []
 

@@ -33,7 +33,7 @@ class TestFolderSource(SourceTests):
         }
 
     @pytest.fixture
-    def damaged_spec(self, image_folder):
+    def damaged_spec_and_file_name(self, image_folder):
         (image_folder / "train" / "bag" / "003.png").unlink()
         (image_folder / "train" / "bag" / "003.png").symlink_to("gone")
         return f"folder:{image_folder}", "train/bag/003.png"
@@ -331,4 +331,4 @@ def test_the_listing_digest_of_a_flat_folder_is_unchanged(image_folder):
             status = file.stat()
             lines.append(f"{class_id}/{file.name} {status.st_size} {status.st_mtime_ns}")
     expected = compute_digest(str((image_folder / "train").resolve()), "\n".join(lines))
-    assert open_folder_source(str(image_folder)).train.listing == expected
+    assert open_folder_source(str(image_folder)).train.listing_digest == expected

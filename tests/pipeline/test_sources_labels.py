@@ -69,7 +69,7 @@ def write_tables(root: Path, labels: dict[str, list[object]]) -> Path:
 
 
 def read_class_ids(spec: str) -> list[str]:
-    return [sample.label for shard in open_source(spec).train.shards for sample in shard.read(None)]
+    return [sample.class_id for shard in open_source(spec).train.shards for sample in shard.read(None)]
 
 
 @pytest.mark.parametrize("ending", ["txt", "cls", "json"])

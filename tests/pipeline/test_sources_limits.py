@@ -165,7 +165,7 @@ def test_an_oversized_tar_member_counts_as_undecodable(tmp_path, monkeypatch):
     large, found = read_shard(
         tmp_path / "a.tar", make_tar_member("0.png", bytes(1001)) + LABEL_MEMBER + small + TAR_END
     )
-    assert (large.data, large.label, found.data) == (b"", "00001", make_png())
+    assert (large.data, large.class_id, found.data) == (b"", "00001", make_png())
     wanted = DecodingOptions(preprocessings=(), on_error="skip")
     decoded = decode_batch([(0, large), (1, found)], decode_image, wanted)
     assert decoded.kept_indices_in_task == [1]
@@ -330,8 +330,8 @@ def test_overlong_class_names_are_refused_where_they_are_listed(tmp_path, class_
 def test_class_names_too_large_for_a_card_are_refused():
     ids = [f"{i:0900d}" for i in range(20_000)]
     with pytest.raises(InputError, match="20,000 classes, whose names take"):
-        limits.require_storable_classes(ids, None, "a dataset")
-    limits.require_storable_classes(
+        limits.require_class_names_within_limits(ids, None, "a dataset")
+    limits.require_class_names_within_limits(
         [f"{i:06d}" for i in range(210_000)], None, "the largest dataset of landmarks"
     )
 

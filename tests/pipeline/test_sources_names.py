@@ -26,7 +26,7 @@ def rename_class(root: Path, old: str, train: str | bytes, test: str | bytes) ->
 
 def read_labelled_images(split: Split) -> list[tuple[str, bytes]]:
     found = (sample.read() for shard in split.shards for sample in shard.read(None))
-    return sorted((sample.label, sample.data) for sample in found)
+    return sorted((sample.class_id, sample.data) for sample in found)
 
 
 def make_config(source: Path | str, store: Path, **words: object) -> ExtractConfig:
@@ -124,6 +124,6 @@ def test_unused_file_counts_are_kept_when_classes_are_renamed():
         decode=decode_image,
     )
     renamed = normalize_source_class_ids(source)
-    shard.unused[".txt"] += 2
+    shard.unused_by_kind[".txt"] += 2
     assert renamed.class_ids == ["boot", NFC]
-    assert renamed.train.shards[0].unused == {".txt": 2}
+    assert renamed.train.shards[0].unused_by_kind == {".txt": 2}

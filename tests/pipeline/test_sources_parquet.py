@@ -56,7 +56,7 @@ def read_samples(split: Split) -> list[Sample]:
 
 
 def read_labelled_images(split: Split) -> list[tuple[str, bytes]]:
-    return sorted((sample.label, sample.data) for sample in read_samples(split))
+    return sorted((sample.class_id, sample.data) for sample in read_samples(split))
 
 
 class TestParquetSource(SourceTests):
@@ -69,7 +69,7 @@ class TestParquetSource(SourceTests):
         return group_samples_by_split(pictures)
 
     @pytest.fixture
-    def damaged_spec(self, tmp_path, pictures):
+    def damaged_spec_and_file_name(self, tmp_path, pictures):
         root = write_tables(tmp_path / "damaged", pictures)
         truncated = root / "data" / "train-00001-of-00002.parquet"
         truncated.write_bytes(truncated.read_bytes()[:-100])
@@ -349,4 +349,6 @@ def test_labels_that_are_not_utf8_are_named_in_the_error(tmp_path, pictures, mon
 def test_only_labels_of_digit_text_change_the_listing_digest(tmp_path, pictures, labels, meaning):
     root = write_tables_with_labels(tmp_path / "d", labels, pictures)
     files = digest_file_states(find_files_by_pattern(str(root / "train.parquet")))
-    assert open_source(f"parquet:{root}").train.listing == compute_digest(files, "image", "label", meaning)
+    assert open_source(f"parquet:{root}").train.listing_digest == compute_digest(
+        files, "image", "label", meaning
+    )

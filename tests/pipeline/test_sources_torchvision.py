@@ -33,7 +33,7 @@ def fashion_mnist_root(tmp_path: Path) -> Path:
     raw.mkdir(parents=True)
     for name, split in (("train", source.train), ("t10k", source.test)):
         samples = list(split.read(np.arange(100)))
-        images, labels = b"".join(s.data for s in samples), bytes(int(s.label) for s in samples)
+        images, labels = b"".join(s.data for s in samples), bytes(int(s.class_id) for s in samples)
         (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 100, 28, 28) + images)
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 100) + labels)
     return tmp_path
@@ -64,7 +64,7 @@ def test_arrays_are_encoded_losslessly_and_labelled_by_name(fashion_mnist_root):
     assert source.class_ids == sorted(other.class_names)
     for mine, theirs in zip(read_samples(source.train), other.train.read(np.arange(100)), strict=True):
         np.testing.assert_array_equal(source.decode(mine.data), other.decode(theirs.data))
-        assert mine.label == other.class_names[int(theirs.label)]
+        assert mine.class_id == other.class_names[int(theirs.class_id)]
 
 
 def test_arrays_are_encoded_to_the_same_bytes_on_every_machine():
@@ -103,7 +103,7 @@ def test_cifar_images_and_labels_match_torchvision(cifar_root):
         theirs = torchvision.datasets.CIFAR10(cifar_root, train=train)
         for (picture, label), sample in zip(theirs, read_samples(split), strict=True):
             np.testing.assert_array_equal(source.decode(sample.data), picture)
-            assert sample.label == theirs.classes[label]
+            assert sample.class_id == theirs.classes[label]
 
 
 def test_an_incomplete_cifar_is_refused(cifar_root):
@@ -154,7 +154,7 @@ def test_pet_class_ids_are_independent_of_their_numbering(tmp_path, pictures):
     source = open_source(f"torchvision:OxfordIIITPet?root={tmp_path}")
     assert source.class_ids == ["Bag", "Boot", "Trouser"]
     expected = [(p.class_id.title(), p.data) for p in pictures if p.split == "test"]
-    assert [(s.label, s.data) for s in read_samples(source.test)] == expected
+    assert [(s.class_id, s.data) for s in read_samples(source.test)] == expected
 
 
 @pytest.mark.parametrize(

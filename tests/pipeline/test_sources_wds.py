@@ -54,7 +54,7 @@ class TestWdsSource(SourceTests):
         return group_samples_by_split(pictures)
 
     @pytest.fixture
-    def damaged_spec(self, tmp_path, pictures):
+    def damaged_spec_and_file_name(self, tmp_path, pictures):
         root = write_shards(tmp_path / "damaged", pictures)
         truncated = root / "train-000001.tar"
         truncated.write_bytes(truncated.read_bytes()[:5000])
@@ -94,18 +94,18 @@ def test_shards_written_by_the_webdataset_library_are_read_in_order(tmp_path, pi
     assert [len(list(shard.read(None))) for shard in source.train.shards] == [24, 24, 24]
     for split in ("train", "test"):
         expected = [(p.data, p.class_id) for p in pictures if p.split == split]
-        assert [(s.data, s.label) for s in read_samples(source.splits[split])] == expected
+        assert [(s.data, s.class_id) for s in read_samples(source.splits[split])] == expected
 
 
 def test_numeric_labels_without_names_are_zero_padded(tmp_path, pictures):
     source = open_wds_source(str(write_shards(tmp_path / "garments", pictures)))
     assert source.class_ids is None
-    assert {sample.label for sample in read_samples(source.train)} == {"00000", "00001", "00002"}
+    assert {sample.class_id for sample in read_samples(source.train)} == {"00000", "00001", "00002"}
 
 
 def test_text_labels_are_class_ids(tmp_path, pictures):
     root = write_shards(tmp_path / "garments", pictures, lambda picture: {"txt": picture.class_id})
-    assert {sample.label for sample in read_samples(open_wds_source(str(root)).test)} == {
+    assert {sample.class_id for sample in read_samples(open_wds_source(str(root)).test)} == {
         "bag",
         "boot",
         "trouser",
@@ -145,7 +145,7 @@ def test_members_that_are_not_samples_are_skipped(tmp_path):
         ("a/b.c/y.cls", b"5"),
         ("a/b.c/y.png", b"other"),
     )
-    found = [(s.data, s.label, s.location) for s in open_train_shard(tmp_path, data).read(None)]
+    found = [(s.data, s.class_id, s.location) for s in open_train_shard(tmp_path, data).read(None)]
     location = f"in {tmp_path}/train-0.tar"
     assert found == [(b"image", "00004", f"a/b.c/x {location}"), (b"other", "00005", f"a/b.c/y {location}")]
 
@@ -173,7 +173,7 @@ def test_an_unusable_sample_is_named_in_the_error(tmp_path, members, complaint):
 
 
 def read_labelled_images(shard: Shard) -> list[tuple[bytes, str]]:
-    return [(sample.data, sample.label) for sample in shard.read(None)]
+    return [(sample.data, sample.class_id) for sample in shard.read(None)]
 
 
 def test_members_without_a_sample_are_counted_by_kind(tmp_path):
@@ -200,7 +200,7 @@ def test_members_without_a_sample_are_counted_by_kind(tmp_path):
     }
     for _ in range(2):
         assert read_labelled_images(shard) == [(b"image", "00004")]
-        assert dict(shard.unused) == expected
+        assert dict(shard.unused_by_kind) == expected
 
 
 def test_names_with_dots_are_split_at_the_last_dot_that_gives_pairs(tmp_path):
@@ -212,7 +212,7 @@ def test_names_with_dots_are_split_at_the_last_dot_that_gives_pairs(tmp_path):
     shard = open_train_shard(tmp_path, data)
     assert read_labelled_images(shard) == [(f"{i}".encode(), f"{i:05d}") for i in range(42)]
     assert next(iter(shard.read(None))).location.startswith("a/0_v1.0 in ")
-    assert not shard.unused
+    assert not shard.unused_by_kind
 
 
 @pytest.mark.parametrize(
