@@ -165,7 +165,7 @@ def iter_group_samples(
 
     Parameters
     ----------
-    is_partly_yielded : bool
+    has_yielded_dotted_samples : bool
         Whether samples with dotted names of this group were already yielded.
 
     Raises
