@@ -128,7 +128,7 @@ def parse_commit_or_damage(encoded_commit: bytes, path: str) -> Commit | DamageE
         See :func:`parse_commit`.
     """
     with PARSE_LOCK:
-        content = decode_commit_content(encoded_commit, path)
+        content = decode_and_verify_commit_content(encoded_commit, path)
         try:
             return validate_commit(content, path)
         except DamageError as error:
@@ -136,11 +136,11 @@ def parse_commit_or_damage(encoded_commit: bytes, path: str) -> Commit | DamageE
 
 
 def encode_commit_with_digest(content: Any) -> bytes:
-    """Return a commit as JSON: content and its digest, as :func:`decode_commit_content` reads them."""
+    """Return a commit as JSON, content and digest: see :func:`decode_and_verify_commit_content`."""
     return json.dumps({"commit": content, "sha256": compute_sha256(encode_canonical_json(content))}).encode()
 
 
-def decode_commit_content(encoded_commit: bytes, path: str) -> Any:
+def decode_and_verify_commit_content(encoded_commit: bytes, path: str) -> Any:
     """Return the content of an encoded commit after comparing it with its digest.
 
     Raises
