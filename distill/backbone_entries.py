@@ -14,8 +14,8 @@ from sfm.stats_store.entry_selection import (
     NotExtractedError,
     describe_entries,
     describe_entry,
-    filter_summaries_by_model,
     open_entry_of_backbone,
+    select_model_summaries_of_one_size,
 )
 from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.store import Entry, Store, open_store
@@ -86,9 +86,11 @@ def find_candidates(
     """
     model = parse_spec(spec).model
     try:
-        return filter_summaries_by_model(summaries, dataset=dataset, model=model, image_size=image_size)
+        return select_model_summaries_of_one_size(
+            summaries, dataset=dataset, model=model, image_size=image_size
+        )
     except NotExtractedError as error:
-        line = format_extract_command(store, error.stored_entries_of_dataset, spec, image_size)
+        line = format_extract_command(store, error.stored_entries_of_dataset[0], spec, image_size)
         raise InputError(f"{error}; to add it: {line}") from None
 
 

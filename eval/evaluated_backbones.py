@@ -17,8 +17,8 @@ from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
 from sfm.stats_store.entry_selection import (
     NotExtractedError,
     describe_entry,
-    filter_summaries_by_model,
     open_entry_of_backbone,
+    select_model_summaries_of_one_size,
 )
 from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.store import Entry, Store
@@ -193,12 +193,12 @@ def load_evaluated_backbone(
         (size for size in (*own_sizes, record.image_size) if size in stored_sizes), None
     )
     try:
-        candidates = filter_summaries_by_model(
+        candidates = select_model_summaries_of_one_size(
             comparable_summaries, dataset=dataset, model=model, image_size=size
         )
     except NotExtractedError as error:
         line = format_extract_command(
-            store, [source], requested.spec, requested.image_size or record.image_size
+            store, source, requested.spec, requested.image_size or record.image_size
         )
         raise InputError(f"{error}; to add it: {line}") from None
     backbone = load_backbone(requested.spec, candidates[0].image_size)

@@ -146,7 +146,7 @@ def store_verify(
     with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
-        from sfm.stats_store.entry_selection import find_summaries
+        from sfm.stats_store.entry_selection import filter_summaries_or_raise
         from sfm.stats_store.store import open_store
         from sfm.stats_store.verification import verify_entries
 
@@ -156,7 +156,7 @@ def store_verify(
             store = open_store(url)
             if has_filter:
                 summaries = list_visible_and_pinned_summaries(store, dataset or "", progress)
-                selected = find_summaries(
+                selected = filter_summaries_or_raise(
                     summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size
                 )
             verdicts = verify_entries(store, selected, progress)
@@ -202,7 +202,7 @@ def store_copy(
         from sfm import store_tables
         from sfm.stats_store.entry_copy import copy_entries
         from sfm.stats_store.entry_history import list_visible_and_pinned_summaries
-        from sfm.stats_store.entry_selection import find_summaries
+        from sfm.stats_store.entry_selection import filter_summaries_or_raise
         from sfm.stats_store.store import open_or_create_store, open_store
 
         with show_slow_progress_and_exit_on_interrupt(
@@ -212,7 +212,7 @@ def store_copy(
             unreadable: list[str] = []
             if dataset or backbone or image_size:
                 summaries = list_visible_and_pinned_summaries(source, dataset or "", progress)
-                selected = find_summaries(
+                selected = filter_summaries_or_raise(
                     summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size
                 )
             else:
@@ -340,7 +340,7 @@ def store_rm(
     with exit_on_error():
         from sfm.stats_store.concurrency import map_concurrently
         from sfm.stats_store.entry_history import find_entries_merged_from_removed, remove_entry
-        from sfm.stats_store.entry_selection import find_summaries, select_only_summary
+        from sfm.stats_store.entry_selection import filter_summaries_or_raise, select_only_summary
         from sfm.stats_store.store import open_store
 
         interrupt_note = (
@@ -351,7 +351,7 @@ def store_rm(
         with show_slow_progress_and_exit_on_interrupt(quiet, interrupt_note) as progress:
             store = open_store(url)
             visible = store.list_summaries(progress)
-            removed_entries = find_summaries(
+            removed_entries = filter_summaries_or_raise(
                 visible, dataset=dataset, backbone_spec=backbone, image_size=image_size
             )
             if not remove_all:

@@ -128,7 +128,7 @@ class ArrayLayout:
                 coordinates.insert(0, position)
             yield "/".join(map(str, ("c", *coordinates)))
 
-    def find_encoded_chunk_problem(self, encoded_chunk: bytes) -> str | None:
+    def find_encoded_chunk_size_problem(self, encoded_chunk: bytes) -> str | None:
         """Return why a stored chunk must not be decoded, or None; its header tells its size in memory."""
         stored = len(encoded_chunk) - CRC32C_BYTES * self.uses_crc32c
         if not self.uses_blosc:
@@ -217,7 +217,7 @@ def compute_expected_shape(
     return tuple(sizes[axis] for axis in DIMENSIONS[strip_sub_class_suffix(array_name)])
 
 
-def parse_valid_array_layouts(
+def parse_layouts_by_path_and_problems(
     commit: Commit, cards: EntryCards, zarr_json_by_path: Mapping[str, bytes]
 ) -> tuple[dict[str, ArrayLayout], list[str]]:
     """Parse the metadata of every array, and compare it with the cards and with the chunks in the commit.
@@ -241,7 +241,7 @@ def parse_valid_array_layouts(
     """
     layouts: dict[str, ArrayLayout] = {}
     problems: list[str] = []
-    chunk_sizes = get_chunk_sizes_by_array(commit)
+    chunk_sizes = get_chunk_sizes_by_array_and_key(commit)
     for name in filter(is_array_in_schema, sorted(commit.arrays)):
         path = f"runs/{commit.run}/{name}"
         data = zarr_json_by_path.get(f"{path}/zarr.json")
@@ -264,30 +264,31 @@ def parse_valid_array_layouts(
             problems.append(problem)
         else:
             layouts[path] = layout
-    problems += find_exemplar_shape_problems(commit.run, layouts)
+    if exemplar_problem := find_exemplar_count_mismatch(commit.run, layouts):
+        problems.append(exemplar_problem)
     if compression_problem := find_decompression_bomb_problem(commit.run, layouts, chunk_sizes):
         return {}, [*problems, compression_problem]
     return layouts, problems
 
 
-def parse_layouts_or_raise(
+def parse_layouts_by_path_or_raise(
     commit: Commit, cards: EntryCards, zarr_json_by_path: Mapping[str, bytes]
 ) -> dict[str, ArrayLayout]:
-    """Return the layouts of all arrays, as :func:`parse_valid_array_layouts` does, if all are valid.
+    """Return the layouts of all arrays, as :func:`parse_layouts_by_path_and_problems` does, if all are valid.
 
     Raises
     ------
     DamageError
         Names an array whose metadata contradicts the cards.
     """
-    layouts, problems = parse_valid_array_layouts(commit, cards, zarr_json_by_path)
+    layouts, problems = parse_layouts_by_path_and_problems(commit, cards, zarr_json_by_path)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DamageError(problems[0] + more)
     return layouts
 
 
-def get_chunk_sizes_by_array(commit: Commit) -> dict[str, dict[str, int]]:
+def get_chunk_sizes_by_array_and_key(commit: Commit) -> dict[str, dict[str, int]]:
     """Return the stored size of every chunk in a commit, by array and by key below the array."""
     metadata: dict[str, dict[str, int]] = {name: {} for name in commit.arrays}
     for path, record in commit.objects.items():
@@ -335,22 +336,23 @@ def find_chunk_list_problem(
     return None
 
 
-def get_exemplars_per_class(extraction: ExtractionCard, layout: ArrayLayout) -> int:
+def get_exemplars_per_class(extraction: ExtractionCard, exemplar_array_layout: ArrayLayout) -> int:
     """Return the exemplars per class: from the options, or from an array for entries of early versions."""
-    chunk_number = extraction.options.get("exemplars") or (layout.shape[1] if len(layout.shape) > 1 else 0)
-    return chunk_number if isinstance(chunk_number, int) else 0
+    shape = exemplar_array_layout.shape
+    exemplars = extraction.options.get("exemplars") or (shape[1] if len(shape) > 1 else 0)
+    return exemplars if isinstance(exemplars, int) else 0
 
 
-def find_exemplar_shape_problems(run_id: str, layouts_by_path: Mapping[str, ArrayLayout]) -> list[str]:
-    """Return a problem if the exemplar arrays hold different numbers of exemplars."""
+def find_exemplar_count_mismatch(run_id: str, layouts_by_path: Mapping[str, ArrayLayout]) -> str | None:
+    """Return a problem if the exemplar arrays of a run hold different numbers of exemplars."""
     exemplar_layouts = [
         layout for path, layout in layouts_by_path.items() if path.startswith(f"runs/{run_id}/exemplar/")
     ]
     have_different_shapes = len({layout.shape[:2] for layout in exemplar_layouts}) > 1
     return (
-        [f"damaged run runs/{run_id}: its exemplar arrays have different lengths"]
+        f"damaged run runs/{run_id}: its exemplar arrays have different lengths"
         if have_different_shapes
-        else []
+        else None
     )
 
 

@@ -40,11 +40,16 @@ def find_value_problem(array_name: str, rows: AnyArray, dataset: DatasetCard) ->
     dataset : DatasetCard
         Card of the entry.
     """
-    check = VALUE_CHECKS.get(strip_sub_class_suffix(array_name))
-    return check(rows, dataset) if check and rows.size else None
+    name = strip_sub_class_suffix(array_name)
+    if not rows.size:
+        return None
+    if check_with_dataset := VALUE_CHECKS_WITH_DATASET.get(name):
+        return check_with_dataset(rows, dataset)
+    check = VALUE_CHECKS.get(name)
+    return check(rows) if check else None
 
 
-def find_nonfinite_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> str | None:
+def find_nonfinite_problem(rows: AnyArray) -> str | None:
     """Return a problem unless all values are finite.
 
     Examples
@@ -64,12 +69,12 @@ def find_nonfinite_problem(rows: AnyArray, _dataset: DatasetCard | None = None) 
     )
 
 
-def find_scatter_diagonal_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> str | None:
+def find_scatter_diagonal_problem(rows: AnyArray) -> str | None:
     """Return a problem unless all values are finite and at least zero, as sums of squares are."""
     return find_nonfinite_problem(rows) or ("a sum of squares is negative" if rows.min() < 0 else None)
 
 
-def find_scatter_matrix_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> str | None:
+def find_scatter_matrix_problem(rows: AnyArray) -> str | None:
     """Return a problem unless a scatter matrix is finite, symmetric and has no negative diagonal.
 
     If only some of its rows are given, only finiteness is checked.
@@ -90,24 +95,27 @@ def find_scatter_matrix_problem(rows: AnyArray, _dataset: DatasetCard | None = N
     return None
 
 
-def find_samples_per_class_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
+def find_samples_per_class_problem(sample_counts: AnyArray, dataset: DatasetCard) -> str | None:
     """Return a problem unless class counts add up to the training samples; a class may have none."""
     total = dataset.train_samples
-    if rows.min() < 0 or rows.max() > total:
-        return f"counts from {rows.min()} to {rows.max()} of {total} training samples"
-    if len(rows) == len(dataset.class_ids) and (total_count := sum(rows.tolist())) != total:
+    if sample_counts.min() < 0 or sample_counts.max() > total:
+        return f"counts from {sample_counts.min()} to {sample_counts.max()} of {total} training samples"
+    if len(sample_counts) == len(dataset.class_ids) and (total_count := sum(sample_counts.tolist())) != total:
         return f"{total_count} samples, the dataset has {total} training samples"
     return None
 
 
-def find_samples_per_sub_class_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
+def find_samples_per_sub_class_problem(sample_counts: AnyArray, dataset: DatasetCard) -> str | None:
     """Return a problem unless counts of sub-classes are possible for the number of training samples."""
-    if rows.min() < 0 or rows.sum(axis=1, dtype=np.float64).max() > dataset.train_samples:
-        return f"counts from {rows.min()} to {rows.max()} of {dataset.train_samples} training samples"
+    if sample_counts.min() < 0 or sample_counts.sum(axis=1, dtype=np.float64).max() > dataset.train_samples:
+        return (
+            f"counts from {sample_counts.min()} to {sample_counts.max()} of {dataset.train_samples} training "
+            f"samples"
+        )
     return None
 
 
-def find_centre_problem(centres: AnyArray, sample_counts: AnyArray) -> str | None:
+def find_missing_centre_problem(centres: AnyArray, sample_counts: AnyArray) -> str | None:
     """Return a problem unless every sub-class that has samples has a finite centre.
 
     Parameters
@@ -132,45 +140,48 @@ def compute_finite_centre_mask(centres: AnyArray) -> npt.NDArray[np.bool_]:
     return is_finite
 
 
-def find_label_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
+def find_label_problem(labels: AnyArray, dataset: DatasetCard) -> str | None:
     """Return a problem unless all labels are class numbers."""
     classes = len(dataset.class_ids)
-    if rows.min() < 0 or rows.max() >= classes:
-        return f"labels from {rows.min()} to {rows.max()} of {classes} classes"
+    if labels.min() < 0 or labels.max() >= classes:
+        return f"labels from {labels.min()} to {labels.max()} of {classes} classes"
     return None
 
 
-def find_exemplar_role_problem(rows: AnyArray, _dataset: DatasetCard) -> str | None:
+def find_exemplar_role_problem(roles: AnyArray) -> str | None:
     """Return a problem unless all exemplar roles are known."""
     return (
         None
-        if np.isin(rows, EXEMPLAR_ROLES).all()
+        if np.isin(roles, EXEMPLAR_ROLES).all()
         else f"roles other than {', '.join(map(str, EXEMPLAR_ROLES))}"
     )
 
 
-def find_exemplar_sample_number_problem(rows: AnyArray, _dataset: DatasetCard) -> str | None:
+def find_exemplar_sample_number_problem(sample_numbers: AnyArray) -> str | None:
     """Return a problem unless all exemplar samples are sample numbers, or -1 for none."""
-    return None if rows.min() >= -1 else f"sample {rows.min()}"
+    return None if sample_numbers.min() >= -1 else f"sample {sample_numbers.min()}"
 
 
-VALUE_CHECKS: dict[str, Callable[[AnyArray, DatasetCard], str | None]] = {
-    "train/count": find_samples_per_class_problem,
+VALUE_CHECKS: dict[str, Callable[[AnyArray], str | None]] = {
     "train/mean": find_nonfinite_problem,
     "train/scatter_diagonal": find_scatter_diagonal_problem,
     "train/within_scatter": find_scatter_matrix_problem,
-    "train/centre_count": find_samples_per_sub_class_problem,
     "classifier/weight": find_nonfinite_problem,
     "classifier/bias": find_nonfinite_problem,
     "test/feature": find_nonfinite_problem,
-    "test/label": find_label_problem,
     "train/feature": find_nonfinite_problem,
-    "train/label": find_label_problem,
     "exemplar/role": find_exemplar_role_problem,
     "exemplar/sample": find_exemplar_sample_number_problem,
 }
 
-COMPARED_PARTS: dict[str, Callable[[AnyArray, int], AnyArray]] = {
+VALUE_CHECKS_WITH_DATASET: dict[str, Callable[[AnyArray, DatasetCard], str | None]] = {
+    "train/count": find_samples_per_class_problem,
+    "train/centre_count": find_samples_per_sub_class_problem,
+    "test/label": find_label_problem,
+    "train/label": find_label_problem,
+}
+
+BLOCK_REDUCTIONS: dict[str, Callable[[AnyArray, int], AnyArray]] = {
     "train/count": lambda rows, _start: rows,
     "train/scatter_diagonal": lambda rows, _start: rows.sum(axis=0, keepdims=True),
     "train/within_scatter": lambda rows, start: np.diagonal(rows, start),
@@ -184,42 +195,44 @@ COMPARED_PARTS: dict[str, Callable[[AnyArray, int], AnyArray]] = {
 class ArrayConsistencyCheck:
     """Compares the arrays of an entry with each other while they are read in blocks, from the first row on.
 
-    It keeps little of each array: see ``COMPARED_PARTS``.
+    It keeps little of each array: see ``BLOCK_REDUCTIONS``.
     """
 
-    compared_parts_by_array: dict[str, list[AnyArray]] = field(default_factory=dict)
+    reduced_blocks_by_array: dict[str, list[AnyArray]] = field(default_factory=dict)
 
     def add_rows(self, array_name: str, rows: AnyArray, first_row_index: int) -> None:
         """Add rows of an array, of which `first_row_index` is the first."""
-        select_part = COMPARED_PARTS.get(strip_sub_class_suffix(array_name))
-        if select_part:
-            self.compared_parts_by_array.setdefault(array_name, []).append(
-                np.array(select_part(rows, first_row_index))
+        reduce_block = BLOCK_REDUCTIONS.get(strip_sub_class_suffix(array_name))
+        if reduce_block:
+            self.reduced_blocks_by_array.setdefault(array_name, []).append(
+                np.array(reduce_block(rows, first_row_index))
             )
 
-    def find_contradictions(self) -> dict[str, str]:
+    def find_contradictions_by_array(self) -> dict[str, str]:
         """Return how arrays contradict each other, by name, after all rows of all arrays were added."""
-        joined_parts = {name: np.concatenate(parts) for name, parts in self.compared_parts_by_array.items()}
-        problems = {name: find_contradiction_with_other_arrays(name, joined_parts) for name in joined_parts}
+        reduced_arrays = {name: np.concatenate(parts) for name, parts in self.reduced_blocks_by_array.items()}
+        problems = {
+            name: find_contradiction_with_other_arrays(name, reduced_arrays) for name in reduced_arrays
+        }
         return {name: problem for name, problem in problems.items() if problem}
 
 
 def find_contradiction_with_other_arrays(
-    array_name: str, compared_parts_by_array: dict[str, AnyArray]
+    array_name: str, reduced_arrays_by_name: dict[str, AnyArray]
 ) -> str | None:
-    """Return how an array contradicts other arrays, or None; see ``COMPARED_PARTS``."""
-    count = compared_parts_by_array.get(array_name.replace("train/centre_", "train/centre_count_"))
+    """Return how an array contradicts other arrays, or None; see ``BLOCK_REDUCTIONS``."""
+    count = reduced_arrays_by_name.get(array_name.replace("train/centre_", "train/centre_count_"))
     match strip_sub_class_suffix(array_name):
         case "train/centre" if count is not None:
-            return describe_missing_centres_if_any(~compared_parts_by_array[array_name] & (count > 0))
-        case "train/centre_count" if "train/count" in compared_parts_by_array:
+            return describe_missing_centres_if_any(~reduced_arrays_by_name[array_name] & (count > 0))
+        case "train/centre_count" if "train/count" in reduced_arrays_by_name:
             is_exceeded = (
-                compared_parts_by_array[array_name].sum(axis=1) > compared_parts_by_array["train/count"]
+                reduced_arrays_by_name[array_name].sum(axis=1) > reduced_arrays_by_name["train/count"]
             )
             return f"more samples than {is_exceeded.sum()} classes have" if is_exceeded.any() else None
-        case "train/within_scatter" if "train/scatter_diagonal" in compared_parts_by_array:
+        case "train/within_scatter" if "train/scatter_diagonal" in reduced_arrays_by_name:
             return find_scatter_sum_problem(
-                compared_parts_by_array[array_name], compared_parts_by_array["train/scatter_diagonal"]
+                reduced_arrays_by_name[array_name], reduced_arrays_by_name["train/scatter_diagonal"]
             )
     return None
 

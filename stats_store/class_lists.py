@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sfm.errors import InputError
 from sfm.text import sanitize_line
@@ -27,6 +28,14 @@ class ParsedClassList:
     origin: str
     class_ids: list[str]
     display_names: dict[str, str]
+
+
+class ClassListLine(NamedTuple):
+    """A line of a class list that names a class; the display name is "" if there is none."""
+
+    line_number: int
+    class_name: str
+    display_name: str
 
 
 def normalize_class_id(text: str) -> str:
@@ -63,19 +72,19 @@ def read_class_list_text(path: Path) -> str:
         raise InputError(f"cannot read the class list {path}: {error.strerror or error}") from error
 
 
-def iterate_numbered_class_names(class_list_text: str) -> Iterator[tuple[int, str, str]]:
-    r"""Yield line number, class name and display name ("" if none) of every class in a class list.
+def iterate_class_list_lines(class_list_text: str) -> Iterator[ClassListLine]:
+    r"""Yield the lines of a class list that name a class.
 
     Examples
     --------
-    >>> list(iterate_numbered_class_names("# languages\n\nc#\ngo\tGo\n"))
+    >>> [tuple(line) for line in iterate_class_list_lines("# languages\n\nc#\ngo\tGo\n")]
     [(3, 'c#', ''), (4, 'go', 'Go')]
     """
     # Not splitlines(), which also splits at characters that a name may hold.
     for number, line in enumerate(class_list_text.split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             name, _, display_name = (part.strip() for part in line.partition("\t"))
-            yield number, name, display_name
+            yield ClassListLine(number, name, display_name)
 
 
 def parse_class_list(text: str, origin: str) -> ParsedClassList:
@@ -101,7 +110,7 @@ def parse_class_list(text: str, origin: str) -> ParsedClassList:
     """
     lines: dict[str, int] = {}
     names: dict[str, str] = {}
-    for number, name, display_name in iterate_numbered_class_names(text):
+    for number, name, display_name in iterate_class_list_lines(text):
         class_id = normalize_class_id(name)
         if class_id in lines:
             raise InputError(f"line {number} of class list {origin} repeats the class {class_id}")

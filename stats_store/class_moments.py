@@ -65,8 +65,10 @@ def expand_moments_to_class_union(
 
     Parameters
     ----------
-    new_positions : ndarray of int, shape (C,)
-        New position of each class, in ``range(classes)``.
+    positions_in_union : ndarray of int, shape (C,)
+        New position of each class, in ``range(union_class_count)``.
+    union_class_count : int
+        Number of classes of the result.
     """
     expanded = make_empty_moments(union_class_count, moments.mean.shape[1])
     expanded.count[positions_in_union] = moments.count

@@ -70,16 +70,16 @@ def make_commit_path(summary: Summary) -> str:
     return f"index/{summary.key}/{make_commit_file_name(summary.generation)}"
 
 
-def parse_generation(path: str) -> int:
+def parse_generation(commit_path: str) -> int:
     """Return the generation number in the path of a commit."""
-    return int(path.rpartition("/")[2].partition(".")[0])
+    return int(commit_path.rpartition("/")[2].partition(".")[0])
 
 
 class LastGenerationError(InputError):
     """A key has reached the highest possible generation number."""
 
 
-def get_next_generation(latest_generation: int, key: str) -> int:
+def get_next_generation(latest_generation: int, entry_key: str) -> int:
     """Return the generation number that follows the latest one of a key.
 
     Raises
@@ -89,7 +89,7 @@ def get_next_generation(latest_generation: int, key: str) -> int:
     """
     if latest_generation >= MAX_GENERATION:
         raise LastGenerationError(
-            f"index/{key} holds the last possible generation: delete {latest_generation}.json and "
+            f"index/{entry_key} holds the last possible generation: delete {latest_generation}.json and "
             f"{latest_generation}{PUBLISHED_SUFFIX} there"
         )
     return latest_generation + 1
@@ -128,7 +128,7 @@ def parse_commit_or_damage(encoded_commit: bytes, path: str) -> Commit | DamageE
         See :func:`parse_commit`.
     """
     with PARSE_LOCK:
-        content = decode_commit_content(encoded_commit, path)
+        content = decode_and_verify_commit_content(encoded_commit, path)
         try:
             return validate_commit(content, path)
         except DamageError as error:
@@ -136,11 +136,11 @@ def parse_commit_or_damage(encoded_commit: bytes, path: str) -> Commit | DamageE
 
 
 def encode_commit_with_digest(content: Any) -> bytes:
-    """Return a commit as JSON: content and its digest, as :func:`decode_commit_content` reads them."""
+    """Return a commit as JSON, content and digest: see :func:`decode_and_verify_commit_content`."""
     return json.dumps({"commit": content, "sha256": compute_sha256(encode_canonical_json(content))}).encode()
 
 
-def decode_commit_content(encoded_commit: bytes, path: str) -> Any:
+def decode_and_verify_commit_content(encoded_commit: bytes, path: str) -> Any:
     """Return the content of an encoded commit after comparing it with its digest.
 
     Raises
@@ -189,7 +189,7 @@ def validate_commit(content: Any, path: str) -> Commit:
     # A commit names its own path. A commit under another path would pass for another entry.
     if commit.summary is None or make_commit_path(commit.summary) != path:
         raise DamageError(f"{subject}: it belongs to another place in the index")
-    problem = find_commit_inconsistency(commit, commit.summary) if commit.kind == "entry" else ""
+    problem = find_commit_inconsistency(commit, commit.summary) if commit.kind == "entry" else None
     if problem:
         raise DamageError(f"{subject}: {problem}")
     return commit
@@ -202,8 +202,8 @@ def describe_commit_path_and_dataset(content: dict[str, Any], path: str) -> str:
     return f"the entry of {sanitize_line(name, max_length=80)} ({path})" if isinstance(name, str) else path
 
 
-def find_commit_inconsistency(commit: Commit, summary: Summary) -> str:
-    """Return how the parts of an entry's commit contradict each other; "" if they do not."""
+def find_commit_inconsistency(commit: Commit, summary: Summary) -> str | None:
+    """Return how the parts of an entry's commit contradict each other; None if they do not."""
     unlisted = {"zarr.json", *(f"{name}/zarr.json" for name in commit.arrays)} - commit.objects.keys()
     if unlisted:
         return f"it lists no {min(unlisted)}"
@@ -213,7 +213,7 @@ def find_commit_inconsistency(commit: Commit, summary: Summary) -> str:
     key = (summary.backbone_hash, summary.fingerprint, summary.options)
     if compute_entry_digest(commit.arrays, *key) != summary.entry_digest:
         return f"the digest {summary.entry_digest[:12]} is not that of its content"
-    return ""
+    return None
 
 
 def parse_store_schema_version(root_zarr_json: bytes) -> SchemaVersion:

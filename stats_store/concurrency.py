@@ -47,7 +47,7 @@ def map_concurrently(
     if progress_stage:
         progress(Progress(progress_stage, 0, len(all_items), progress_unit))
     results: dict[int, OutputItem] = {}
-    for index in _compute_in_threads_yielding_counts(function, all_items, results, max_threads):
+    for index in _fill_results_in_threads_yielding_counts(function, all_items, results, max_threads):
         if progress_stage:
             progress(Progress(progress_stage, index, len(all_items), progress_unit))
     return [results[index] for index in range(len(all_items))]
@@ -78,7 +78,7 @@ async def run_in_daemon_thread(function: Callable[[], OutputItem]) -> OutputItem
     return await asyncio.wrap_future(future)
 
 
-def _compute_in_threads_yielding_counts(
+def _fill_results_in_threads_yielding_counts(
     function: Callable[[InputItem], OutputItem],
     all_items: Sequence[InputItem],
     results_by_index: dict[int, OutputItem],

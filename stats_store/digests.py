@@ -75,11 +75,11 @@ def compute_chunked_array_digest(
 
 
 def compute_entry_digest(
-    array_digests: dict[str, str], backbone_hash: str, dataset_fingerprint: str, options_digest: str
+    digests_by_array: dict[str, str], backbone_hash: str, dataset_fingerprint: str, options_digest: str
 ) -> str:
     """Return the digest of the content of an entry: arrays, backbone, dataset and options, not timing."""
     content = {
-        "arrays": array_digests,
+        "arrays": digests_by_array,
         "backbone": backbone_hash,
         "dataset": dataset_fingerprint,
         "options": options_digest,

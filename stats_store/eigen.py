@@ -32,27 +32,29 @@ def eigendecompose_symmetric(matrix: npt.NDArray[Any]) -> tuple[Float64Array, Fl
     matrix = np.asarray(matrix, dtype=np.float64)
     nonzero_rows = np.flatnonzero(matrix.any(axis=0))
     if len(nonzero_rows) < len(matrix):
-        return _eigendecompose_nonzero_part(matrix, nonzero_rows)
+        return _eigendecompose_without_zero_rows(matrix, nonzero_rows)
     if not len(matrix):
         return np.zeros(0), np.zeros((0, 0))
-    return _eigendecompose_with_fallback(matrix)
+    return _eigendecompose_with_driver_fallback(matrix)
 
 
-def _eigendecompose_nonzero_part(
-    matrix: Float64Array, nonzero_rows: npt.NDArray[np.intp]
+def _eigendecompose_without_zero_rows(
+    matrix: Float64Array, nonzero_row_indices: npt.NDArray[np.intp]
 ) -> tuple[Float64Array, Float64Array]:
-    """Decompose a matrix whose rows and columns are zero except for `nonzero_rows`."""
-    zero_rows = np.setdiff1d(np.arange(len(matrix)), nonzero_rows)
-    nonzero_values, nonzero_vectors = eigendecompose_symmetric(matrix[np.ix_(nonzero_rows, nonzero_rows)])
+    """Decompose a matrix whose rows and columns are zero except for `nonzero_row_indices`."""
+    zero_rows = np.setdiff1d(np.arange(len(matrix)), nonzero_row_indices)
+    nonzero_values, nonzero_vectors = eigendecompose_symmetric(
+        matrix[np.ix_(nonzero_row_indices, nonzero_row_indices)]
+    )
     values = np.concatenate([np.zeros(len(zero_rows)), nonzero_values])
     vectors = np.zeros_like(matrix)
     vectors[zero_rows, np.arange(len(zero_rows))] = 1
-    vectors[nonzero_rows, len(zero_rows) :] = nonzero_vectors
+    vectors[nonzero_row_indices, len(zero_rows) :] = nonzero_vectors
     order = np.argsort(values, kind="stable")
     return values[order], vectors[:, order]
 
 
-def _eigendecompose_with_fallback(matrix: Float64Array) -> tuple[Float64Array, Float64Array]:
+def _eigendecompose_with_driver_fallback(matrix: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Decompose a matrix with the first driver that converges to finite values."""
     for driver in LAPACK_DRIVERS:
         try:

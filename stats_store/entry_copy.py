@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sfm.errors import DamageError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.array_layouts import parse_layouts_or_raise
+from sfm.stats_store.array_layouts import parse_layouts_by_path_or_raise
 from sfm.stats_store.cards import Commit, Summary
 from sfm.stats_store.commits import (
     LastGenerationError,
@@ -29,12 +29,12 @@ from sfm.stats_store.garbage_collection import DEFAULT_MIN_AGE
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.objects import (
     ObjectExistsError,
-    create_or_verify_object,
+    create_object_unless_identical,
     list_objects_and_unlisted_folders,
     read_object,
     sync_objects_to_disk,
 )
-from sfm.stats_store.publication import create_or_get_encoded_commit
+from sfm.stats_store.publication import create_or_get_commit_and_mark_published
 from sfm.stats_store.schema import UpgradeNeededError
 from sfm.stats_store.store import Store
 from sfm.stats_store.verification import EntryVerifier, VerifiedObjectCounter
@@ -81,6 +81,13 @@ class CopyResult:
     def is_in_target(self) -> bool:
         """Whether the target holds the entry."""
         return self.outcome in ("copied", "already there", "repaired")
+
+
+class CopiedRun(NamedTuple):
+    """A run that was copied: its id in the target, and the number of objects written, not found there."""
+
+    run_id: str
+    written_object_count: int
 
 
 def copy_entries(
@@ -193,7 +200,7 @@ class EntryCopier:
         path = f"index/{summary.key}/{make_commit_file_name(next_generation)}"
         if problems := self.find_problems_in_target(parse_commit(encoded, path)):
             raise DamageError(f"{problems[0]}; nothing was committed in {self.target.url}")
-        winning_commit = create_or_get_encoded_commit(self.target, path, encoded)
+        winning_commit = create_or_get_commit_and_mark_published(self.target, path, encoded)
         outcome: CopyOutcome = "repaired" if is_same else "copied"
         if winning_commit.run != run:
             outcome = (
@@ -211,15 +218,8 @@ class EntryCopier:
             raise AccessDeniedError(verdict.problems[0])
         return verdict.problems
 
-    def copy_missing_run_objects(self, commit: Commit) -> tuple[str, int]:
+    def copy_missing_run_objects(self, commit: Commit) -> CopiedRun:
         """Copy all objects of a run that the target lacks.
-
-        Returns
-        -------
-        str
-            Id of the run in the target.
-        int
-            Number of objects written.
 
         Raises
         ------
@@ -228,7 +228,7 @@ class EntryCopier:
             contradict the commit, or the arrays contradict the cards.
         """
         names = [name for name in commit.objects if name.rpartition("/")[2] == "zarr.json"]
-        read_source = self.make_source_object_reader(commit)
+        read_source = self.make_verified_source_object_reader(commit)
         metadata = dict(
             zip(
                 names,
@@ -239,17 +239,19 @@ class EntryCopier:
         try:
             cards = parse_entry_cards(commit, metadata["zarr.json"])
             metadata_by_path = {f"runs/{commit.run}/{name}": data for name, data in metadata.items()}
-            parse_layouts_or_raise(commit, cards, metadata_by_path)
+            parse_layouts_by_path_or_raise(commit, cards, metadata_by_path)
         except UpgradeNeededError as error:
             raise DamageError(f"{error}, which can verify it") from error
         for run in make_candidate_run_ids(commit):
-            existing_names = self.find_resumable_object_names(run, commit)
+            existing_names = self.find_existing_object_names_if_resumable(run, commit)
             if existing_names is not None:
                 with suppress(ObjectExistsError):
-                    return run, self.write_missing_objects(commit, run, metadata, existing_names)
+                    return CopiedRun(
+                        run, self.write_and_count_missing_objects(commit, run, metadata, existing_names)
+                    )
         raise AssertionError("a new run id is never taken")
 
-    def make_source_object_reader(self, commit: Commit) -> Callable[[str], bytes]:
+    def make_verified_source_object_reader(self, commit: Commit) -> Callable[[str], bytes]:
         """Return a function that reads an object of a source run and compares it with its record."""
 
         def read_source_object(name: str) -> bytes:
@@ -260,17 +262,17 @@ class EntryCopier:
 
         return read_source_object
 
-    def find_resumable_object_names(self, run_id: str, commit: Commit) -> set[str] | None:
+    def find_existing_object_names_if_resumable(self, target_run_id: str, commit: Commit) -> set[str] | None:
         """Return the names of the objects that an interrupted copy left in the target, to resume it.
 
         None if the run id cannot be used: a commit refers to it, the run holds other content, or it is so old
         that garbage collection may delete it at any moment.
         """
-        if run_id in self.run_ids_committed_in_target:
+        if target_run_id in self.run_ids_committed_in_target:
             return None
         with translate_errors(self.target.url):
             stored_objects, unreadable = list_objects_and_unlisted_folders(
-                self.target.objects, f"runs/{run_id}", follow_links=False
+                self.target.objects, f"runs/{target_run_id}", follow_links=False
             )
         if unreadable:
             return None
@@ -279,48 +281,54 @@ class EntryCopier:
         last_modified = max(item["last_modified"] for item in stored_objects)
         if datetime.datetime.now(datetime.UTC) - last_modified > MAX_RESUME_AGE:
             return None
-        names = [item["path"].removeprefix(f"runs/{run_id}/") for item in stored_objects]
+        names = [item["path"].removeprefix(f"runs/{target_run_id}/") for item in stored_objects]
         have_same_content = map_concurrently(
-            lambda name: self.is_object_intact_in_target(run_id, commit, name),
+            lambda name: self.is_object_intact_in_target(target_run_id, commit, name),
             names,
             max_threads=self.max_requests_per_entry,
         )
         return set(names) if all(have_same_content) else None
 
-    def is_object_intact_in_target(self, run_id: str, commit: Commit, object_name: str) -> bool:
+    def is_object_intact_in_target(self, target_run_id: str, commit: Commit, object_name: str) -> bool:
         """Return whether an object of a run in the target has the content that the commit records."""
         record = commit.objects.get(object_name)
         if record is None:
             return False
         try:
             with translate_errors(self.target.url):
-                read_published_object(self.target.objects, f"runs/{run_id}/{object_name}", record)
+                read_published_object(self.target.objects, f"runs/{target_run_id}/{object_name}", record)
         except DamageError:
             return False
         return True
 
-    def write_missing_objects(
-        self, commit: Commit, run_id: str, zarr_json_by_name: Mapping[str, bytes], existing_names: set[str]
+    def write_and_count_missing_objects(
+        self,
+        commit: Commit,
+        target_run_id: str,
+        zarr_json_by_name: Mapping[str, bytes],
+        existing_object_names: set[str],
     ) -> int:
         """Write the objects of a run that the target lacks; return their number.
 
         The cards come first: of two copies of different cards to one run id, one fails before it writes more.
         """
-        read_source = self.make_source_object_reader(commit)
+        read_source = self.make_verified_source_object_reader(commit)
 
         def create(name: str) -> bool:
             data = zarr_json_by_name[name] if name in zarr_json_by_name else read_source(name)
             with translate_errors(self.target.url):
-                return create_or_verify_object(self.target.objects, f"runs/{run_id}/{name}", data)
+                return create_object_unless_identical(
+                    self.target.objects, f"runs/{target_run_id}/{name}", data
+                )
 
-        missing = [name for name in commit.objects if name not in existing_names]
+        missing = [name for name in commit.objects if name not in existing_object_names]
         cards_names = [name for name in missing if name == "zarr.json"]
         other_names = [name for name in missing if name not in cards_names]
         written_count = sum(map(create, cards_names)) + sum(
             map_concurrently(create, other_names, max_threads=self.max_requests_per_entry)
         )
         with translate_errors(self.target.url):
-            sync_objects_to_disk(self.target.objects, f"runs/{run_id}")
+            sync_objects_to_disk(self.target.objects, f"runs/{target_run_id}")
         return written_count
 
 
@@ -331,13 +339,13 @@ def make_candidate_run_ids(commit: Commit) -> tuple[str, str, str]:
 
 
 def read_newest_generation_and_commit(
-    store: Store, key: str, *, ignore_damage: bool
+    store: Store, entry_key: str, *, ignore_damage: bool
 ) -> tuple[int, Commit | None]:
     """Return the latest generation number of a key and its commit; 0 and None if the key has none.
 
     With `ignore_damage`, the commit is None where it is damaged.
     """
-    paths = store.list_commit_paths(key).get(key, [])
+    paths = store.list_commit_paths_by_key(entry_key).get(entry_key, [])
     if not paths:
         return 0, None
     try:

@@ -13,7 +13,7 @@ from sfm.stats_store.cards import Commit, DatasetCard, Summary
 from sfm.stats_store.commits import get_next_generation, parse_entry_cards, parse_generation
 from sfm.stats_store.concurrency import map_concurrently
 from sfm.stats_store.dataset_names import PinnedName, split_pinned_name
-from sfm.stats_store.entry_selection import describe_entry, find_summaries
+from sfm.stats_store.entry_selection import describe_entry, filter_summaries_or_raise
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.publication import create_or_get_commit
 from sfm.stats_store.schema import UpgradeNeededError
@@ -75,7 +75,7 @@ def read_commit_statuses(store: Store, progress: ProgressCallback = no_progress)
     InputError
         If the store cannot be reached.
     """
-    paths_by_key = store.list_commit_paths()
+    paths_by_key = store.list_commit_paths_by_key()
     all_paths = [path for paths in paths_by_key.values() for path in paths]
     results = map_concurrently(
         lambda path: read_commit_or_problem(store, path), all_paths, progress, "read", "commits"
@@ -84,7 +84,7 @@ def read_commit_statuses(store: Store, progress: ProgressCallback = no_progress)
     statuses = []
     for key, paths in paths_by_key.items():
         commits = [results_by_path[path][0] for path in paths]
-        for path, commit, state in zip(paths, commits, classify_commits(commits), strict=True):
+        for path, commit, state in zip(paths, commits, classify_commits_of_key(commits), strict=True):
             problem, is_newest = results_by_path[path][1], path == paths[-1]
             statuses.append(
                 CommitStatus(key, parse_generation(path), path, commit, problem, state, is_newest)
@@ -92,22 +92,22 @@ def read_commit_statuses(store: Store, progress: ProgressCallback = no_progress)
     return statuses
 
 
-def read_commit_or_problem(store: Store, path: str) -> tuple[Commit | None, str]:
+def read_commit_or_problem(store: Store, commit_path: str) -> tuple[Commit | None, str]:
     """Return a commit and "", or None and why it cannot be read."""
     try:
-        return store.read_commit(path), ""
+        return store.read_commit(commit_path), ""
     except (DamageError, UpgradeNeededError, AccessDeniedError) as error:
         return None, str(error)
 
 
-def classify_commits(commits: Sequence[Commit | None]) -> list[CommitState]:
+def classify_commits_of_key(commits_oldest_first: Sequence[Commit | None]) -> list[CommitState]:
     """Return the state of every commit of a key, oldest first; None is a commit that cannot be read."""
-    last = len(commits) - 1
-    tombstones = {i for i, commit in enumerate(commits) if commit and commit.kind == "tombstone"}
+    last = len(commits_oldest_first) - 1
+    tombstones = {i for i, commit in enumerate(commits_oldest_first) if commit and commit.kind == "tombstone"}
     last_tombstone = max(tombstones, default=-1)
 
     def classify_commit(i: int) -> CommitState:
-        if commits[i] is None:
+        if commits_oldest_first[i] is None:
             return "unreadable"
         if i in tombstones:
             return "tombstone"
@@ -115,7 +115,7 @@ def classify_commits(commits: Sequence[Commit | None]) -> list[CommitState]:
             return "removed"
         return "current" if i == last else "replaced"
 
-    return [classify_commit(i) for i in range(len(commits))]
+    return [classify_commit(i) for i in range(len(commits_oldest_first))]
 
 
 def list_visible_and_pinned_summaries(
@@ -171,7 +171,7 @@ def remove_entry(store: Store, summary: Summary) -> Commit:
     conflict = InputError(
         f"{describe_entry(summary)} was replaced or removed meanwhile: list the entries again and repeat"
     )
-    latest = parse_generation(store.list_commit_paths(summary.key)[summary.key][-1])
+    latest = parse_generation(store.list_commit_paths_by_key(summary.key)[summary.key][-1])
     if latest != summary.generation:
         raise conflict
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -210,7 +210,9 @@ def find_entry_history(
     """
     statuses = read_commit_statuses(store, progress)
     summaries = [status.summary for status in statuses if status.summary]
-    matching = find_summaries(summaries, dataset=dataset, backbone_spec=backbone_spec, image_size=image_size)
+    matching = filter_summaries_or_raise(
+        summaries, dataset=dataset, backbone_spec=backbone_spec, image_size=image_size
+    )
     keys = {summary.key for summary in matching}
     return [status for status in statuses if status.key in keys]
 

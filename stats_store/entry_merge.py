@@ -24,16 +24,20 @@ from sfm.stats_store.merge_inputs import (
     EQUAL_OPTIONS,
     MergeInputs,
     SplitFeatures,
-    list_sub_class_counts,
+    list_available_sub_class_counts,
     make_merge_inputs,
     require_mergeable,
 )
 from sfm.stats_store.merged_rendering import (
     get_common_rendering_options,
+    make_merged_image_mark_fields,
     make_unrecorded_rendering_notes,
-    sum_composited_and_dark_counts,
 )
-from sfm.stats_store.merged_statistics import compute_merged_centres, compute_merged_moments
+from sfm.stats_store.merged_statistics import (
+    SubClassCentres,
+    compute_merged_centres,
+    compute_merged_moments,
+)
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.store import Entry, Store
 
@@ -63,15 +67,15 @@ class MergedArrays:
     Attributes
     ----------
     moments : ClassMoments
-    centres_and_counts : dict of int to tuple of ndarray
-        Centres and counts by the number of sub-classes.
+    centres_by_sub_class_count : dict of int to SubClassCentres
+        Centres and their sample counts, by the number of sub-classes.
     classifier : MergedClassifier
     train_features, test_features : SplitFeatures or None
         None unless every input stores the features of the split.
     """
 
     moments: ClassMoments
-    centres_and_counts: Mapping[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
+    centres_by_sub_class_count: Mapping[int, SubClassCentres]
     classifier: MergedClassifier
     train_features: SplitFeatures | None
     test_features: SplitFeatures | None
@@ -163,7 +167,7 @@ def compute_merged_arrays(
     with threadpool_limits(limits=1):  # parallel sums differ from run to run
         moments = compute_merged_moments(inputs)
         progress(Progress("merge", 1, MERGE_STEPS, "steps"))
-        centres_and_counts = {
+        centres_by_sub_class_count = {
             k: compute_merged_centres(inputs, k) for k in inputs.list_shared_sub_class_counts()
         }
     progress(Progress("merge", 2, MERGE_STEPS, "steps"))
@@ -173,7 +177,7 @@ def compute_merged_arrays(
         else make_discriminant_classifier(moments)
     )
     progress(Progress("merge", 3, MERGE_STEPS, "steps"))
-    return MergedArrays(moments, centres_and_counts, classifier, train, test)
+    return MergedArrays(moments, centres_by_sub_class_count, classifier, train, test)
 
 
 def write_merged_arrays(draft: Draft, arrays: MergedArrays) -> None:
@@ -183,13 +187,13 @@ def write_merged_arrays(draft: Draft, arrays: MergedArrays) -> None:
     draft.write_array("train/mean", moments.mean)
     draft.write_array("train/scatter_diagonal", moments.scatter_diagonal)
     draft.write_array("train/within_scatter", moments.within_scatter)
-    for k, (centre, count) in arrays.centres_and_counts.items():
+    for k, (centre, count) in arrays.centres_by_sub_class_count.items():
         draft.write_array(f"train/centre_{k}", centre)
         draft.write_array(f"train/centre_count_{k}", count)
     draft.write_array("classifier/weight", classifier.weight)
     draft.write_array("classifier/bias", classifier.bias)
     for features in filter(None, (arrays.train_features, arrays.test_features)):
-        labels = features.read_labels()
+        labels = features.read_labels_in_union()
         shape = (len(labels), moments.mean.shape[1])
         draft.write_array_blocks(
             f"{features.split}/feature", features.iterate_feature_blocks(), shape, features.feature_dtype
@@ -228,7 +232,9 @@ def make_merged_extraction_card(
     """Return the extraction card of a merged entry."""
     cards = [entry.extraction for entry in inputs.entries]
     return ExtractionCard(
-        options=make_merged_entry_options(inputs, is_classifier_trained, list(arrays.centres_and_counts)),
+        options=make_merged_entry_options(
+            inputs, is_classifier_trained, list(arrays.centres_by_sub_class_count)
+        ),
         role=cards[0].role,
         versions={package: version(package) for package in ("sfm-distill", "numpy", "scikit-learn")},
         device="cpu",
@@ -236,7 +242,7 @@ def make_merged_extraction_card(
         seconds=merge_seconds,
         images_per_second=0.0,
         skipped=[sample for card in cards for sample in card.skipped],
-        **sum_composited_and_dark_counts(inputs.entries),
+        **make_merged_image_mark_fields(inputs.entries),
         files=sum_file_counts([card.files for card in cards]),
     )
 
@@ -279,7 +285,7 @@ def make_merged_dataset_card(inputs: MergeInputs, dataset_name: str, arrays: Mer
         class_ids=inputs.class_ids,
         class_names=inputs.class_names,
         train_samples=int(arrays.moments.count.sum()),
-        test_samples=len(arrays.test_features.read_labels()) if arrays.test_features else 0,
+        test_samples=len(arrays.test_features.read_labels_in_union()) if arrays.test_features else 0,
         fingerprint=compute_sha256(encode_canonical_json(leaves)),
         leaves=leaves,
         licence="; ".join(sorted({card.licence for card in cards})),
@@ -296,7 +302,9 @@ def make_merge_notes(inputs: MergeInputs, classifier: MergedClassifier) -> list[
         ]
         if 0 < len(lacking_entries) < len(entries):
             notes.append(f"no {term}: {'; '.join(lacking_entries)} holds none")
-    dropped = set.union(*map(list_sub_class_counts, entries)) - set(inputs.list_shared_sub_class_counts())
+    dropped = set.union(*map(list_available_sub_class_counts, entries)) - set(
+        inputs.list_shared_sub_class_counts()
+    )
     if dropped:
         numbers = ", ".join(map(str, sorted(dropped)))
         notes.append(f"no {numbers} sub-class centres: not every part holds them")

@@ -40,7 +40,7 @@ def describe_entries(summaries: Sequence[Summary], max_entries: int = 8) -> str:
     return listed + omitted if summaries else "nothing"
 
 
-def find_named_summaries(summaries: Sequence[Summary], pinned_name: PinnedName) -> list[Summary]:
+def find_named_summaries_or_raise(summaries: Sequence[Summary], pinned_name: PinnedName) -> list[Summary]:
     """Return the entries that ``NAME``, ``NAME@DIGEST`` or ``NAME@tuning`` names.
 
     Without a digest, only entries of role ``full`` are returned; with ``@tuning``, those of role ``tuning``.
@@ -71,7 +71,7 @@ def find_named_summaries(summaries: Sequence[Summary], pinned_name: PinnedName) 
     return selected
 
 
-def filter_summaries_by_model(
+def select_model_summaries_of_one_size(
     summaries: Sequence[Summary], *, dataset: PinnedName, model: str, image_size: int | None = None
 ) -> list[Summary]:
     """Return the entries of a dataset and a model, all of one image size.
@@ -94,7 +94,7 @@ def filter_summaries_by_model(
     NotExtractedError
         If none matches; lists the entries of the dataset.
     """
-    dataset_summaries = find_named_summaries(summaries, dataset)
+    dataset_summaries = find_named_summaries_or_raise(summaries, dataset)
     matching = [s for s in dataset_summaries if s.model == model]
     if not matching:
         raise NotExtractedError(
@@ -156,7 +156,7 @@ def select_only_summary(
     InputError
         If none or several match; lists them.
     """
-    dataset_summaries = find_named_summaries(summaries, dataset)
+    dataset_summaries = find_named_summaries_or_raise(summaries, dataset)
     matching = [
         s
         for s in dataset_summaries
@@ -172,7 +172,7 @@ def select_only_summary(
     raise InputError(f"no such entry of {dataset}: the store holds {describe_entries(dataset_summaries)}")
 
 
-def find_summaries(
+def filter_summaries_or_raise(
     summaries: Sequence[Summary],
     *,
     dataset: PinnedName | None = None,
@@ -190,7 +190,7 @@ def find_summaries(
         dataset_summaries = list(summaries)
     else:
         # All entries of the name, of any role, or those that a pin names.
-        dataset_summaries = [s for s in summaries if s.dataset == dataset] or find_named_summaries(
+        dataset_summaries = [s for s in summaries if s.dataset == dataset] or find_named_summaries_or_raise(
             summaries, dataset
         )
     matching = [

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Sequence
 from typing import Any
 
 from sfm.stats_store.cards import DatasetCard, Summary
@@ -25,24 +24,24 @@ DEFAULT_OPTIONS: dict[str, Any] = {
 
 
 def format_extract_command(
-    store: Store, example_summaries: Sequence[Summary], backbone_spec: str, image_size: int | None
+    store: Store, example_summary: Summary, backbone_spec: str, image_size: int | None
 ) -> str:
     """Return the `sfm extract` command for another backbone of a dataset that a store holds.
 
     Parameters
     ----------
     store : Store
-    example_summaries : sequence of Summary
-        Entries of the dataset; the command repeats source and options of the first.
+    example_summary : Summary
+        An entry of the dataset; the command repeats its source and options.
     backbone_spec : str
         Spec of the other backbone.
     image_size : int, optional
-        Its input size; default: that of the first of `example_summaries`.
+        Its input size; default: that of `example_summary`.
     """
-    entry = store.open_entry(example_summaries[0])
+    entry = store.open_entry(example_summary)
     dataset_card, options = entry.dataset, entry.extraction.options
     arguments = [*("--store", make_url_absolute(store.url), "--backbone", backbone_spec)]
-    arguments += ["--image-size", str(image_size or example_summaries[0].image_size)]
+    arguments += ["--image-size", str(image_size or example_summary.image_size)]
     if (
         options.get("origin") != "extracted"
         or dataset_card.source == "unknown"
@@ -56,13 +55,13 @@ def format_extract_command(
             "extract",
             dataset_card.source,
             *arguments,
-            *format_name_option(dataset_card),
+            *format_name_option_if_needed(dataset_card),
             *format_nondefault_options(options),
         ]
     )
 
 
-def format_name_option(dataset_card: DatasetCard) -> list[str]:
+def format_name_option_if_needed(dataset_card: DatasetCard) -> list[str]:
     """Return the ``--name`` option of a dataset, unless its source implies the name."""
     location = dataset_card.source.partition("?")[0].rstrip("/")
     return [] if dataset_card.name == re.split("[:/]", location)[-1] else ["--name", dataset_card.name]

@@ -37,7 +37,7 @@ def walk_store_paths(
     on_unlistable: Callable[[Path], None],
     *,
     follow_links: bool = True,
-    should_enter: Callable[[str], object] = lambda _: True,
+    should_enter_folder: Callable[[str], object] = lambda _: True,
 ) -> Iterator[ListedPath]:
     """Yield the files and empty folders below a prefix; links are followed, but not in circles.
 
@@ -48,10 +48,10 @@ def walk_store_paths(
         is reached by a link after ``MAX_FOLLOWED_LINKS`` others; the walk continues.
     follow_links : bool
         If false, all links are yielded as links, also `prefix` if it is one.
-    should_enter : callable
+    should_enter_folder : callable
         Called with the path of a folder; the folder is skipped if the result is false.
     """
-    yield from _FolderWalk(root, on_unlistable, follow_links, should_enter).walk_folder(prefix, ())
+    yield from _FolderWalk(root, on_unlistable, follow_links, should_enter_folder).walk_folder(prefix, ())
 
 
 @dataclass
@@ -61,7 +61,7 @@ class _FolderWalk:
     root: Path
     on_unlistable: Callable[[Path], None]
     follow_links: bool
-    should_enter: Callable[[str], object]
+    should_enter_folder: Callable[[str], object]
     followed_link_count: int = 0
 
     def walk_folder(self, path: str, ancestor_inodes: tuple[tuple[int, int], ...]) -> Iterator[ListedPath]:
@@ -104,7 +104,7 @@ class _FolderWalk:
         if not self.follow_links and entry.is_symlink():
             yield _make_listed_link(path, entry.stat(follow_symlinks=False))
         elif entry.is_dir():
-            if not self.should_enter(path):
+            if not self.should_enter_folder(path):
                 return
             self.followed_link_count += entry.is_symlink()
             is_shallow = len(ancestor_inodes) <= MAX_STORE_DEPTH

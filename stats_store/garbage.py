@@ -138,9 +138,9 @@ def find_garbage_and_notes(
     return [*runs, *unfinished, *staging], notes
 
 
-def list_run_paths_of_keys(statuses: Sequence[CommitStatus], keys: set[str]) -> set[str]:
+def list_run_paths_of_keys(statuses: Sequence[CommitStatus], entry_keys: set[str]) -> set[str]:
     """Return the paths of the runs that the commits of these keys refer to."""
-    return {f"runs/{status.commit.run}" for status in statuses if status.key in keys and status.commit}
+    return {f"runs/{status.commit.run}" for status in statuses if status.key in entry_keys and status.commit}
 
 
 def list_stored_files(store: Store) -> StoreListing:

@@ -92,7 +92,7 @@ def collect_garbage(
         )  # the store's clock may be ahead of ours
         is_due = age >= min_age or (delete_replaced_now and bool(garbage.commit_paths))
         try:
-            with translate_errors(store.url), try_lock_staging_folder(store, garbage) as is_free:
+            with translate_errors(store.url), try_lock_if_staging_folder(store, garbage) as is_free:
                 problem = (
                     delete_garbage_or_explain(store, garbage) if is_due and is_free and not dry_run else ""
                 )
@@ -111,7 +111,7 @@ def collect_garbage(
 
 
 @contextmanager
-def try_lock_staging_folder(store: Store, garbage: GarbageItem) -> Iterator[bool]:
+def try_lock_if_staging_folder(store: Store, garbage: GarbageItem) -> Iterator[bool]:
     """Lock a staging folder while it is deleted; yield False if an extraction holds the lock."""
     root = get_local_root(store.objects)
     lock_path = root / f"{garbage.path}.lock" if root else None

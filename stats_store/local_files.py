@@ -42,25 +42,25 @@ def get_local_root(objects: ObjectStore) -> Path | None:
     return Path(objects.prefix) if isinstance(objects, LocalStore) and objects.prefix else None
 
 
-def copy_permissions(path: Path, reference_folder: Path) -> None:
+def copy_permissions(target: Path, reference_folder: Path) -> None:
     """Copy the permissions and the group of a folder to a file or folder, independent of the umask.
 
     Changes that the system refuses are skipped.
     """
     with suppress(OSError):
-        reference_state, own_state = reference_folder.stat(), path.stat()
+        reference_state, own_state = reference_folder.stat(), target.stat()
         is_folder = stat.S_ISDIR(own_state.st_mode)
         mode = (
             reference_state.st_mode & 0o3777 | 0o700 if is_folder else reference_state.st_mode & 0o666 | 0o600
         )
         if own_state.st_gid != reference_state.st_gid:
             with suppress(OSError):
-                os.chown(path, -1, reference_state.st_gid)
-        if stat.S_IMODE(path.stat().st_mode) != mode:
-            path.chmod(mode)
+                os.chown(target, -1, reference_state.st_gid)
+        if stat.S_IMODE(target.stat().st_mode) != mode:
+            target.chmod(mode)
 
 
-def make_folder_and_parents(folder: Path, root: Path) -> None:
+def make_folder_below_root(folder: Path, root: Path) -> None:
     """Create a folder below a root, and its parents, with the permissions of the root.
 
     A folder directly below the root may be a link to another disk. A link further down may lead anywhere, so
@@ -73,7 +73,7 @@ def make_folder_and_parents(folder: Path, root: Path) -> None:
     """
     if folder == root:
         return
-    make_folder_and_parents(folder.parent, root)
+    make_folder_below_root(folder.parent, root)
     if folder.is_symlink() and folder.parent != root:
         raise InputError(
             f"cannot write below {folder}: it is a symbolic link, behind which nothing is written; put a "
@@ -119,7 +119,7 @@ def create_file_exclusively(root: Path, path: str, data: bytes, *, sync_to_disk:
         If the name is taken; the existing file is left unchanged.
     """
     target = resolve_object_path(root, path)
-    make_folder_and_parents(target.parent, root)
+    make_folder_below_root(target.parent, root)
     # Listings skip names like this: see UNFINISHED_FILE_NAME.
     unfinished_path = target.with_name(f"{target.name}#{secrets.randbits(60)}")
     try:
@@ -129,14 +129,16 @@ def create_file_exclusively(root: Path, path: str, data: bytes, *, sync_to_disk:
             file.flush()
             if sync_to_disk:
                 fsync_if_supported(unfinished_path)
-        move_exclusively(unfinished_path, target)
+        link_or_rename_exclusively(unfinished_path, target)
     finally:
         with suppress(OSError):
             unfinished_path.unlink(missing_ok=True)
 
 
-def move_exclusively(source: Path, target: Path) -> None:
-    """Move a file to its final name atomically, by a hard link or a rename, unless the name is taken.
+def link_or_rename_exclusively(source: Path, target: Path) -> None:
+    """Give a file its final name atomically unless it is taken: by a hard link, or else by a rename.
+
+    A hard link leaves the source, too.
 
     Raises
     ------

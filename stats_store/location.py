@@ -80,7 +80,7 @@ def redact_url(url: str) -> str:
     return f"{parts.scheme}://{host_and_path.rstrip('/')}"
 
 
-def parse_local_path(url: str) -> Path | None:
+def parse_local_path(url_or_path: str) -> Path | None:
     """Return the local folder of a URL or path; None for a bucket.
 
     Raises
@@ -89,20 +89,20 @@ def parse_local_path(url: str) -> Path | None:
         If it is a ``file://`` URL of another machine or with a query or fragment, or a ``~`` path without a
         home folder.
     """
-    if url.startswith(("/", "./", "../", "~")):
-        return expand_home(url)
-    parts = split_url(url)
+    if url_or_path.startswith(("/", "./", "../", "~")):
+        return expand_home(url_or_path)
+    parts = split_url(url_or_path)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise InputError(
                 "the store URL file://... names another machine: write file:///PATH, or PATH alone"
             )
-        if parts.query or parts.fragment or url.endswith(("?", "#")):
+        if parts.query or parts.fragment or url_or_path.endswith(("?", "#")):
             raise InputError(
-                f"{redact_url(url)}...: write %23 for # and %3F for ? in a file:// URL, or PATH alone"
+                f"{redact_url(url_or_path)}...: write %23 for # and %3F for ? in a file:// URL, or PATH alone"
             )
         return Path(unquote(parts.path))
-    return None if "://" in url or parts.scheme in REMOTE_SCHEMES else expand_home(url)
+    return None if "://" in url_or_path or parts.scheme in REMOTE_SCHEMES else expand_home(url_or_path)
 
 
 def make_url_absolute(url: str) -> str:
@@ -111,14 +111,16 @@ def make_url_absolute(url: str) -> str:
     return url if path is None else str(path.absolute())
 
 
-def connect_object_store(url: str, *, create: bool = False, use_long_retries: bool = True) -> ObjectStore:
+def connect_object_store(
+    url: str, *, create_local_folder: bool = False, use_long_retries: bool = True
+) -> ObjectStore:
     """Return an obstore store of the objects below a URL; credentials come from the environment only.
 
     Parameters
     ----------
     url : str
         A local path, ``file://``, ``s3://``, ``gs://`` or ``az://``.
-    create : bool
+    create_local_folder : bool
         Create the local folder if it does not exist.
     use_long_retries : bool
         Retry requests for up to three minutes instead of twenty seconds.
@@ -131,7 +133,9 @@ def connect_object_store(url: str, *, create: bool = False, use_long_retries: bo
     path = parse_local_path(url)
     if path is not None:
         with translate_errors(str(path)):
-            return LocalStore(resolve_store_folder(path, allow_missing=create), mkdir=create)
+            return LocalStore(
+                resolve_store_folder(path, allow_missing=create_local_folder), mkdir=create_local_folder
+            )
     parts = split_url(url)
     if parts.scheme not in REMOTE_SCHEMES:
         raise InputError(f"unknown store location {parts.scheme}://: use {LOCATION_KINDS}")

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ EQUAL_OPTIONS = ("precision", "views")
 """Options of an extraction that shape every feature: parts that differ in them have no common features."""
 
 
+SplitName: TypeAlias = Literal["train", "test"]
+
+
 @dataclass(frozen=True)
 class SplitFeatures:
     """The features and labels of one split of all inputs, read block by block.
@@ -35,13 +38,13 @@ class SplitFeatures:
         Per entry, the positions of its classes in the union.
     """
 
-    split: str
+    split: SplitName
     entries: tuple[Entry, ...]
     class_positions_in_union: tuple[npt.NDArray[np.intp], ...]
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
         start = 0
-        labels = self.read_labels()
+        labels = self.read_labels_in_union()
         for entry in self.entries:
             samples = entry.open_array(f"{self.split}/feature").shape[0]
             for row in range(0, samples, BLOCK_ROWS):
@@ -49,7 +52,7 @@ class SplitFeatures:
                 yield rows.astype(np.float32), labels[start : start + len(rows)]
                 start += len(rows)
 
-    def read_labels(self) -> npt.NDArray[np.int32]:
+    def read_labels_in_union(self) -> npt.NDArray[np.int32]:
         """Return the labels of all samples, in order."""
         labels = [
             positions[entry.read_array(f"{self.split}/label")]
@@ -93,7 +96,7 @@ class MergeInputs:
     class_names: list[str]
     class_positions_in_union: tuple[npt.NDArray[np.intp], ...]
 
-    def get_split_features_if_all_stored(self, split: str) -> SplitFeatures | None:
+    def get_split_features_if_all_stored(self, split: SplitName) -> SplitFeatures | None:
         """Return the features and labels of a split; None unless every input stores them."""
         if all(f"{split}/feature" in entry and f"{split}/label" in entry for entry in self.entries):
             return SplitFeatures(split, self.entries, self.class_positions_in_union)
@@ -101,10 +104,10 @@ class MergeInputs:
 
     def list_shared_sub_class_counts(self) -> list[int]:
         """Return the numbers of sub-class centres that every input stores."""
-        return sorted(set.intersection(*map(list_sub_class_counts, self.entries)))
+        return sorted(set.intersection(*map(list_available_sub_class_counts, self.entries)))
 
 
-def list_sub_class_counts(entry: Entry) -> set[int]:
+def list_available_sub_class_counts(entry: Entry) -> set[int]:
     """Return the numbers of sub-class centres that an entry stores."""
     return {
         k

@@ -14,7 +14,7 @@ RENDERING_OPTIONS = {
 """Options that only some images depend on, with the error about inputs that differ in them."""
 
 
-def map_option_values_to_entries(entries: Sequence[Entry], option_name: str) -> dict[Any, Entry]:
+def map_option_values_to_example_entries(entries: Sequence[Entry], option_name: str) -> dict[Any, Entry]:
     """Return the values of an option among entries, each with an entry that has it."""
     options = [(entry.extraction.options.get(option_name), entry) for entry in entries]
     return {value: entry for value, entry in options if value is not None}
@@ -29,7 +29,7 @@ def require_same_rendering(entries: Sequence[Entry]) -> None:
         Names the entries that differ, and the option.
     """
     for option, conflict in RENDERING_OPTIONS.items():
-        entries_by_value = map_option_values_to_entries(entries, option)
+        entries_by_value = map_option_values_to_example_entries(entries, option)
         if len(entries_by_value) > 1:
             names = " and ".join(describe_entry(entry.summary) for entry in entries_by_value.values())
             raise InputError(
@@ -42,12 +42,12 @@ def get_common_rendering_options(entries: Sequence[Entry]) -> dict[str, Any]:
     return {
         option: value
         for option in RENDERING_OPTIONS
-        for value in map_option_values_to_entries(entries, option)
+        for value in map_option_values_to_example_entries(entries, option)
     }
 
 
-def sum_composited_and_dark_counts(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return the numbers of composited and of dark images of all entries; None where one is not recorded."""
+def make_merged_image_mark_fields(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return fields of a merged extraction card: composited and dark images, None where not recorded."""
     cards = [entry.extraction for entry in entries]
     totals: dict[str, Any] = {}
     for mark in ("composited", "dark"):
@@ -62,7 +62,7 @@ def make_unrecorded_rendering_notes(entries: Sequence[Entry]) -> list[str]:
     """Return notes about entries that do not record how their images were rendered."""
     notes = []
     unrecorded = [describe_entry(entry.summary) for entry in entries if entry.extraction.composited is None]
-    for background in map_option_values_to_entries(entries, "background") if unrecorded else ():
+    for background in map_option_values_to_example_entries(entries, "background") if unrecorded else ():
         notes.append(
             f"transparency: {'; '.join(unrecorded)} may have dropped it, other parts are over {background}: "
             f"if these images are transparent, extract them again"
@@ -70,7 +70,7 @@ def make_unrecorded_rendering_notes(entries: Sequence[Entry]) -> list[str]:
     unnamed = [
         describe_entry(entry.summary) for entry in entries if entry.extraction.options.get("white") is None
     ]
-    for white in map_option_values_to_entries(entries, "white") if unnamed else ():
+    for white in map_option_values_to_example_entries(entries, "white") if unnamed else ():
         notes.append(
             f"white: {'; '.join(unnamed)} names none, other parts take {white} for it: if these images have "
             f"more than 8 bits, extract them with one"

@@ -1,6 +1,7 @@
 """The moments and the sub-class centres of a union of datasets, from those of its inputs."""
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,21 @@ from sfm.stats_store.class_moments import (
 from sfm.stats_store.merge_inputs import MOMENT_ARRAYS, MergeInputs
 
 
+class SubClassCentres(NamedTuple):
+    """Centres of K sub-classes of every class, and their samples, largest first.
+
+    Attributes
+    ----------
+    centres : ndarray of float32, shape (C, K, D)
+        NaN where a class has fewer sub-classes.
+    sample_counts : ndarray of int64, shape (C, K)
+        Zero there.
+    """
+
+    centres: npt.NDArray[np.float32]
+    sample_counts: npt.NDArray[np.int64]
+
+
 def compute_merged_moments(inputs: MergeInputs) -> ClassMoments:
     """Return the moments of the pooled data of all inputs."""
     total = make_empty_moments(len(inputs.class_ids), inputs.entries[0].backbone.features)
@@ -32,18 +48,10 @@ def compute_merged_moments(inputs: MergeInputs) -> ClassMoments:
     return total
 
 
-def compute_merged_centres(
-    inputs: MergeInputs, centres_per_class: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def compute_merged_centres(inputs: MergeInputs, centres_per_class: int) -> SubClassCentres:
     """Cluster the sub-class centres of all inputs, each weighted by the number of its samples.
 
     A class that only one input has keeps its centres.
-
-    Returns
-    -------
-    centre : ndarray of float32, shape (C, k, D)
-    count : ndarray of int64, shape (C, k)
-        Largest first. Rows that a small class cannot fill are NaN with count 0.
     """
     classes, features = len(inputs.class_ids), inputs.entries[0].backbone.features
     centre = np.full((classes, centres_per_class, features), np.nan, dtype=np.float32)
@@ -66,12 +74,12 @@ def compute_merged_centres(
         ]
         points = np.concatenate([centres[n > 0] for centres, n in class_centres]).astype(np.float64)
         weights = np.concatenate([n[n > 0] for _, n in class_centres])
-        cluster_centres, sizes = cluster_weighted_points(points, weights, centres_per_class)
+        cluster_centres, sizes = compute_cluster_centres_and_weights(points, weights, centres_per_class)
         centre[c, : len(cluster_centres)], count[c, : len(cluster_centres)] = cluster_centres, sizes
-    return centre, count
+    return SubClassCentres(centre, count)
 
 
-def cluster_weighted_points(
+def compute_cluster_centres_and_weights(
     points: npt.NDArray[np.float64], weights: npt.NDArray[np.int64], max_cluster_count: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Return at most k centres of weighted points and the weight of each, heaviest first.

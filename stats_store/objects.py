@@ -119,13 +119,13 @@ def list_objects_and_unlisted_folders(
     prefix: str = "",
     *,
     follow_links: bool = True,
-    should_enter: Callable[[str], object] = lambda _: True,
+    should_enter_folder: Callable[[str], object] = lambda _: True,
 ) -> "tuple[list[ObjectMeta], list[Path]]":
     """Return all objects whose path starts with ``prefix/``, and the folders that could not be listed.
 
     Only a disk has such folders; a server refuses the whole listing. On a disk, folders for whose path
-    `should_enter` returns false are skipped. Links are returned as folders that could not be listed, unless
-    they are followed.
+    `should_enter_folder` returns false are skipped. Links are returned as folders that could not be listed,
+    unless they are followed.
     """
     root = get_local_root(objects)
     if root is None:
@@ -133,7 +133,11 @@ def list_objects_and_unlisted_folders(
     unreadable: list[Path] = []
     files = list(
         walk_store_paths(
-            root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter
+            root,
+            prefix,
+            unreadable.append,
+            follow_links=follow_links,
+            should_enter_folder=should_enter_folder,
         )
     )
     unreadable += [root / f.path for f in files if f.is_link]
@@ -153,7 +157,7 @@ def list_objects_and_unlisted_folders(
 
 def list_objects(objects: ObjectStore, prefix: str = "") -> "list[ObjectMeta]":
     """Return all objects whose path starts with ``prefix/``."""
-    return _list_with_retries(
+    return _request_listing_with_retries(
         objects, lambda: [item for batch in obstore.list(objects, prefix=prefix) for item in batch]
     )
 
@@ -168,10 +172,12 @@ def is_empty_location(objects: ObjectStore) -> bool:
             and not any(map(is_hidden_or_system_file, file.path.split("/")))
             for file in walk_store_paths(root, "", lambda _: None)
         )
-    return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
+    return not _request_listing_with_retries(
+        objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None)
+    )
 
 
-def _list_with_retries(objects: ObjectStore, request: Callable[[], Parsed]) -> Parsed:
+def _request_listing_with_retries(objects: ObjectStore, request: Callable[[], Parsed]) -> Parsed:
     """List objects, and retry if the response is cut off: obstore does not retry these."""
     for delay in RETRY_DELAYS if is_remote_store(objects) else ():
         try:
@@ -225,8 +231,8 @@ class ObjectExistsError(InputError):
     """The path of an object is taken by one with other content."""
 
 
-def create_or_verify_object(objects: ObjectStore, path: str, data: bytes) -> bool:
-    """Create an object, or verify that the existing one has the same bytes; return whether it was created.
+def create_object_unless_identical(objects: ObjectStore, path: str, data: bytes) -> bool:
+    """Create an object unless one with the same bytes exists; return whether it was created.
 
     An existing one may be this writer's, if an answer was lost. On a disk, the object is durable only after
     :func:`sync_objects_to_disk`.
@@ -271,7 +277,7 @@ def sync_objects_to_disk(objects: ObjectStore, path: str) -> None:
         fsync_if_supported(file)
 
 
-def require_writable_store(objects: ObjectStore) -> None:
+def require_writable_local_store(objects: ObjectStore) -> None:
     """Check that a store on a disk can be written, before hours of work depend on it.
 
     Raises

@@ -49,7 +49,7 @@ from sfm.stats_store.location import translate_errors
 from sfm.stats_store.objects import (
     ObjectExistsError,
     create_object,
-    create_or_verify_object,
+    create_object_unless_identical,
     delete_run,
     read_object,
     sync_objects_to_disk,
@@ -68,20 +68,20 @@ class Draft:
 
     Attributes
     ----------
-    run : str
+    run_id : str
         Id of the run: its folder below ``runs/``.
-    array_digests : dict of str to str
+    digests_by_array : dict of str to str
         Digest of every array written so far.
-    records : dict of str to ObjectRecord
+    records_by_path : dict of str to ObjectRecord
         Every object of an array written so far, by full path.
     proposed_commit_paths : list of str
         Paths of the commits that may have made the run visible.
     """
 
     store: Store
-    run: str = field(default_factory=lambda: uuid.uuid4().hex)
-    array_digests: dict[str, str] = field(default_factory=dict)
-    records: dict[str, ObjectRecord] = field(default_factory=dict)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    digests_by_array: dict[str, str] = field(default_factory=dict)
+    records_by_path: dict[str, ObjectRecord] = field(default_factory=dict)
     proposed_commit_paths: list[str] = field(default_factory=list)
 
     def write_array(self, name: str, array: npt.NDArray[Any]) -> None:
@@ -94,7 +94,7 @@ class Draft:
         """
         with translate_errors(self.store.url):
             self._create_array(name, array.shape, array.dtype)[...] = array
-        self.array_digests[name] = compute_array_digest(array)
+        self.digests_by_array[name] = compute_array_digest(array)
 
     def write_array_blocks(
         self, name: str, blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, ...], dtype: npt.DTypeLike
@@ -123,7 +123,7 @@ class Draft:
             start += len(block)
         if start != shape[0]:
             raise ValueError(f"{name}: {start} rows given, {shape[0]} announced")
-        self.array_digests[name] = combine_block_digests(digests, array_dtype, shape)
+        self.digests_by_array[name] = combine_block_digests(digests, array_dtype, shape)
 
     def discard(self) -> None:
         """Delete the objects written, unless a commit may have made them visible.
@@ -133,13 +133,13 @@ class Draft:
         """
         if not self.proposed_commit_paths:
             try:
-                delete_run(self.store.objects, self.run)
+                delete_run(self.store.objects, self.run_id)
             except (BaseError, OSError) as error:
-                LOG.warning("runs/%s is left for `sfm store gc` (%s)", self.run, type(error).__name__)
+                LOG.warning("runs/%s is left for `sfm store gc` (%s)", self.run_id, type(error).__name__)
 
     def _create_array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "zarr.Array[Any]":
-        objects = RecordingZarrStore(ZarrObjectStore(self.store.objects), self.run, self.records)
-        return create_run_array(objects, self.run, name, shape, dtype)
+        objects = RecordingZarrStore(ZarrObjectStore(self.store.objects), self.run_id, self.records_by_path)
+        return create_run_array(objects, self.run_id, name, shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,8 @@ def publish_draft(
     """
     store, cards = draft.store, EntryCards(backbone, dataset, extraction, classifier)
     key = f"{backbone.hash}/{dataset.fingerprint}/{compute_options_digest(extraction.options)}"
-    paths = store.list_commit_paths(key).get(key, [])
-    existing_commit = read_newest_commit_or_advise(store, paths[-1]) if paths and not replace else None
+    paths = store.list_commit_paths_by_key(key).get(key, [])
+    existing_commit = read_commit_or_advise_replace(store, paths[-1]) if paths and not replace else None
     if existing_commit and existing_commit.kind == "entry" and existing_commit.summary:
         draft.discard()
         return PublishResult(existing_commit.summary, "already there")
@@ -209,7 +209,7 @@ def publish_draft(
         draft.proposed_commit_paths.append(f"index/{key}/{make_commit_file_name(generation)}")
         stored_commit = create_or_get_commit(store, key, generation, commit)
         assert stored_commit.summary is not None
-        if stored_commit.run == draft.run:
+        if stored_commit.run == draft.run_id:
             return PublishResult(stored_commit.summary, "published")
         draft.proposed_commit_paths.clear()
         if stored_commit.kind == "entry":
@@ -241,31 +241,31 @@ def write_cards_and_verify_run(draft: Draft, cards: EntryCards) -> dict[str, Obj
             f"the names and cards of {cards.dataset.name} take {len(metadata)} bytes as JSON, and no reader "
             f"takes more than {MAX_JSON_BYTES}"
         )
-    run = f"runs/{draft.run}"
+    run = f"runs/{draft.run_id}"
     with translate_errors(draft.store.url):
-        create_or_verify_object(draft.store.objects, f"{run}/zarr.json", metadata)
-        draft.records[f"{run}/zarr.json"] = make_object_record(metadata)
+        create_object_unless_identical(draft.store.objects, f"{run}/zarr.json", metadata)
+        draft.records_by_path[f"{run}/zarr.json"] = make_object_record(metadata)
         verify_written_objects(draft)
         sync_objects_to_disk(draft.store.objects, run)
-    return {path.removeprefix(f"{run}/"): record for path, record in draft.records.items()}
+    return {path.removeprefix(f"{run}/"): record for path, record in draft.records_by_path.items()}
 
 
 def make_entry_commit(
-    draft: Draft, cards: EntryCards, object_records: dict[str, ObjectRecord], generation: int
+    draft: Draft, cards: EntryCards, records_by_object_name: dict[str, ObjectRecord], generation: int
 ) -> Commit:
     """Return the commit that publishes a draft as one generation of its key."""
     fields = make_summary_fields(cards)
     digest = compute_entry_digest(
-        draft.array_digests, fields["backbone_hash"], fields["fingerprint"], fields["options"]
+        draft.digests_by_array, fields["backbone_hash"], fields["fingerprint"], fields["options"]
     )
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Commit(
         schema_version=SchemaVersion(requires=list_schema_requirements(cards.backbone)),
         kind="entry",
-        run=draft.run,
+        run=draft.run_id,
         summary=Summary(**fields, entry_digest=digest, generation=generation, created=created),
-        arrays=draft.array_digests,
-        objects=object_records,
+        arrays=draft.digests_by_array,
+        objects=records_by_object_name,
     )
 
 
@@ -274,7 +274,7 @@ def list_schema_requirements(backbone: BackboneCard) -> list[str]:
     return [] if backbone.preprocessing.crop_mode == "center" else [CROP_MODE_REQUIREMENT]
 
 
-def read_newest_commit_or_advise(store: Store, path: str) -> Commit:
+def read_commit_or_advise_replace(store: Store, path: str) -> Commit:
     """Read the newest commit of a key; the error about a damaged one recommends ``--replace``."""
     try:
         return store.read_commit(path)
@@ -293,17 +293,17 @@ def verify_written_objects(draft: Draft) -> None:
 
     def verify_object(path: str) -> None:
         try:
-            read_published_object(draft.store.objects, path, draft.records[path])
+            read_published_object(draft.store.objects, path, draft.records_by_path[path])
         except DamageError as error:
             raise DamageError(
                 f"{draft.store.url} does not return the bytes that were written; "
                 f"nothing was published: {error}"
             ) from error
 
-    map_concurrently(verify_object, draft.records)
+    map_concurrently(verify_object, draft.records_by_path)
 
 
-def create_or_get_commit(store: Store, key: str, generation: int, commit: Commit) -> Commit:
+def create_or_get_commit(store: Store, entry_key: str, generation: int, commit: Commit) -> Commit:
     """Create the commit of one generation of a key; exactly one of several writers succeeds.
 
     A writer that lost the response, or is told that the object exists, reads it: it may be that writer's.
@@ -319,24 +319,26 @@ def create_or_get_commit(store: Store, key: str, generation: int, commit: Commit
         If the store cannot be reached, or cannot be written.
     """
     content = commit.model_dump(mode="json", by_alias=True)
-    return create_or_get_encoded_commit(
-        store, f"index/{key}/{make_commit_file_name(generation)}", encode_commit_with_digest(content)
+    return create_or_get_commit_and_mark_published(
+        store, f"index/{entry_key}/{make_commit_file_name(generation)}", encode_commit_with_digest(content)
     )
 
 
-def create_or_get_encoded_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
+def create_or_get_commit_and_mark_published(store: Store, path: str, encoded_commit: bytes) -> Commit:
     """Create a commit from its bytes, as :func:`create_or_get_commit` does; unknown fields are preserved."""
     own_commit = parse_commit(encoded_commit, path)
     with translate_errors(store.url):
-        stored_commit = create_or_read_commit(store, path, encoded_commit)
+        stored_commit = create_or_get_unmarked_commit(store, path, encoded_commit)
         if stored_commit.run == own_commit.run:
             # The mark lets readers tell a lost commit from one that never existed.
             with contextlib.suppress(ObjectExistsError):
-                create_or_verify_object(store.objects, path.removesuffix(".json") + PUBLISHED_SUFFIX, b"")
+                create_object_unless_identical(
+                    store.objects, path.removesuffix(".json") + PUBLISHED_SUFFIX, b""
+                )
     return stored_commit
 
 
-def create_or_read_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
+def create_or_get_unmarked_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
     """Create a commit unless its path is taken; return the commit at that path."""
     for is_last_attempt in (False, False, True):
         try:

@@ -4,7 +4,7 @@ import json
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import zarr
@@ -15,8 +15,8 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.array_layouts import parse_layouts_or_raise
-from sfm.stats_store.array_values import find_centre_problem, find_value_problem
+from sfm.stats_store.array_layouts import parse_layouts_by_path_or_raise
+from sfm.stats_store.array_values import find_missing_centre_problem, find_value_problem
 from sfm.stats_store.cards import (
     ClassifierCard,
     Commit,
@@ -40,7 +40,7 @@ from sfm.stats_store.objects import (
     delete_object,
     is_empty_location,
     read_object,
-    require_writable_store,
+    require_writable_local_store,
 )
 from sfm.stats_store.schema import UpgradeNeededError, require_supported_schema, strip_sub_class_suffix
 from sfm.stats_store.store_index import read_store_index
@@ -98,7 +98,7 @@ class Store:
             LOG.warning("left out of %s: %s", self.url, reason)
         return entries
 
-    def list_commit_paths(self, key: str = "") -> dict[str, list[str]]:
+    def list_commit_paths_by_key(self, entry_key: str = "") -> dict[str, list[str]]:
         """Return the paths of the commits of all keys, or of one, oldest first.
 
         Raises
@@ -106,8 +106,8 @@ class Store:
         InputError
             If the store cannot be reached, or the folder of the key cannot be listed.
         """
-        index = read_store_index(self.objects, self.url, key)
-        if key and index.unlisted_folder_notes:
+        index = read_store_index(self.objects, self.url, entry_key)
+        if entry_key and index.unlisted_folder_notes:
             raise AccessDeniedError(index.unlisted_folder_notes[0])
         return index.commit_paths_by_key
 
@@ -177,7 +177,7 @@ class Store:
             )
             read = dict(zip(metadata, data, strict=True))
         cards = parse_entry_cards(commit, read[f"runs/{commit.run}/zarr.json"])
-        layouts = parse_layouts_or_raise(commit, cards, read)
+        layouts = parse_layouts_by_path_or_raise(commit, cards, read)
         return Entry(
             store_url=self.url,
             summary=commit.summary,
@@ -234,7 +234,7 @@ class Entry:
                 f"it holds {', '.join(self.list_array_names())}"
             )
         path = f"runs/{self.commit.run}/{array_name}"
-        if path not in self.arrays.layouts:
+        if path not in self.arrays.layouts_by_path:
             raise InputError(f"{array_name} is of a kind that this version cannot read: upgrade sfm-distill")
         with translate_errors(self.store_url), translate_decode_errors(path):
             return zarr.open_array(self.arrays, path=path, mode="r", zarr_format=3)
@@ -252,32 +252,40 @@ class Entry:
         InputError
             If the entry holds no such array, or the store cannot be reached.
         """
-        selected = self._read_array_unchecked(array_name, rows)
+        selected = self._read_array_without_value_check(array_name, rows)
         problem = find_value_problem(array_name, selected, self.dataset)
         count = array_name.replace("train/centre_", "train/centre_count_")
         if not problem and strip_sub_class_suffix(array_name) == "train/centre" and count in self:
-            problem = find_centre_problem(selected, self._read_array_unchecked(count, rows))
+            problem = find_missing_centre_problem(selected, self._read_array_without_value_check(count, rows))
         if problem:
             raise DamageError(f"damaged array runs/{self.commit.run}/{array_name}: {problem}")
         return selected
 
-    def _read_array_unchecked(self, array_name: str, rows: slice | None) -> npt.NDArray[Any]:
+    def _read_array_without_value_check(self, array_name: str, rows: slice | None) -> npt.NDArray[Any]:
         array = self.open_array(array_name)
         with translate_errors(self.store_url), translate_decode_errors(array.path):
             selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]
         return selected
 
 
+class StoreConnections(NamedTuple):
+    """Connections to a store that retry for minutes and for seconds, and its URL without credentials."""
+
+    url: str
+    patient_objects: ObjectStore
+    brief_objects: ObjectStore
+
+
 def connect_with_patient_and_brief_retries(
-    location: str | ObjectStore, *, create: bool
-) -> tuple[str, ObjectStore, ObjectStore]:
-    """Return the URL of a store without credentials, its objects, and its objects with brief retries."""
+    location: str | ObjectStore, *, create_local_folder: bool
+) -> StoreConnections:
+    """Connect to the objects of a store twice; an obstore store is taken as it is."""
     if not isinstance(location, str):
-        return type(location).__name__, location, location
-    return (
+        return StoreConnections(type(location).__name__, location, location)
+    return StoreConnections(
         redact_url(location),
-        connect_object_store(location, create=create),
-        connect_object_store(location, create=create, use_long_retries=False),
+        connect_object_store(location, create_local_folder=create_local_folder),
+        connect_object_store(location, create_local_folder=create_local_folder, use_long_retries=False),
     )
 
 
@@ -299,7 +307,9 @@ def open_store(location: str | ObjectStore) -> Store:
 
 def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
     """Open a store; the error about a location without a store ends with `advice`. See :func:`open_store`."""
-    url, objects, brief_objects = connect_with_patient_and_brief_retries(location, create=False)
+    url, patient_objects, brief_objects = connect_with_patient_and_brief_retries(
+        location, create_local_folder=False
+    )
     with translate_errors(url):
         try:
             schema = read_object(brief_objects, "zarr.json", parse_store_schema_version)
@@ -310,7 +320,7 @@ def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
                 f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"
             ) from None
     require_supported_schema(schema, url)
-    return Store(url, objects)
+    return Store(url, patient_objects)
 
 
 def open_or_create_store(location: str | ObjectStore) -> Store:
@@ -327,7 +337,7 @@ def open_or_create_store(location: str | ObjectStore) -> Store:
         If the location holds something else, cannot be written, or does not support the conditional writes
         that commits need.
     """
-    url, _, brief_objects = connect_with_patient_and_brief_retries(location, create=True)
+    url, _, brief_objects = connect_with_patient_and_brief_retries(location, create_local_folder=True)
     with translate_errors(url):
         root = encode_group_metadata({"schema": SchemaVersion().model_dump()})
         is_new = is_empty_location(brief_objects) and create_object_if_absent(
@@ -346,7 +356,7 @@ def open_or_create_store(location: str | ObjectStore) -> Store:
             raise make_conditional_write_error(url)
         if is_new:
             create_object_if_absent(url, brief_objects, "runs/zarr.json", encode_group_metadata({}))
-        require_writable_store(brief_objects)
+        require_writable_local_store(brief_objects)
     return store
 
 
@@ -355,7 +365,7 @@ def encode_group_metadata(attributes: dict[str, Any]) -> bytes:
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
 
 
-def create_object_if_absent(url: str, objects: ObjectStore, path: str, data: bytes) -> bool:
+def create_object_if_absent(store_url: str, objects: ObjectStore, path: str, data: bytes) -> bool:
     """Create an object unless its path is taken; return whether it was created.
 
     Raises
@@ -369,14 +379,14 @@ def create_object_if_absent(url: str, objects: ObjectStore, path: str, data: byt
         return False
     except BaseError as error:
         if isinstance(error, NotSupportedError) or "501 Not Implemented" in str(error):
-            raise make_conditional_write_error(url) from None
+            raise make_conditional_write_error(store_url) from None
         raise
     return True
 
 
-def make_conditional_write_error(url: str) -> InputError:
+def make_conditional_write_error(store_url: str) -> InputError:
     """Return the error about a location without conditional writes."""
     return InputError(
-        f"{url} cannot hold a store: it does not support conditional writes (on S3: PUT with "
+        f"{store_url} cannot hold a store: it does not support conditional writes (on S3: PUT with "
         f"If-None-Match), without which two writers overwrite each other; use another bucket or server"
     )

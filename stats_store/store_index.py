@@ -27,7 +27,7 @@ class StoreIndex:
     unlisted_folder_notes: list[str]
 
 
-def read_store_index(objects: ObjectStore, url: str, key: str = "") -> StoreIndex:
+def read_store_index(objects: ObjectStore, store_url: str, entry_key: str = "") -> StoreIndex:
     """List the commits of all keys, or of one.
 
     A newest commit that was published and is missing is included: reading it then fails, where its absence
@@ -37,9 +37,9 @@ def read_store_index(objects: ObjectStore, url: str, key: str = "") -> StoreInde
     ----------
     objects : obstore.store.ObjectStore
         Objects of the store.
-    url : str
+    store_url : str
         URL of the store, for errors.
-    key : str, optional
+    entry_key : str, optional
         The key whose commits to list; default: all.
 
     Raises
@@ -47,10 +47,10 @@ def read_store_index(objects: ObjectStore, url: str, key: str = "") -> StoreInde
     InputError
         If the store cannot be reached.
     """
-    with translate_errors(url):
-        prefix = f"index/{key}" if key else "index"
+    with translate_errors(store_url):
+        prefix = f"index/{entry_key}" if entry_key else "index"
         listed, unreadable = list_objects_and_unlisted_folders(
-            objects, prefix, should_enter=KEY_FOLDER_PATH.fullmatch
+            objects, prefix, should_enter_folder=KEY_FOLDER_PATH.fullmatch
         )
     commits: dict[str, set[str]] = defaultdict(set)
     published: dict[str, set[str]] = defaultdict(set)

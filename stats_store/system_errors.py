@@ -40,7 +40,7 @@ def get_error_path(error: BaseException) -> Path | None:
     return Path(os.fsdecode(name)) if isinstance(name, str | bytes) else Path(match[1]) if match else None
 
 
-def describe_owner(path: Path) -> str:
+def describe_owner_and_mode(path: Path) -> str:
     """Return the owner and the mode of a path, for messages."""
     state = path.stat()
     return f"{path} is of user {get_user_name(state.st_uid)}, mode {stat.S_IMODE(state.st_mode):o}"
@@ -52,8 +52,8 @@ def explain_denied_access(path: Path | None) -> str:
     if existing is None:
         return "permission denied"
     return (
-        f"permission denied: {describe_owner(existing)}. In a folder that a team shares, its owner runs "
-        f"chmod -R g+rwX and chmod g+s on it, and everyone uses umask 002"
+        f"permission denied: {describe_owner_and_mode(existing)}. In a folder that a team shares, its owner "
+        f"runs chmod -R g+rwX and chmod g+s on it, and everyone uses umask 002"
     )
 
 

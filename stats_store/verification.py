@@ -14,7 +14,11 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from sfm.errors import DamageError
 from sfm.events import Progress, ProgressCallback, no_progress
-from sfm.stats_store.array_layouts import ArrayLayout, get_chunk_sizes_by_array, parse_valid_array_layouts
+from sfm.stats_store.array_layouts import (
+    ArrayLayout,
+    get_chunk_sizes_by_array_and_key,
+    parse_layouts_by_path_and_problems,
+)
 from sfm.stats_store.array_values import ArrayConsistencyCheck, find_value_problem
 from sfm.stats_store.cards import Commit, DatasetCard, ObjectRecord, Summary
 from sfm.stats_store.commits import make_commit_path, parse_entry_cards
@@ -143,14 +147,14 @@ class VerifiedObjectCounter:
             self._progress(Progress("verify", self._done, self._total, "objects"))
 
 
-def read_commit_or_verdict(store: Store, path: str) -> Commit | EntryVerdict:
+def read_commit_or_verdict(store: Store, commit_path: str) -> Commit | EntryVerdict:
     """Return a commit, or the verdict about one that cannot be read."""
     try:
-        return store.read_commit(path)
+        return store.read_commit(commit_path)
     except (DamageError, UpgradeNeededError) as error:
-        return EntryVerdict(path, None, 0, 0, [str(error)])
+        return EntryVerdict(commit_path, None, 0, 0, [str(error)])
     except AccessDeniedError as error:
-        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], is_access_granted=False)
+        return EntryVerdict(commit_path, None, 0, 0, [f"{commit_path}: {error}"], is_access_granted=False)
 
 
 class EntryVerifier:
@@ -174,7 +178,7 @@ class EntryVerifier:
         size = sum(record.size for record in records.values())
         chunks = {
             name: [f"{run}/{name}/{key}" for key in keys]
-            for name, keys in get_chunk_sizes_by_array(commit).items()
+            for name, keys in get_chunk_sizes_by_array_and_key(commit).items()
         }
         chunk_paths = {p for paths in chunks.values() for p in paths}
         metadata_paths = [p for p in records if p.endswith("/zarr.json") and p not in chunk_paths]
@@ -187,7 +191,7 @@ class EntryVerifier:
             problems += self.find_object_problems(other_paths, records)
             self._counter.add(len(metadata_paths) + len(other_paths))
             metadata = {p: result for p, result in results.items() if isinstance(result, bytes)}
-            arrays, layout_problems = parse_arrays_to_verify(commit, records, metadata)
+            arrays, layout_problems = parse_arrays_to_verify_and_problems(commit, records, metadata)
             array_problems = map_concurrently(
                 lambda name: self.verify_array(arrays, name, chunks[name]),
                 chunks,
@@ -195,7 +199,7 @@ class EntryVerifier:
             )
             problems += [*layout_problems, *chain.from_iterable(array_problems)]
             if not any(array_problems):
-                contradictions = arrays.consistency_check.find_contradictions()
+                contradictions = arrays.consistency_check.find_contradictions_by_array()
                 problems += [f"damaged array {run}/{name}: {line}" for name, line in contradictions.items()]
         except AccessDeniedError as error:
             return EntryVerdict(
@@ -265,13 +269,13 @@ class EntryVerifier:
         ) + decoded_row_count * compute_row_bytes(array)
         acquired = self._memory.acquire(size)
         try:
-            read_object = self.make_object_reader(arrays.records_by_path)
+            read_object = self.make_verified_object_reader(arrays.records_by_path)
             chunks = map_concurrently(read_object, chunk_paths, max_threads=MAX_CHUNKS_AT_ONCE)
             yield dict(zip(chunk_paths, chunks, strict=True))
         finally:
             self._memory.release(acquired)
 
-    def make_object_reader(self, records_by_path: dict[str, ObjectRecord]) -> Callable[[str], bytes]:
+    def make_verified_object_reader(self, records_by_path: dict[str, ObjectRecord]) -> Callable[[str], bytes]:
         """Return a function that reads an object and compares it with its record."""
 
         def read_object(path: str) -> bytes:
@@ -284,7 +288,7 @@ class EntryVerifier:
         self, paths: Sequence[str], records_by_path: dict[str, ObjectRecord]
     ) -> list[bytes | str]:
         """Return the bytes of every object, or its problem."""
-        read_object = self.make_object_reader(records_by_path)
+        read_object = self.make_verified_object_reader(records_by_path)
 
         def read_object_or_problem(path: str) -> bytes | str:
             try:
@@ -298,7 +302,7 @@ class EntryVerifier:
         self, paths: Sequence[str], records_by_path: dict[str, ObjectRecord]
     ) -> list[str]:
         """Compare objects with their records within the memory budget; return one line per problem."""
-        read_object = self.make_object_reader(records_by_path)
+        read_object = self.make_verified_object_reader(records_by_path)
 
         def find_object_problem(path: str) -> str:
             acquired = self._memory.acquire(records_by_path[path].size)
@@ -346,17 +350,20 @@ class ArraysToVerify:
     consistency_check: ArrayConsistencyCheck = field(default_factory=ArrayConsistencyCheck)
 
     def open_array(
-        self, store: Store, path: str, chunks: dict[str, bytes] | None = None
+        self, store: Store, array_path: str, read_chunks_by_path: dict[str, bytes] | None = None
     ) -> "zarr.Array[Any]":
         """Open an array, with chunks that have been read already."""
         objects = ZarrObjectStore(store.objects, read_only=True)
         verified = VerifiedZarrStore(
-            objects, self.records_by_path, self.zarr_json_by_path | (chunks or {}), self.layouts_by_path
+            objects,
+            self.records_by_path,
+            self.zarr_json_by_path | (read_chunks_by_path or {}),
+            self.layouts_by_path,
         )
-        return zarr.open_array(verified, path=path, mode="r", zarr_format=3)
+        return zarr.open_array(verified, path=array_path, mode="r", zarr_format=3)
 
 
-def parse_arrays_to_verify(
+def parse_arrays_to_verify_and_problems(
     commit: Commit, records_by_path: dict[str, ObjectRecord], zarr_json_by_path: dict[str, bytes]
 ) -> tuple[ArraysToVerify, list[str]]:
     """Return the arrays of an entry, and one line per problem with its cards and layouts."""
@@ -366,22 +373,22 @@ def parse_arrays_to_verify(
         try:
             cards = parse_entry_cards(commit, zarr_json_by_path[path])
             dataset = cards.dataset
-            layouts, problems = parse_valid_array_layouts(commit, cards, zarr_json_by_path)
+            layouts, problems = parse_layouts_by_path_and_problems(commit, cards, zarr_json_by_path)
         except (DamageError, UpgradeNeededError) as error:
             problems = [str(error)]
     return ArraysToVerify(run, commit.arrays, records_by_path, zarr_json_by_path, dataset, layouts), problems
 
 
 def iterate_row_ranges_with_chunk_paths(
-    array: "zarr.Array[Any]", array_path: str, max_bytes: int
+    array: "zarr.Array[Any]", array_path: str, max_window_bytes: int
 ) -> Iterator[tuple[int, int, list[str]]]:
     """Yield first row, end row and chunk paths of consecutive windows of an array.
 
-    Windows consist of complete chunks, so that none is read twice. They have at most `max_bytes`, or one row
-    of chunks.
+    Windows consist of complete chunks, so that none is read twice. They have at most `max_window_bytes`,
+    or one row of chunks.
     """
     rows = array.chunks[0]
-    step = rows * max(1, max_bytes // max(1, rows * compute_row_bytes(array)))
+    step = rows * max(1, max_window_bytes // max(1, rows * compute_row_bytes(array)))
     inner = [range(-(-n // size)) for n, size in zip(array.shape[1:], array.chunks[1:], strict=True)]
     for start in range(0, array.shape[0], step):
         stop = min(start + step, array.shape[0])

@@ -21,7 +21,7 @@ from sfm.errors import DamageError, InputError
 from sfm.stats_store.array_layouts import ArrayLayout
 from sfm.stats_store.cards import ObjectRecord
 from sfm.stats_store.concurrency import run_in_daemon_thread
-from sfm.stats_store.objects import create_or_verify_object, read_object
+from sfm.stats_store.objects import create_object_unless_identical, read_object
 
 DECODE_ERRORS = (
     ValueError,
@@ -101,44 +101,49 @@ class VerifiedZarrStore(WrapperStore[ObjectStore[Any]]):
     Parameters
     ----------
     store : zarr.storage.ObjectStore
-    records : mapping of str to ObjectRecord
+    records_by_path : mapping of str to ObjectRecord
         By full path. Objects without a record do not exist; objects with one must exist.
-    read : mapping of str to bytes
+    known_objects_by_path : mapping of str to bytes
         Objects that were read and compared before; they are not read again.
-    layouts : mapping of str to ArrayLayout
+    layouts_by_path : mapping of str to ArrayLayout
         All arrays that can be opened, by full path; see
-        :func:`~sfm.stats_store.array_layouts.parse_valid_array_layouts`.
+        :func:`~sfm.stats_store.array_layouts.parse_layouts_by_path_and_problems`.
     """
 
     def __init__(
         self,
         store: ObjectStore[Any],
-        records: Mapping[str, ObjectRecord],
-        read: Mapping[str, bytes],
-        layouts: Mapping[str, ArrayLayout],
+        records_by_path: Mapping[str, ObjectRecord],
+        known_objects_by_path: Mapping[str, bytes],
+        layouts_by_path: Mapping[str, ArrayLayout],
     ) -> None:
         super().__init__(store)
-        self._records, self._read, self.layouts = records, read, layouts
+        self._records_by_path, self._known_objects_by_path = records_by_path, known_objects_by_path
+        self.layouts_by_path = layouts_by_path
 
     def _with_store(self, store: Store) -> "VerifiedZarrStore":
         assert isinstance(store, ObjectStore)
-        return VerifiedZarrStore(store, self._records, self._read, self.layouts)
+        return VerifiedZarrStore(
+            store, self._records_by_path, self._known_objects_by_path, self.layouts_by_path
+        )
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return an object or a range of it, after comparing all of it with its record."""
-        record = self._records.get(key)
+        record = self._records_by_path.get(key)
         if record is None:
             if key.endswith("zarr.json"):
                 return None
             # Empty chunks are written too: a chunk without a record means a damaged commit, not zeros.
             raise DamageError(f"missing object {key}: the commit does not list it")
-        data = self._read.get(key)
+        data = self._known_objects_by_path.get(key)
         if data is None:
             data = await asyncio.to_thread(read_published_object, self._store.store, key, record)
         array_path, is_chunk, _ = key.partition("/c/")
-        chunk_problem = self.layouts[array_path].find_encoded_chunk_problem(data) if is_chunk else None
+        chunk_problem = (
+            self.layouts_by_path[array_path].find_encoded_chunk_size_problem(data) if is_chunk else None
+        )
         if chunk_problem:
             # Checked before decoding, which would allocate the size that the chunk claims.
             raise DamageError(f"damaged object {key}: {chunk_problem}")
@@ -160,40 +165,42 @@ class RecordingZarrStore(WrapperStore[ObjectStore[Any]]):
     Parameters
     ----------
     store : zarr.storage.ObjectStore
-    run : str
+    run_id : str
         Id of the run.
-    written : dict of str to ObjectRecord
+    records_by_path : dict of str to ObjectRecord
         Records by full path; every written object is added.
     """
 
-    def __init__(self, store: ObjectStore[Any], run: str, written: dict[str, ObjectRecord]) -> None:
+    def __init__(
+        self, store: ObjectStore[Any], run_id: str, records_by_path: dict[str, ObjectRecord]
+    ) -> None:
         super().__init__(store)
-        self._run, self._written = run, written
+        self._run_id, self._records_by_path = run_id, records_by_path
 
     def _with_store(self, store: Store) -> "RecordingZarrStore":
         assert isinstance(store, ObjectStore)
-        return RecordingZarrStore(store, self._run, self._written)
+        return RecordingZarrStore(store, self._run_id, self._records_by_path)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return an object that was written before, or None."""
-        return await self._store.get(key, prototype, byte_range) if key in self._written else None
+        return await self._store.get(key, prototype, byte_range) if key in self._records_by_path else None
 
     async def set(self, key: str, value: Buffer) -> None:
         """Create an object and record it; every object is written once."""
         data = value.to_bytes()
         # A daemon thread: an interrupt does not wait for a server that does not answer.
-        await run_in_daemon_thread(lambda: create_or_verify_object(self._store.store, key, data))
-        self._written[key] = make_object_record(data)
+        await run_in_daemon_thread(lambda: create_object_unless_identical(self._store.store, key, data))
+        self._records_by_path[key] = make_object_record(data)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Create the metadata of a group between the run and an array, unless it was written before.
 
         The metadata of the run itself holds the cards, and is created with them.
         """
-        run = f"runs/{self._run}/"
-        if key.startswith(run) and key != f"{run}zarr.json" and key not in self._written:
+        run = f"runs/{self._run_id}/"
+        if key.startswith(run) and key != f"{run}zarr.json" and key not in self._records_by_path:
             await self.set(key, value)
 
 

@@ -88,7 +88,7 @@ def publish_in_race(url: str, seed: int, rounds: int, start: Any, results: Any) 
         write_random_arrays(draft, seed)
         start.wait()
         published = publish_with_placeholder_cards(draft, fingerprint=make_fingerprint(number))
-        results.put((number, seed, draft.run, published.outcome))
+        results.put((number, seed, draft.run_id, published.outcome))
 
 
 def publish_many(url: str, seed: int, fingerprints: list[str], start: Any) -> None:

@@ -18,7 +18,7 @@ from sfm.pipeline.sources.file_tree import describe_dangling_link
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, MAX_MEMBERS
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, make_indexed_split
-from sfm.stats_store.class_lists import iterate_numbered_class_names, read_class_list_text
+from sfm.stats_store.class_lists import iterate_class_list_lines, read_class_list_text
 from sfm.stats_store.dataset_names import make_dataset_name_from_folder
 
 IDX_READ_ERRORS = (OSError, EOFError, zlib.error)
@@ -79,8 +79,8 @@ def open_idx_folder(root: Path, *, dataset_name: str, spec: str, licence: str) -
     class_names = class_ids
     if name_file.exists():
         names = [
-            display or dataset_name
-            for _, dataset_name, display in iterate_numbered_class_names(read_class_list_text(name_file))
+            line.display_name or line.class_name
+            for line in iterate_class_list_lines(read_class_list_text(name_file))
         ]
         if len(names) <= max(values):
             raise InputError(f"{name_file} has {len(names)} names, but labels go up to {max(values)}")

@@ -204,10 +204,10 @@ class StoreTests:
         write_random_arrays(draft)
         result = collect_garbage(store, delete_replaced_now=True)
         assert [garbage.reason for garbage in result.deleted] == ["replaced"]
-        assert [garbage.path for garbage in result.retained] == [f"runs/{draft.run}"]
+        assert [garbage.path for garbage in result.retained] == [f"runs/{draft.run_id}"]
         assert summary in store.list_summaries()
         assert [verdict.is_sound for verdict in verify_entries(store)] == [True, True]
-        assert [g.path for g in collect_garbage(store, min_age=NO_AGE).deleted] == [f"runs/{draft.run}"]
+        assert [g.path for g in collect_garbage(store, min_age=NO_AGE).deleted] == [f"runs/{draft.run_id}"]
 
     @pytest.mark.parametrize("object_kind", ["commit", "metadata", "chunk"])
     @pytest.mark.parametrize("fault", ["changed", "missing"])

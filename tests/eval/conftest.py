@@ -10,7 +10,7 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.eval.distilled_run import read_distilled_run
 from sfm.soft_label_files import LABEL_FILE, SoftLabelHeader, serialize_soft_labels
 from sfm.stats_store.digests import compute_array_digest
-from sfm.stats_store.entry_selection import filter_summaries_by_model
+from sfm.stats_store.entry_selection import select_model_summaries_of_one_size
 from sfm.stats_store.store import Entry, open_store
 
 WriteRun = Callable[..., Path]
@@ -27,7 +27,7 @@ def lite0() -> Backbone:
 def lite0_entry(fashion_store: str) -> Entry:
     store = open_store(fashion_store)
     return store.open_entry(
-        filter_summaries_by_model(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE0)[0]
+        select_model_summaries_of_one_size(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE0)[0]
     )
 
 
@@ -35,7 +35,7 @@ def lite0_entry(fashion_store: str) -> Entry:
 def lite1_entry(fashion_store: str) -> Entry:
     store = open_store(fashion_store)
     return store.open_entry(
-        filter_summaries_by_model(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE1)[0]
+        select_model_summaries_of_one_size(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE1)[0]
     )
 
 

@@ -278,13 +278,13 @@ def test_exported_projector_and_classifier_reproduce_the_evaluated_accuracy(
 ) -> None:
     from safetensors.numpy import load_file
 
-    from sfm.stats_store.entry_selection import filter_summaries_by_model
+    from sfm.stats_store.entry_selection import select_model_summaries_of_one_size
     from sfm.stats_store.store import open_store
 
     out = export_run(finished_run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
     tensors = load_file(out / "model.safetensors")
     store = open_store(fashion_store)
-    (summary,) = filter_summaries_by_model(
+    (summary,) = select_model_summaries_of_one_size(
         store.list_summaries(), dataset="fashion-mnist-6k", model="tf_efficientnet_lite1"
     )
     entry = store.open_entry(summary)

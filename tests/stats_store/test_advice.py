@@ -7,7 +7,7 @@ import pytest
 from sfm.errors import InputError
 from sfm.pipeline.entry_rows import make_entry_options
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries_by_model
+from sfm.stats_store.entry_selection import NotExtractedError, select_model_summaries_of_one_size
 from sfm.stats_store.extract_command import DEFAULT_OPTIONS, format_extract_command, format_nondefault_options
 from sfm.stats_store.store import open_store
 
@@ -15,10 +15,10 @@ from sfm.stats_store.store import open_store
 def test_suggested_extract_command_repeats_the_options_of_the_entry(fashion_store: str) -> None:
     store = open_store(fashion_store)
     with pytest.raises(NotExtractedError) as missing:
-        filter_summaries_by_model(
+        select_model_summaries_of_one_size(
             store.list_summaries(), dataset="fashion-mnist-6k@tuning", model="tf_efficientnet_lite2"
         )
-    assert format_extract_command(store, missing.value.stored_entries_of_dataset, "lite2", None) == (
+    assert format_extract_command(store, missing.value.stored_entries_of_dataset[0], "lite2", None) == (
         f"sfm extract builtin:fashion-mnist-6k --store {fashion_store} --backbone lite2 --image-size 32 "
         "--sub-classes 2,3 --exemplars 6 --limit-per-class 40 --tune-fraction 0.25"
     )

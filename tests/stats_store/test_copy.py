@@ -17,7 +17,7 @@ from sfm.stats_store.commits import encode_commit_with_digest, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import read_commit_statuses, remove_entry
-from sfm.stats_store.entry_selection import find_summaries
+from sfm.stats_store.entry_selection import filter_summaries_or_raise
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.objects import list_objects
 from sfm.stats_store.store import Store, open_or_create_store
@@ -70,7 +70,9 @@ def test_repeated_copy_writes_nothing(disk_store, tmp_path):
 def test_copy_writes_only_the_selected_entries(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
     copy_entries(
-        disk_store, target, find_summaries(disk_store.list_summaries(), dataset="toy", backbone_spec="lite1")
+        disk_store,
+        target,
+        filter_summaries_or_raise(disk_store.list_summaries(), dataset="toy", backbone_spec="lite1"),
     )
     assert [(s.dataset, s.backbone) for s in target.list_summaries()] == [("toy", "lite1")]
 
@@ -87,7 +89,7 @@ def leave_partial_copy(source: Store, target: Store, run: str, chunks: int = 3) 
 
 def test_interrupted_copy_resumes_with_the_missing_objects(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
-    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    (chosen,) = filter_summaries_or_raise(disk_store.list_summaries(), dataset="other")
     commit = disk_store.read_commit(f"index/{chosen.key}/00000001.json")
     leave_partial_copy(disk_store, target, commit.run)
     (done,) = copy_entries(disk_store, target, [chosen])
@@ -103,7 +105,7 @@ def test_interrupted_copy_resumes_with_the_missing_objects(disk_store, tmp_path)
 @pytest.mark.parametrize("fault", ["other bytes", "an object of another entry", "too old to be safe from gc"])
 def test_unusable_partial_copy_is_ignored_and_another_run_is_written(disk_store, tmp_path, fault):
     target = open_or_create_store(str(tmp_path / "t"))
-    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    (chosen,) = filter_summaries_or_raise(disk_store.list_summaries(), dataset="other")
     commit = disk_store.read_commit(f"index/{chosen.key}/00000001.json")
     left = leave_partial_copy(disk_store, target, commit.run)
     if fault == "other bytes":
@@ -169,7 +171,7 @@ def test_concurrent_copies_of_entries_with_the_same_run_id_do_not_mix(tmp_path):
 
 @pytest.mark.parametrize("fault", ["values", "cards"])
 def test_copy_does_not_publish_an_entry_that_fails_verification(disk_store, tmp_path, fault):
-    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    (chosen,) = filter_summaries_or_raise(disk_store.list_summaries(), dataset="other")
     run = Path(disk_store.url) / "runs" / disk_store.read_commit(make_commit_path(chosen)).run
 
     def change(content) -> None:
@@ -181,7 +183,7 @@ def test_copy_does_not_publish_an_entry_that_fails_verification(disk_store, tmp_
             content["objects"]["zarr.json"]["sha256"] = compute_sha256(cards)
 
     rewrite_commit(disk_store, chosen, change)
-    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    (chosen,) = filter_summaries_or_raise(disk_store.list_summaries(), dataset="other")
     (verdict,) = verify_entries(disk_store, [chosen])
     assert not verdict.is_sound
     target = open_or_create_store(str(tmp_path / "t"))
@@ -214,7 +216,7 @@ def test_copy_reports_a_damaged_object_and_copies_the_other_entries(disk_store, 
 def test_copy_replaces_a_different_target_entry_only_with_replace(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
     publish_random_entry(target, 7)
-    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="toy", backbone_spec="lite0")
+    (chosen,) = filter_summaries_or_raise(disk_store.list_summaries(), dataset="toy", backbone_spec="lite0")
     mine = target.list_summaries()
     assert list_outcomes(copy_entries(disk_store, target, [chosen])) == ["differs in the target"]
     assert target.list_summaries() == mine
@@ -227,7 +229,7 @@ def test_copy_replaces_a_different_target_entry_only_with_replace(disk_store, tm
 
 def test_copy_restores_a_removed_entry_only_with_replace(disk_store, tmp_path):
     target = open_or_create_store(str(tmp_path / "t"))
-    (chosen,) = find_summaries(disk_store.list_summaries(), dataset="other")
+    (chosen,) = filter_summaries_or_raise(disk_store.list_summaries(), dataset="other")
     copy_entries(disk_store, target, [chosen])
     remove_entry(target, target.list_summaries()[0])
     collect_garbage(target, delete_replaced_now=True)
@@ -264,7 +266,7 @@ def test_copy_from_a_replica_repairs_a_damaged_entry_without_overwriting_objects
 def test_copy_from_a_replica_supersedes_a_damaged_commit(disk_store, tmp_path):
     replica = open_or_create_store(str(tmp_path / "replica"))
     copy_entries(disk_store, replica, disk_store.list_summaries())
-    (chosen,) = find_summaries(replica.list_summaries(), dataset="other")
+    (chosen,) = filter_summaries_or_raise(replica.list_summaries(), dataset="other")
     (tmp_path / "disk" / "index" / chosen.key / "00000001.json").write_bytes(b"{")
     assert len(disk_store.list_summaries()) == 2
     assert list_outcomes(copy_entries(replica, disk_store, [chosen])) == ["damaged"]

@@ -314,7 +314,7 @@ def test_publish_raises_damage_error_if_a_written_object_is_missing_or_changed(t
     for change in (None, b"other bytes"):
         draft = Draft(store)
         write_random_arrays(draft, 1)
-        victim = tmp_path / "runs" / draft.run / "train" / "mean" / "c" / "0" / "0"
+        victim = tmp_path / "runs" / draft.run_id / "train" / "mean" / "c" / "0" / "0"
         if change is None:
             victim.unlink()
         else:

@@ -33,7 +33,7 @@ from sfm.stats_store.array_layouts import (
     ArrayLayout,
     compute_expected_shape,
     parse_array_layout,
-    parse_valid_array_layouts,
+    parse_layouts_by_path_and_problems,
 )
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
 from sfm.stats_store.commits import EntryCards
@@ -124,7 +124,9 @@ def test_layout_parsed_from_written_metadata_matches_the_array(name: str, data: 
     assert layout.nbytes == array.nbytes
     chunks = {p: d for p, d in written.items() if not p.endswith("zarr.json")}
     assert sorted(chunks) == sorted(f"runs/{RUN}/{name}/{key}" for key in layout.iterate_chunk_keys())
-    assert [layout.find_encoded_chunk_problem(chunk) for chunk in chunks.values()] == [None] * len(chunks)
+    assert [layout.find_encoded_chunk_size_problem(chunk) for chunk in chunks.values()] == [None] * len(
+        chunks
+    )
 
 
 def set_shape(*shape: int) -> Callable[[dict[str, Any]], None]:
@@ -250,7 +252,7 @@ def find_layout_problems(samples: int, chunk_size: int) -> list[str]:
         kind="entry", run=RUN, arrays={"train/feature": "0" * 64}, objects=dict.fromkeys(names, record)
     )
     documents = {f"runs/{RUN}/train/feature/zarr.json": json.dumps(metadata).encode()}
-    return parse_valid_array_layouts(
+    return parse_layouts_by_path_and_problems(
         commit, EntryCards(make_backbone_card(), dataset, extraction, CLASSIFIER), documents
     )[1]
 
@@ -274,12 +276,12 @@ def test_exemplar_arrays_must_match_the_options_and_each_other() -> None:
     }
     arrays = dict.fromkeys(("exemplar/role", "exemplar/sample"), "0" * 64)
     commit = Commit(kind="entry", run=RUN, arrays=arrays, objects=listed)
-    (problem,) = parse_valid_array_layouts(
+    (problem,) = parse_layouts_by_path_and_problems(
         commit, EntryCards(make_backbone_card(), dataset, extraction, CLASSIFIER), written
     )[1]
     assert "exemplar/role/zarr.json: shape (4, 2), by the cards of its entry (4, 5)" in problem
     _, silent = make_cards()
-    (problem,) = parse_valid_array_layouts(
+    (problem,) = parse_layouts_by_path_and_problems(
         commit, EntryCards(make_backbone_card(), dataset, silent, CLASSIFIER), written
     )[1]
     assert problem == f"damaged run runs/{RUN}: its exemplar arrays have different lengths"

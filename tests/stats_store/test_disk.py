@@ -18,7 +18,7 @@ from sfm.stats_store import local_files, system_errors
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.location import explain_store_error, parse_local_path
-from sfm.stats_store.objects import ObjectExistsError, create_object, create_or_verify_object
+from sfm.stats_store.objects import ObjectExistsError, create_object, create_object_unless_identical
 from sfm.stats_store.store import open_or_create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
@@ -205,9 +205,9 @@ def test_create_object_never_overwrites_an_existing_path(tmp_path: Path, there: 
     with pytest.raises(AlreadyExistsError):
         create_object(objects, "a/b", b"other")
     if there in ("file", "link"):
-        assert not create_or_verify_object(objects, "a/b", b"mine")
+        assert not create_object_unless_identical(objects, "a/b", b"mine")
         with pytest.raises(ObjectExistsError, match="a/b exists already with other content"):
-            create_or_verify_object(objects, "a/b", b"other")
+            create_object_unless_identical(objects, "a/b", b"other")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "mine"]
     assert mine.read_bytes() == b"mine"
 

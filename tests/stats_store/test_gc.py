@@ -97,11 +97,11 @@ def test_gc_keeps_an_unpublished_run_that_a_forged_commit_references(
     old = publish_random_entry(store, 1, dataset="x", fingerprint="e" * 64)
     publish_random_entry(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
     content = json.loads(bytes(obstore.get(store.objects, make_commit_path(old)).bytes()))["commit"]
-    content["run"] = draft.run
+    content["run"] = draft.run_id
     obstore.put(store.objects, make_commit_path(old), encode_commit_with_digest(content))
     done = collect_garbage(store, delete_replaced_now=True)
     assert done.deleted == []
-    assert (f"runs/{draft.run}", "never committed") in [(g.path, g.reason) for g in done.retained]
+    assert (f"runs/{draft.run_id}", "never committed") in [(g.path, g.reason) for g in done.retained]
     summary = publish_with_placeholder_cards(draft).summary
     np.testing.assert_array_equal(store.open_entry(summary).read_array("train/mean"), arrays["train/mean"])
 

@@ -11,7 +11,7 @@ from sfm.stats_store.entry_history import (
     read_commit_statuses,
     remove_entry,
 )
-from sfm.stats_store.entry_selection import find_summaries, select_only_summary
+from sfm.stats_store.entry_selection import filter_summaries_or_raise, select_only_summary
 from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, open_or_create_store
 
@@ -100,11 +100,13 @@ def test_find_summaries_returns_every_match(tmp_path):
     publish_entry(store, 1, backbone=make_backbone_card("lite1"))
     publish_entry(store, 2, role="tuning", options={"role": "tuning"}, fingerprint="e" * 64)
     visible = store.list_summaries()
-    assert len(find_summaries(visible)) == len(find_summaries(visible, dataset="toy")) == 3
-    assert len(find_summaries(visible, dataset="toy@tuning")) == 1
-    assert len(find_summaries(visible, backbone_spec="lite0")) == 2
+    assert (
+        len(filter_summaries_or_raise(visible)) == len(filter_summaries_or_raise(visible, dataset="toy")) == 3
+    )
+    assert len(filter_summaries_or_raise(visible, dataset="toy@tuning")) == 1
+    assert len(filter_summaries_or_raise(visible, backbone_spec="lite0")) == 2
     with pytest.raises(InputError, match="no entry fits: the store holds toy@"):
-        find_summaries(visible, dataset="toy", backbone_spec="lite2")
+        filter_summaries_or_raise(visible, dataset="toy", backbone_spec="lite2")
 
 
 def test_entries_merged_from_a_removed_entry_are_found(tmp_path):

@@ -46,7 +46,7 @@ def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish_random_entry(store, 0)
     publish_random_entry(store, 1, replace=True)
     publish_random_entry(store, 2, backbone=make_backbone_card("lite1"))
-    Draft(store, run=RUN).write_array("train/count", np.arange(3))
+    Draft(store, run_id=RUN).write_array("train/count", np.arange(3))
     (folder / "staging" / "old").mkdir(parents=True)
     (folder / "staging" / "old" / "rows.npy").write_bytes(b"x")
     age_files(folder)
@@ -275,7 +275,7 @@ def test_index_listing_skips_unrelated_folders(store: Store, tmp_path: Path) -> 
     (Path(store.url) / "index" / "y").mkdir(mode=0)
     seen = []
     found = walk_store_paths(
-        Path(store.url), "index", seen.append, should_enter=lambda p: seen.append(p) or "x" not in p
+        Path(store.url), "index", seen.append, should_enter_folder=lambda p: seen.append(p) or "x" not in p
     )
     assert all("index/x/" not in file.path for file in found)
     assert store.list_summaries_and_problems()[1] == []

@@ -22,7 +22,7 @@ from sfm.stats_store.class_moments import (
 from sfm.stats_store.discriminant import compute_oas_shrinkage, fit_linear_discriminant
 from sfm.stats_store.entry_merge import MergeResult, merge_entries
 from sfm.stats_store.merge_inputs import MOMENT_ARRAYS
-from sfm.stats_store.merged_statistics import cluster_weighted_points
+from sfm.stats_store.merged_statistics import compute_cluster_centres_and_weights
 from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Entry, Store, open_or_create_store
 from sfm.stats_store.verification import verify_entries
@@ -334,13 +334,13 @@ def test_merge_keeps_only_sub_class_numbers_common_to_all_parts(store):
 
 def test_weighted_k_means_equals_k_means_of_repeated_points():
     points = np.array([[0.0], [1.0], [10.0], [11.0]])
-    centres, sizes = cluster_weighted_points(points, np.array([3, 1, 1, 1]), 2)
+    centres, sizes = compute_cluster_centres_and_weights(points, np.array([3, 1, 1, 1]), 2)
     np.testing.assert_allclose(centres, [[0.25], [10.5]])
     assert sizes.tolist() == [4, 2]
 
 
 def test_weighted_k_means_of_identical_points_has_no_empty_cluster():
-    centres, sizes = cluster_weighted_points(np.ones((5, 2)), np.array([1, 2, 3, 4, 5]), 3)
+    centres, sizes = compute_cluster_centres_and_weights(np.ones((5, 2)), np.array([1, 2, 3, 4, 5]), 3)
     assert sizes.sum() == 15
     assert (sizes > 0).all()
     np.testing.assert_allclose(centres, 1.0)

@@ -118,7 +118,7 @@ def test_unreadable_files_of_another_user_are_skipped_with_a_note(team_store: Pa
             == "copied"
         )
     assert (team_store / "runs" / run).is_dir()
-    assert (team_store / "runs" / draft.run).is_dir()
+    assert (team_store / "runs" / draft.run_id).is_dir()
 
 
 def test_unwritable_store_folder_is_refused_with_its_owner_mode_and_a_remedy() -> None:

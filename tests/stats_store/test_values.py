@@ -85,7 +85,7 @@ def find_problems(found: dict[str, np.ndarray], dataset: DatasetCard, rows: int 
             part = array[start : start + rows]
             problems.append(find_value_problem(name, part, dataset))
             comparison.add_rows(name, part, start)
-    return [*filter(None, problems), *comparison.find_contradictions().values()]
+    return [*filter(None, problems), *comparison.find_contradictions_by_array().values()]
 
 
 @given(SAMPLES, st.integers(1, 9))
