@@ -35,24 +35,24 @@ SHELL_PIPE_PREFIXES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def make_shared_option(flag: str, help_text: str) -> Any:
+def make_shared_typer_option(flag: str, help_text: str) -> Any:
     """Return the Typer option of a flag that every command has."""
     return typer.Option(flag, help=help_text, rich_help_panel=SHARED_PANEL, show_default=False)
 
 
 JsonOption = Annotated[
-    bool, make_shared_option("--json", "Print one JSON document on stdout; progress goes to stderr.")
+    bool, make_shared_typer_option("--json", "Print one JSON document on stdout; progress goes to stderr.")
 ]
-QuietOption = Annotated[bool, make_shared_option("--quiet", "Show no progress.")]
+QuietOption = Annotated[bool, make_shared_typer_option("--quiet", "Show no progress.")]
 ConfigOption = Annotated[
     Path | None,
-    make_shared_option(
+    make_shared_typer_option(
         "--config", "Take the recipe of a run.json; options override it. Give paths and addresses as options."
     ),
 ]
 TrustConfigOption = Annotated[
     bool,
-    make_shared_option(
+    make_shared_typer_option(
         "--trust-config",
         "Also take paths and addresses from --config: where to read and write, schedulers, weight files. "
         "Only for files that you trust.",
@@ -84,7 +84,7 @@ class CommandRefusingRepeatedOptions(typer.core.TyperCommand):
         return remaining_args
 
 
-class StrictTyper(typer.Typer):
+class TyperRefusingRepeatedOptions(typer.Typer):
     """Typer app whose commands are :class:`CommandRefusingRepeatedOptions`."""
 
     def command(self, *arguments: Any, **settings: Any) -> Callable[[Function], Function]:
@@ -128,11 +128,11 @@ def add_command(
             )
 
     parameters = [
-        *(make_field_parameter(field_name, field) for field_name, field in model.model_fields.items()),
-        make_keyword_parameter("config", ConfigOption, None),
-        make_keyword_parameter("trust_config", TrustConfigOption, False),
-        make_keyword_parameter("json", JsonOption, False),
-        make_keyword_parameter("quiet", QuietOption, False),
+        *(make_typer_parameter_from_field(field_name, field) for field_name, field in model.model_fields.items()),
+        make_keyword_only_parameter("config", ConfigOption, None),
+        make_keyword_only_parameter("trust_config", TrustConfigOption, False),
+        make_keyword_only_parameter("json", JsonOption, False),
+        make_keyword_only_parameter("quiet", QuietOption, False),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -140,16 +140,16 @@ def add_command(
     app.command(name, help=summary, epilog=epilog, no_args_is_help=True)(command)
 
 
-def make_keyword_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def make_keyword_only_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
     """Return a keyword-only parameter for the signature of a command."""
     return inspect.Parameter(
         parameter_name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
 
 
-def make_field_parameter(field_name: str, field: FieldInfo) -> inspect.Parameter:
+def make_typer_parameter_from_field(field_name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the command-line parameter of a field: None if left out, so that the model's default applies."""
-    metavar = get_argument_metavar(field_name, field)
+    metavar = get_metavar_if_argument(field_name, field)
     info: Any = (
         typer.Argument(help=field.description, metavar=metavar, show_default=False)
         if metavar
@@ -160,10 +160,10 @@ def make_field_parameter(field_name: str, field: FieldInfo) -> inspect.Parameter
             show_default=format_default_for_help(field),
         )
     )
-    return make_keyword_parameter(field_name, Annotated[get_typer_option_type(field.annotation), info], None)
+    return make_keyword_only_parameter(field_name, Annotated[get_typer_option_type(field.annotation), info], None)
 
 
-def get_argument_metavar(field_name: str, field: FieldInfo) -> str | None:
+def get_metavar_if_argument(field_name: str, field: FieldInfo) -> str | None:
     """Return how the help writes an argument, as in ``RUN...``; None for an option."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     return str(extra.get("metavar", field_name.upper())) if extra.get("argument") else None
@@ -172,7 +172,7 @@ def get_argument_metavar(field_name: str, field: FieldInfo) -> str | None:
 def get_option_or_argument_name(model: type[BaseModel], field_name: str) -> str:
     """Return the name of a field on the command line, as in ``--image-size`` or ``DATASET``."""
     field = model.model_fields.get(field_name)
-    metavar = get_argument_metavar(field_name, field) if field else None
+    metavar = get_metavar_if_argument(field_name, field) if field else None
     return metavar.rstrip(".") if metavar else "--" + field_name.replace("_", "-")
 
 

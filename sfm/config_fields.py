@@ -46,7 +46,7 @@ class ConfigFileRule:
     is_refused: Callable[[Any], bool]
 
 
-def names_backbone_weights_file(specs: Any) -> bool:
+def has_spec_with_weights_file(specs: Any) -> bool:
     """Return whether a backbone spec, or one of a list, names a file of weights."""
     return any(
         "@" in spec for spec in (specs if isinstance(specs, list) else [specs]) if isinstance(spec, str)
@@ -92,7 +92,7 @@ LocationField = Annotated[T, LOCATION_RULE]
 ConsentField = Annotated[T, ConfigFileRule(bool)]
 """Consent to replace data or to publish real images; 0 and False refuse both."""
 
-BackboneField = Annotated[T, ConfigFileRule(names_backbone_weights_file)]
+BackboneField = Annotated[T, ConfigFileRule(has_spec_with_weights_file)]
 """A recipe, unless a spec names a file of weights."""
 
 ClassesField = Annotated[T, ConfigFileRule(lambda value: isinstance(value, str | Path))]

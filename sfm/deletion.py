@@ -18,7 +18,7 @@ class DeletionDepthError(OSError):
     """The folder to delete is nested too deep."""
 
 
-def delete_below(root: Path, path: str | PurePath) -> None:
+def delete_without_following_links(root: Path, path: str | PurePath) -> None:
     """Delete a file, or a folder with its contents; do nothing if it does not exist.
 
     The root itself may be a link. Below it every folder is opened without following links, and everything
@@ -52,12 +52,12 @@ def delete_below(root: Path, path: str | PurePath) -> None:
             try:
                 folder = os.open(part, _OPEN_FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
             except NotADirectoryError:
-                _get_mode_unless_link(folder, part, root.joinpath(*parts[:number]))
+                _get_st_mode_refusing_link(folder, part, root.joinpath(*parts[:number]))
                 return
             opened.callback(os.close, folder)
-        if stat.S_ISDIR(_get_mode_unless_link(folder, parts[-1], root / path)):
+        if stat.S_ISDIR(_get_st_mode_refusing_link(folder, parts[-1], root / path)):
             try:
-                shutil.rmtree(parts[-1], dir_fd=folder, onerror=reraise_unless_missing)
+                shutil.rmtree(parts[-1], dir_fd=folder, onerror=raise_rmtree_error_unless_missing)
             except (RecursionError, OSError) as error:
                 if isinstance(error, OSError) and error.errno != errno.EMFILE:
                     raise
@@ -67,13 +67,13 @@ def delete_below(root: Path, path: str | PurePath) -> None:
             os.unlink(parts[-1], dir_fd=folder)
 
 
-def reraise_unless_missing(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
+def raise_rmtree_error_unless_missing(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
     """Raise the error of a failed deletion, unless another process has deleted the file."""
     if not isinstance(error[1], FileNotFoundError):
         raise error[1]
 
 
-def _get_mode_unless_link(folder_descriptor: int, name: str, full_path: Path) -> int:
+def _get_st_mode_refusing_link(folder_descriptor: int, name: str, full_path: Path) -> int:
     """Return the mode of a file in an open folder; raise :class:`DeletionThroughLinkError` for a link."""
     mode = os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False).st_mode
     if stat.S_ISLNK(mode):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pixel_warnings import list_pixel_warnings, make_composited_and_dark_counts
+from sfm.pixel_warnings import list_composited_and_dark_image_warnings, make_composited_and_dark_image_document
 from sfm.tables import print_entry_table
 from sfm.terminal import print_line, print_next_command
 
@@ -18,7 +18,7 @@ MAX_SKIPPED_SHOWN = 20
 def make_extraction_document(config: ExtractConfig, extraction: "ExtractionResult") -> dict[str, Any]:
     """Return the document of ``sfm extract --json``."""
     entries = [
-        {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **make_composited_and_dark_counts(card)}
+        {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **make_composited_and_dark_image_document(card)}
         for p, card in zip(extraction.published, extraction.cards, strict=True)
     ]
     return {
@@ -57,8 +57,8 @@ def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> N
         print_line(describe_file_counts(extraction.files))
     for line in (
         *extraction.notes,
-        *describe_flow_precision_by_backbone(config, extraction),
-        *list_pixel_warnings(list(zip(summaries, extraction.cards, strict=True))),
+        *describe_flow_agreement_with_float32(config, extraction),
+        *list_composited_and_dark_image_warnings(list(zip(summaries, extraction.cards, strict=True))),
     ):
         print_line(line)
     print_undecodable_images(config, extraction.skipped)
@@ -81,7 +81,7 @@ def print_undecodable_images(config: ExtractConfig, undecodable_images: list[str
         print_line(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
 
 
-def describe_flow_precision_by_backbone(
+def describe_flow_agreement_with_float32(
     config: ExtractConfig, extraction: "ExtractionResult"
 ) -> Iterator[str]:
     """Yield for every backbone how far flows in this precision are from those in float32."""

@@ -7,7 +7,7 @@ from types import FrameType
 _interrupts_are_reported = False
 
 
-def interrupt_on_sigint_and_sigterm() -> None:
+def install_sigint_and_sigterm_handlers() -> None:
     """Handle SIGINT and SIGTERM, unless something other than Python's default handles them.
 
     A command that a shell starts in the background keeps ignoring SIGINT.
@@ -18,7 +18,7 @@ def interrupt_on_sigint_and_sigterm() -> None:
         signal.signal(signal.SIGTERM, _raise_keyboard_interrupt_or_exit)
 
 
-def raise_keyboard_interrupt_on_signal() -> None:
+def make_signals_raise_keyboard_interrupt() -> None:
     """Raise KeyboardInterrupt on later signals, because the caller reports it."""
     global _interrupts_are_reported
     _interrupts_are_reported = True

@@ -33,7 +33,7 @@ def resolve_links(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def expand_home_in_field(value: Any) -> Any:
+def expand_home_in_path_or_list(value: Any) -> Any:
     """Return a config value with ``~`` expanded: a path, a list of paths, or None."""
     if isinstance(value, list):
         return [expand_home(path) for path in value]
@@ -56,6 +56,6 @@ def is_hidden_or_system_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in CLUTTER_NAMES
 
 
-def list_paths_without_clutter(folder: Path) -> list[Path]:
+def list_without_hidden_and_system_files(folder: Path) -> list[Path]:
     """Return the paths in a folder, without clutter."""
     return [path for path in folder.iterdir() if not is_hidden_or_system_file(path.name)]

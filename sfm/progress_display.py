@@ -108,11 +108,11 @@ class FittedProgressBars(ProgressBars):
             # As at the start, when there is no console yet.
             return Table.grid()
         return make_progress_grid(
-            [make_progress_cells(task, self.console) for task in visible], self.console.width
+            [make_progress_cells_by_column(task, self.console) for task in visible], self.console.width
         )
 
 
-def make_progress_cells(task: Task, console: Console) -> dict[str, str | Task]:
+def make_progress_cells_by_column(task: Task, console: Console) -> dict[str, str | Task]:
     """Return the cells of a task's progress line, by column; the bar's cell is the task."""
     total = "?" if task.total is None else f"{task.total:.0f}"
     return {

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from sfm.backbones.execution.wait_policy import set_passive_openmp_wait_if_crowded
-from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
+from sfm.command_builder import JsonOption, QuietOption, TyperRefusingRepeatedOptions, ThreadsOption
 from sfm.error_reporting import exit_on_error, exit_with_message_on_interrupt, print_error_and_make_exit
 from sfm.events import ProgressCallback, hide_progress_of_short_stages
 from sfm.progress_display import show_progress
 from sfm.tables import print_entry_table
 from sfm.terminal import print_json, print_line
 
-store_app = StrictTyper(
+store_app = TyperRefusingRepeatedOptions(
     help="List, verify, copy, merge and clean up stores of statistics.", no_args_is_help=True
 )
 

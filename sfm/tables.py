@@ -137,8 +137,8 @@ def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> N
             IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
             row["backbone"],
             row["mode"],
-            format_mean_and_std_over_seeds(row, "top1"),
-            format_mean_and_std_over_seeds(row, "top5"),
+            format_mean_and_std_as_percent(row, "top1"),
+            format_mean_and_std_as_percent(row, "top5"),
             format_percent(row["recovered"]),
             str(row["seeds"]),
         ]
@@ -162,7 +162,7 @@ def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> N
     print_table(title, columns, rows, right_aligned_heads={"top-1 %", "top-5 %", "of full data %", "seeds"})
 
 
-def make_path_relative_to_cwd(path: str) -> str:
+def make_path_relative_if_below_cwd(path: str) -> str:
     """Return a path relative to the working directory if it lies below it."""
     working_directory = Path.cwd()
     if not Path(path).is_relative_to(working_directory):
@@ -170,7 +170,7 @@ def make_path_relative_to_cwd(path: str) -> str:
     return str(Path(path).relative_to(working_directory))
 
 
-def print_matrix_table(title: str, evaluation_rows: Sequence[dict[str, Any]]) -> None:
+def print_runs_by_backbones_table(title: str, evaluation_rows: Sequence[dict[str, Any]]) -> None:
     """Print a cross-backbone matrix: a block of rows per mode, a column per name of a backbone."""
     backbones = list(dict.fromkeys(cell["backbone"] for cell in evaluation_rows))
     modes = dict.fromkeys(cell["mode"] for cell in evaluation_rows)
@@ -180,19 +180,19 @@ def print_matrix_table(title: str, evaluation_rows: Sequence[dict[str, Any]]) ->
     for mode in modes:
         for run, distilled_on in runs:
             row = [cells_by_key.get((mode, run, backbone)) for backbone in backbones]
-            accuracies = [format_matrix_cell(cell) if cell else "–" for cell in row]
-            rows.append([mode, distilled_on, make_path_relative_to_cwd(run), *accuracies])
+            accuracies = [format_matrix_accuracy(cell) if cell else "–" for cell in row]
+            rows.append([mode, distilled_on, make_path_relative_if_below_cwd(run), *accuracies])
     columns = ["trained", "distilled on", "run", *backbones]
     print_table(title, columns, rows, right_aligned_heads=set(backbones))
 
 
-def format_matrix_cell(cell: dict[str, Any]) -> str:
+def format_matrix_accuracy(cell: dict[str, Any]) -> str:
     """Return the accuracy of a cell, with its mark; in parentheses if the cell says so."""
-    text = format_mean_and_std_over_seeds(cell, "top1") + cell.get("mark", "")
+    text = format_mean_and_std_as_percent(cell, "top1") + cell.get("mark", "")
     return f"({text})" if cell.get("in_parentheses") else text
 
 
-def format_mean_and_std_over_seeds(row: dict[str, Any], metric_name: str) -> str:
+def format_mean_and_std_as_percent(row: dict[str, Any], metric_name: str) -> str:
     """Return the mean of a metric over seeds in percent, with its deviation if there are several."""
     return format_percent(row[f"{metric_name}_mean"], row[f"{metric_name}_std"] if row["seeds"] > 1 else None)
 

@@ -15,7 +15,7 @@ from sfm.untrusted_files import open_regular_file
 MAX_SAFETENSORS_HEADER_BYTES = 16 * 2**20
 """Longest header that is read: names, shapes and types of tensors, and texts such as class ids."""
 
-TensorSpecs = dict[str, tuple[str, tuple[int, ...]]]
+DtypeAndShapeByTensor = dict[str, tuple[str, tuple[int, ...]]]
 """Type (as safetensors names it) and shape of every tensor of a file, by name."""
 
 
@@ -57,13 +57,13 @@ def open_safetensors(path: Path, framework: Literal["pt", "numpy"], max_bytes: i
         raise TensorFileError(f"cannot read {path}: {sanitize_line(str(reason), 300)}") from error
 
 
-def read_tensor_specs(safetensors_file: Any) -> TensorSpecs:
+def read_tensor_specs(safetensors_file: Any) -> DtypeAndShapeByTensor:
     """Return type and shape of every tensor that the header of an open file declares."""
     slices = {name: safetensors_file.get_slice(name) for name in safetensors_file.keys()}  # noqa: SIM118 - not a dict
     return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
 
 
-def require_tensor_specs(safetensors_file: Any, expected: TensorSpecs, path: Path) -> None:
+def require_tensor_specs(safetensors_file: Any, expected: DtypeAndShapeByTensor, path: Path) -> None:
     """Refuse an open file whose tensors have other names, types or shapes than expected.
 
     Raises

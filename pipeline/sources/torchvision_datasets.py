@@ -15,7 +15,7 @@ from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.file_tree import describe_dangling_link
 from sfm.pipeline.sources.source import Source, Split, compute_digest, file_split, indexed_split
 from sfm.pipeline.sources.spec_options import parse_spec_options, parse_yes_no_option, require_known_options
-from sfm.text import first_error_line, sanitize_line
+from sfm.text import get_first_error_line, sanitize_line
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -108,7 +108,7 @@ def open_torchvision_split(
         return getattr(torchvision.datasets, dataset_name)(root, **split_arguments, **download_argument)
     except Exception as error:  # torchvision and scipy may raise any exception on damaged files.
         hint = "" if allow_download else ", or fetch it with &download=yes"
-        line = sanitize_line(first_error_line(error), 300)
+        line = sanitize_line(get_first_error_line(error), 300)
         raise InputError(
             f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
         ) from error
