@@ -10,7 +10,7 @@ import safetensors.numpy
 from sfm.distill.objective import ClassCentres
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import DamageError
-from sfm.tensor_files import TensorFileError, DtypeAndShapeByTensor, open_safetensors, require_tensor_specs
+from sfm.tensor_files import DtypeAndShapeByTensor, TensorFileError, open_safetensors, require_tensor_specs
 
 TARGET_FILE = "targets.safetensors"
 

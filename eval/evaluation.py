@@ -45,7 +45,7 @@ from sfm.eval.scores import load_held_out_samples, make_full_data_rows
 from sfm.eval.view_features import LabelledImages
 from sfm.eval.work_folder import WorkFolder
 from sfm.events import ProgressCallback, no_progress
-from sfm.locking import lock_output_path, lock_output_folder
+from sfm.locking import lock_output_folder, lock_output_path
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import open_store
 from sfm.text import escape_non_utf8

@@ -307,7 +307,9 @@ class Provenance(BaseModel):
 
     def format_backbone_names(self) -> str:
         """Return the specs of the backbones distilled on as text, with sizes where a spec has several."""
-        names = make_distinct_backbone_names((entry.backbone, entry.image_size) for entry in self.source_entries)
+        names = make_distinct_backbone_names(
+            (entry.backbone, entry.image_size) for entry in self.source_entries
+        )
         return format_words_as_list(list(dict.fromkeys(names)))
 
 

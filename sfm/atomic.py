@@ -77,7 +77,11 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
     OSError
         If it cannot be written.
     """
-    if not replace and path.exists() and not (path.is_dir() and not list_without_hidden_and_system_files(path)):
+    if (
+        not replace
+        and path.exists()
+        and not (path.is_dir() and not list_without_hidden_and_system_files(path))
+    ):
         raise FileExistsError(errno.EEXIST, "it exists already", str(path))
     fill = not replace and path.is_dir()
     temporary = path / get_temporary_path(path).name if fill else get_temporary_path(path)

@@ -11,7 +11,13 @@ import typer
 from sfm import accuracies
 from sfm.backbones.execution.allocator import LARGE_INPUT, configure_malloc_single_heap
 from sfm.backbones.execution.process_settings import configure_process
-from sfm.command_builder import JsonOption, QuietOption, TyperRefusingRepeatedOptions, ThreadsOption, add_command
+from sfm.command_builder import (
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    TyperRefusingRepeatedOptions,
+    add_command,
+)
 from sfm.distill.config import DistillConfig
 from sfm.error_reporting import (
     EXIT_INTERRUPTED,
@@ -24,7 +30,7 @@ from sfm.errors import InputError
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
-from sfm.extraction_output import make_extraction_document, print_extraction
+from sfm.extraction_output import make_extraction_document, print_extraction_result
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.progress_display import show_progress
 from sfm.store_commands import store_app
@@ -83,7 +89,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(make_extraction_document(config, extraction))
     else:
-        print_extraction(config, extraction)
+        print_extraction_result(config, extraction)
 
 
 def run_extract_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:

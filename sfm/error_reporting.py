@@ -45,18 +45,18 @@ def exit_on_error() -> Iterator[None]:
 
 
 @contextmanager
-def exit_with_message_on_interrupt(message: str | Callable[[], str]) -> Iterator[None]:
+def exit_with_message_on_interrupt(message_suffix: str | Callable[[], str]) -> Iterator[None]:
     """On Ctrl-C, print the state that the command leaves and how to resume it, and exit.
 
     Parameters
     ----------
-    message : str or callable
+    message_suffix : str or callable
         Text that follows "error: interrupted", or a function that is called for it after the interrupt.
     """
     try:
         yield
     except KeyboardInterrupt:
-        explanation = message if isinstance(message, str) else message()
+        explanation = message_suffix if isinstance(message_suffix, str) else message_suffix()
         raise print_error_and_make_exit(f"interrupted{explanation}", EXIT_INTERRUPTED) from None
 
 

@@ -24,7 +24,7 @@ def make_signals_raise_keyboard_interrupt() -> None:
     _interrupts_are_reported = True
 
 
-def _raise_keyboard_interrupt_or_exit(_number: int, frame: FrameType | None) -> None:
+def _raise_keyboard_interrupt_or_exit(_signal_number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; exit at once where it would be lost or show a traceback.
 
     During imports, extensions replace it by other errors, and destructors print and ignore it. Exiting at

@@ -113,19 +113,19 @@ def open_lock_file(lock_path: Path) -> IO[str]:
         return os.fdopen(_open_regular_file_refusing_links(lock_path, os.O_RDONLY), "r")
 
 
-def _open_regular_file_refusing_links(file: Path, flags: int) -> int:
-    """Open a regular file that has no other name; do not wait for a pipe."""
+def _open_regular_file_refusing_links(path: Path, open_flags: int) -> int:
+    """Return the descriptor of a regular file that has no other name; do not wait for a pipe."""
     try:
-        descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, open_flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise InputError(f"{file} is a symbolic link, and cannot be a lock: delete it") from None
+        raise InputError(f"{path} is a symbolic link, and cannot be a lock: delete it") from None
     state = os.fstat(descriptor)
     if stat.S_ISREG(state.st_mode) and state.st_nlink < 2:
         return descriptor
     os.close(descriptor)
-    raise InputError(f"{file} has other hard links or is not a file, and cannot be a lock: delete it")
+    raise InputError(f"{path} has other hard links or is not a file, and cannot be a lock: delete it")
 
 
 def try_lock_without_waiting(lock_file_handle: IO[str], lock_path: Path) -> bool:

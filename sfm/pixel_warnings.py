@@ -41,8 +41,8 @@ def describe_composited_and_dark_images(summary: Summary, card: ExtractionCard) 
     if card.dark:
         yield (
             f"{card.dark} of {images} have 16 or 32 bits and no value above 1/16 of their range"
-            f"{format_example_image_in_parentheses(card.dark_example)}: nearly black as they are; say which value is "
-            f"white, as in DATASET?white=4095"
+            f"{format_example_image_in_parentheses(card.dark_example)}: nearly black as they are; say which "
+            f"value is white, as in DATASET?white=4095"
         )
 
 

@@ -177,8 +177,8 @@ def fit_column_widths(lines: Sequence[dict[str, str | Task]], terminal_width: in
     return {name: widths[name] for name in shown_columns}
 
 
-def render_progress_cell(cell: str | Task, width: int) -> RenderableType:
+def render_progress_cell(cell: str | Task, bar_width: int) -> RenderableType:
     """Return the rich renderable of a cell: a text, or a task's bar."""
     if isinstance(cell, str):
         return Text(cell, no_wrap=True, overflow="ellipsis")
-    return ProgressBar(total=cell.total, completed=cell.completed, width=width)
+    return ProgressBar(total=cell.total, completed=cell.completed, width=bar_width)

@@ -207,11 +207,11 @@ def make_garbage_document(garbage: GarbageItem) -> dict[str, Any]:
     }
 
 
-def print_garbage_collection(collection: GarbageCollectionResult, deleted_title: str) -> None:
-    """Print tables of deleted and retained garbage; `deleted_title` is the title of the first."""
+def print_garbage_collection(collection: GarbageCollectionResult, deleted_table_title: str) -> None:
+    """Print tables of deleted and retained garbage; `deleted_table_title` is the title of the first."""
     now = datetime.datetime.now(datetime.UTC)
     for title, garbage_items in (
-        (deleted_title, collection.deleted),
+        (deleted_table_title, collection.deleted),
         ("Left (too young, or in use)", collection.retained),
     ):
         if garbage_items:

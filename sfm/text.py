@@ -63,7 +63,7 @@ def make_distinct_backbone_names(specs_and_sizes: Iterable[tuple[str, int | None
 
     Examples
     --------
-    >>> name_backbones([("lite0", 32), ("lite1", 32), ("lite0", 48)])
+    >>> make_distinct_backbone_names([("lite0", 32), ("lite1", 32), ("lite0", 48)])
     ['lite0 at 32 px', 'lite1', 'lite0 at 48 px']
     """
     backbones = list(specs_and_sizes)

@@ -212,5 +212,6 @@ def explain_store_error(error: BaseException, location: str) -> str:
     if "://" not in location or location.startswith("file://"):
         if is_permission_error(error):
             return f"cannot use {location}: {explain_denied_access(get_error_path(error))}"
-        return f"cannot use {location}: {ERRNO_EXPLANATIONS.get(errno_value or 0) or get_first_error_line(error)}"
+        reason = ERRNO_EXPLANATIONS.get(errno_value or 0) or get_first_error_line(error)
+        return f"cannot use {location}: {reason}"
     return f"cannot use {location}: {explain_cloud_error(error, location.partition(':')[0].lower())}"

@@ -77,7 +77,9 @@ def make_input_grad_model(model: nn.Module, example_images: Tensor) -> InputGrad
                 return InputGradAttempt(candidate)
             problem = "convolutions without weight gradients change features or gradients"
         except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
-            problem = f"convolutions cannot be replaced: {type(error).__name__}: {get_first_error_line(error)}"
+            problem = (
+                f"convolutions cannot be replaced: {type(error).__name__}: {get_first_error_line(error)}"
+            )
         if fuse:
             logger.warning("chains of convolutions are not fused: %s", problem)
     return InputGradAttempt(model, problem)

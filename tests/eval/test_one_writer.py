@@ -15,7 +15,7 @@ from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run_export import export
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
-from sfm.locking import lock_output_path, lock_output_folder
+from sfm.locking import lock_output_folder, lock_output_path
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("linked", ["a", "a/b", "a/b/c"])
-def test_delete_below_refuses_a_link_at_any_level(tmp_path: Path, outside_folder: Path, linked: str) -> None:
+def test_deletion_refuses_a_link_at_any_level(tmp_path: Path, outside_folder: Path, linked: str) -> None:
     root = tmp_path / "root"
     (root / linked).parent.mkdir(parents=True)
     target = outside_folder.joinpath(*linked.split("/")[1:])
@@ -34,7 +34,7 @@ def test_delete_below_refuses_a_link_at_any_level(tmp_path: Path, outside_folder
     assert list_files(outside_folder) == ["b/c/thesis.tex"]
 
 
-def test_delete_below_unlinks_links_without_following_them(tmp_path: Path, outside_folder: Path) -> None:
+def test_deletion_unlinks_links_without_following_them(tmp_path: Path, outside_folder: Path) -> None:
     (tmp_path / "root" / "a" / "deep").mkdir(parents=True)
     (tmp_path / "root" / "a" / "deep" / "folder").symlink_to(outside_folder)
     (tmp_path / "root" / "a" / "file").symlink_to(outside_folder / "b" / "c" / "thesis.tex")
@@ -43,16 +43,14 @@ def test_delete_below_unlinks_links_without_following_them(tmp_path: Path, outsi
     assert list_files(outside_folder) == ["b/c/thesis.tex"]
 
 
-def test_delete_below_accepts_a_linked_root(tmp_path: Path, outside_folder: Path) -> None:
+def test_deletion_accepts_a_linked_root(tmp_path: Path, outside_folder: Path) -> None:
     (tmp_path / "root").symlink_to(outside_folder)
     delete_without_following_links(tmp_path / "root", "b/c")
     assert list_files(outside_folder) == []
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "a/../../elsewhere", "/etc"])
-def test_delete_below_refuses_a_path_outside_the_root(
-    tmp_path: Path, outside_folder: Path, path: str
-) -> None:
+def test_deletion_refuses_a_path_outside_the_root(tmp_path: Path, outside_folder: Path, path: str) -> None:
     (tmp_path / "root" / "a").mkdir(parents=True)
     with pytest.raises(ValueError, match="does not lie below"):
         delete_without_following_links(tmp_path / "root", path)
@@ -61,7 +59,7 @@ def test_delete_below_refuses_a_path_outside_the_root(
 
 
 @pytest.mark.parametrize("path", ["gone", "gone/deeper", "file"])
-def test_delete_below_ignores_missing_paths(tmp_path: Path, path: str) -> None:
+def test_deletion_ignores_missing_paths(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("x")
     delete_without_following_links(tmp_path, path)
     assert not (tmp_path / path).exists()
@@ -69,7 +67,7 @@ def test_delete_below_ignores_missing_paths(tmp_path: Path, path: str) -> None:
     delete_without_following_links(tmp_path / "no root", path)
 
 
-def test_delete_below_does_not_follow_a_folder_swapped_for_a_link_concurrently(
+def test_deletion_does_not_follow_a_folder_swapped_for_a_link_concurrently(
     tmp_path: Path, outside_folder: Path
 ) -> None:
     root, done = tmp_path / "root", threading.Event()

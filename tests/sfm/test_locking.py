@@ -17,7 +17,7 @@ from sfm import locking
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import distill
 from sfm.errors import InputError
-from sfm.locking import LOCK_NAME, lock_output_path, lock_output_folder
+from sfm.locking import LOCK_NAME, lock_output_folder, lock_output_path
 from sfm.quickstart import run_quickstart
 
 HOLD = """

@@ -43,7 +43,9 @@ def test_pixel_warnings_are_merged_over_backbones_and_separate_by_role():
 
 
 def test_dark_images_give_a_warning_with_an_example_and_a_remedy():
-    (line,) = list_composited_and_dark_image_warnings([make_entry(composited=0, dark=3, dark_example="cells/1.tif")])
+    (line,) = list_composited_and_dark_image_warnings(
+        [make_entry(composited=0, dark=3, dark_example="cells/1.tif")]
+    )
     assert "3 of 30 images" in line
     assert "(such as cells/1.tif)" in line
     assert line.endswith("as in DATASET?white=4095")
