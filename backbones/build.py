@@ -23,7 +23,7 @@ from sfm.backbones.weight_files import find_packaged_weights, group_tensors_by_p
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
-from sfm.text import first_error_line, sanitize_line
+from sfm.text import get_first_error_line, sanitize_line
 
 # Common names of the backbone inside a larger model.
 _USUAL_PREFIX_PARTS = frozenset({"", "module", "model", "backbone", "encoder"})
@@ -252,7 +252,7 @@ def _create_pretrained_model(spec: ParsedSpec) -> Any:
         return timm.create_model(spec.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, InputError) as error:
         raise InputError(
-            f"cannot get the weights of '{spec.text}' ({first_error_line(error)}): try again, {advice}"
+            f"cannot get the weights of '{spec.text}' ({get_first_error_line(error)}): try again, {advice}"
         ) from error
 
 
@@ -394,7 +394,7 @@ def _set_input_size_and_count_features(trunk: FeatureModel, example_images: Tens
             feature = trunk(example_images)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
-            f"backbone '{spec}' cannot take images of {size} px: {first_error_line(error)}"
+            f"backbone '{spec}' cannot take images of {size} px: {get_first_error_line(error)}"
         ) from error
     if feature.ndim != 2:
         raise InputError(

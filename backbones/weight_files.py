@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sfm.errors import InputError
-from sfm.text import first_error_line, sanitize_line
+from sfm.text import get_first_error_line, sanitize_line
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which checkpoints hold weights, in timm's order: averaged weights come first."""
@@ -169,7 +169,7 @@ def _load_checkpoint_safely(path: Path) -> Any:
         raise
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(
-            f"cannot read weights from {path}: {sanitize_line(first_error_line(error), 300)}"
+            f"cannot read weights from {path}: {sanitize_line(get_first_error_line(error), 300)}"
         ) from error
     except Exception as error:  # On bytes that are no checkpoint, torch may raise any exception.
         raise InputError(

@@ -25,7 +25,7 @@ from sfm.constrained_types import (
     MAX_LABEL_VIEWS,
     MIN_LABEL_TEMPERATURE,
 )
-from sfm.paths import expand_home_in_field
+from sfm.paths import expand_home_in_path_or_list
 
 
 class DistillConfig(BaseModel):
@@ -187,7 +187,7 @@ class DistillConfig(BaseModel):
         default=False, description="Print what the run would do, how and at what size; write nothing."
     )
 
-    _expand_out = field_validator("out")(expand_home_in_field)
+    _expand_out = field_validator("out")(expand_home_in_path_or_list)
 
     @field_validator("backbone", "backbone_weight", "image_size", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sfm.atomic import make_folder_unless_link
+from sfm.atomic import make_folder_refusing_link
 from sfm.config_fields import MAX_CANVAS_PIXELS
 from sfm.distill.distilled_images import iterate_decoded_pixels
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
@@ -73,7 +73,7 @@ def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas
     data = BytesIO()
     sheet.save(data, "PNG", optimize=True)
     with translate_run_write_errors(folder):
-        make_folder_unless_link(folder)
+        make_folder_refusing_link(folder)
     write_run_file(folder / f"step_{step:08d}.png", data.getvalue())
 
 

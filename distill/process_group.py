@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfm.errors import DamageError, InputError
-from sfm.text import first_error_line
+from sfm.text import get_first_error_line
 
 Result = TypeVar("Result")
 
@@ -204,6 +204,6 @@ def _translate_dist_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostProcessError(
-            f"another process of this run has ended ({first_error_line(error)}): see its error, then "
+            f"another process of this run has ended ({get_first_error_line(error)}): see its error, then "
             "repeat the command with --resume"
         ) from error

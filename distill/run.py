@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sfm.atomic import require_no_link
+from sfm.atomic import require_folder_is_not_link
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.wait_policy import CoreWaitMonitor
@@ -60,7 +60,7 @@ from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.locking import lock_output_folder
 from sfm.paths import is_hidden_or_system_file
-from sfm.text import escape_non_utf8_values
+from sfm.text import escape_non_utf8_in_json
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
         record = make_run_record_without_result(config, distiller, digest)
         record |= {"loss": checkpoint.loss, "wall_seconds": checkpoint.seconds, "peak_memory_bytes": peak}
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
-        record = escape_non_utf8_values(record)
+        record = escape_non_utf8_in_json(record)
         write_results(config.out, distiller, levels, record)
     record = group.broadcast_object(record)
     # After the broadcast: no other process waits, which could exceed its time limit.
@@ -348,7 +348,7 @@ def find_resumable_checkpoint(out: Path, allow_resume: bool) -> tuple[Path, RunC
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a directory")
     for name in ("checkpoint", "growth"):
-        require_no_link(out / name)
+        require_folder_is_not_link(out / name)
     saved = find_newest_intact_checkpoint(out / "checkpoint")
     if saved and not allow_resume:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"

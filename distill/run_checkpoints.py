@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfm.atomic import require_no_link
+from sfm.atomic import require_folder_is_not_link
 from sfm.config_fields import MAX_ITERATIONS
 from sfm.constrained_types import FiniteFloat, NonNegativeFloat
-from sfm.deletion import delete_below
+from sfm.deletion import delete_without_following_links
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.run_files import translate_run_write_errors, write_run_folder
@@ -85,7 +85,7 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint, state_dict: dict[st
     InputError
         If it cannot be written; earlier checkpoints are untouched then.
     """
-    require_no_link(folder)
+    require_folder_is_not_link(folder)
     tensors = {name: tensor.contiguous() for name, tensor in state_dict.items() if name != "step"}
     with write_run_folder(folder / f"step_{checkpoint.step:08d}") as partial:
         save_file(tensors, partial / "state.safetensors")
@@ -102,7 +102,7 @@ def delete_old_checkpoints(folder: Path, kept_count: int) -> None:
     InputError
         If a checkpoint cannot be deleted, or the folder is a link.
     """
-    require_no_link(folder)
+    require_folder_is_not_link(folder)
     kept = _list_checkpoints_newest_first(folder)[:kept_count]
     with translate_run_write_errors(folder):
         for path in folder.iterdir():
@@ -112,7 +112,7 @@ def delete_old_checkpoints(folder: Path, kept_count: int) -> None:
                 path.unlink()
             else:
                 # Relative to the parent folder: a link that replaces the folder meanwhile is not followed.
-                delete_below(folder.parent, f"{folder.name}/{path.name}")
+                delete_without_following_links(folder.parent, f"{folder.name}/{path.name}")
 
 
 def find_newest_intact_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from sfm.atomic import atomic_folder, atomic_write
 from sfm.errors import InputError
-from sfm.text import first_error_line
+from sfm.text import get_first_error_line
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def log_write_errors_as_warnings(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        reason = first_error_line(error)
+        reason = get_first_error_line(error)
         LOG.warning("%s is missing, the run is complete without it: %s", path, reason)
 
 

@@ -25,7 +25,7 @@ from sfm.soft_label_files import LABEL_FILE, SoftLabelHeader, read_soft_labels, 
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import Entry
 from sfm.tensor_files import TensorFileError
-from sfm.text import escape_non_utf8_values
+from sfm.text import escape_non_utf8_in_json
 
 
 def require_classifier_if_labelled(config: DistillConfig, entry: Entry) -> None:
@@ -106,7 +106,7 @@ def add_soft_labels(
             "image_bytes": sum(file.stat().st_size for file in files),
         },
     }
-    labelled = escape_non_utf8_values(labelled)
+    labelled = escape_non_utf8_in_json(labelled)
     if labelled != record:
         write_run_file(config.out / "run.json", json.dumps(labelled, indent=1).encode())
     return labelled

@@ -10,7 +10,7 @@ from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState, FeatureState
-from sfm.tensor_files import TensorSpecs
+from sfm.tensor_files import DtypeAndShapeByTensor
 
 LAST_FEATURES, ADAM_STEPS = "seen", "age"
 """Names of tensors that are not of images, as checkpoints have them since version 0.1.0."""
@@ -74,7 +74,7 @@ def list_expected_state_tensors(
     step: int,
     feature_counts: Sequence[int],
     group: ProcessGroup = SINGLE_PROCESS,
-) -> TensorSpecs:
+) -> DtypeAndShapeByTensor:
     """Return types and shapes of the tensors of :func:`gather_state` after a number of steps.
 
     Parameters
@@ -92,7 +92,7 @@ def list_expected_state_tensors(
         for index, side in enumerate(list_level_resolutions(config.canvas_pixels)[:count])
         for name in ("level", "adam/first", "adam/second")
     }
-    types: TensorSpecs = {name: ("F32", shape) for name, shape in shapes.items()}
+    types: DtypeAndShapeByTensor = {name: ("F32", shape) for name, shape in shapes.items()}
     types[ADAM_STEPS] = ("I64", ())
     is_split = config.micro_batch < group.count_rows_per_process(len(config.classes), config.ipc)[0]
     rows = {}

@@ -10,7 +10,7 @@ import safetensors.numpy
 from sfm.distill.objective import ClassCentres
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import DamageError
-from sfm.tensor_files import TensorFileError, TensorSpecs, open_safetensors, require_tensor_specs
+from sfm.tensor_files import DtypeAndShapeByTensor, TensorFileError, open_safetensors, require_tensor_specs
 
 TARGET_FILE = "targets.safetensors"
 
@@ -50,7 +50,7 @@ def read_target_file(
     DamageError
         If the file is another one.
     """
-    classes, specs = len(config.classes), TensorSpecs()
+    classes, specs = len(config.classes), DtypeAndShapeByTensor()
     for index, features in enumerate(feature_counts):
         own_count = 1 if index and config.centres == "sub-class" else config.ipc
         specs[f"{index}/class_means"] = ("F64", (classes, features))

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from sfm.atomic import require_no_link
+from sfm.atomic import require_folder_is_not_link
 from sfm.backbones.card import BackboneCard
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import MAX_CLASSIFIER_BYTES, Mode
@@ -49,7 +49,7 @@ def save_first_seed_classifier(
     data = serialize_first_seed_classifier(
         fitted_heads, card, source_statistics.entry.backbone, row, run.class_ids, image_digest
     )
-    require_no_link(folder)
+    require_folder_is_not_link(folder)
     path = folder / make_classifier_file_name(card.spec, row.mode)
     if not is_free_or_replaceable_classifier_path(path, card.hash, image_digest, row):
         protocol = encode_canonical_json([card.hash, row.epochs, row.views, row.seed, row.seeds])

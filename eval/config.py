@@ -18,7 +18,7 @@ from sfm.config_fields import (
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.eval.output_files import make_distinct_directory_names
-from sfm.paths import expand_home_in_field, resolve_links
+from sfm.paths import expand_home_in_path_or_list, resolve_links
 
 Mode = Literal["linear", "soft", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -116,7 +116,7 @@ class EvaluateOptions(BaseModel):
         description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.",
     )
 
-    _expand_out = field_validator("out")(expand_home_in_field)
+    _expand_out = field_validator("out")(expand_home_in_path_or_list)
 
 
 class EvaluateConfig(EvaluateOptions):
@@ -124,7 +124,7 @@ class EvaluateConfig(EvaluateOptions):
 
     run: LocationField[Path] = Field(description="Directory that `sfm distill` wrote.")
 
-    _expand_run = field_validator("run")(expand_home_in_field)
+    _expand_run = field_validator("run")(expand_home_in_path_or_list)
 
     @property
     def result_path(self) -> Path:
@@ -143,7 +143,7 @@ class EvaluateRunsConfig(EvaluateOptions):
         json_schema_extra={"argument": True, "metavar": "RUN"},
     )
 
-    _expand_run = field_validator("run")(expand_home_in_field)
+    _expand_run = field_validator("run")(expand_home_in_path_or_list)
 
     @field_validator("run", mode="before")
     @classmethod

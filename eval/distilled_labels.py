@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from sfm.config_fields import names_backbone_weights_file
+from sfm.config_fields import has_spec_with_weights_file
 from sfm.errors import InputError
 from sfm.eval.distilled_run import DistilledRun, RunRecord
 from sfm.soft_label_files import LABEL_FILE, SoftLabels, read_soft_labels
@@ -102,7 +102,7 @@ def describe_labelling(run_directory: Path, record: RunRecord, store_url: str = 
     for backbone in record.backbones:
         words += ["--image-size", str(backbone.image_size)]
     specs = [backbone.spec for backbone in record.backbones]
-    if names_backbone_weights_file(specs):
+    if has_spec_with_weights_file(specs):
         for spec in specs:
             words += ["--backbone", spec]
     return f"with `{shlex.join(['sfm', 'distill', *words, '--resume', '--soft-labels'])}`"

@@ -25,7 +25,7 @@ from sfm.constrained_types import Count, Digest, InputPixels, Name
 from sfm.errors import InputError
 from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
-from sfm.text import format_words_as_list, name_backbones, sanitize_line
+from sfm.text import format_words_as_list, make_distinct_backbone_names, sanitize_line
 from sfm.untrusted_files import OversizeError, read_bounded_file
 
 MAX_UNCHECKED_BYTES, MAX_COMPRESSION = 2**30, 50
@@ -131,7 +131,7 @@ class RunRecord(BaseModel):
     @property
     def backbone_names(self) -> list[str]:
         """Specs of the backbones distilled on, with the input size where a spec has several."""
-        return name_backbones((b.backbone.spec, b.image_size) for b in self.backbones)
+        return make_distinct_backbone_names((b.backbone.spec, b.image_size) for b in self.backbones)
 
     def format_backbone_names(self) -> str:
         """Return the names of the backbones distilled on as text: ``lite0 and lite1``."""

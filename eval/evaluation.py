@@ -45,7 +45,7 @@ from sfm.eval.scores import load_held_out_samples, make_full_data_rows
 from sfm.eval.view_features import LabelledImages
 from sfm.eval.work_folder import WorkFolder
 from sfm.events import ProgressCallback, no_progress
-from sfm.locking import lock_output_file, lock_output_folder
+from sfm.locking import lock_output_folder, lock_output_path
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import open_store
 from sfm.text import escape_non_utf8
@@ -113,7 +113,7 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_pr
         locks.enter_context(limit_cpu_threads(config.threads))
         for run_config in run_configs:
             if run_config.out:
-                locks.enter_context(lock_output_file(run_config.result_path))
+                locks.enter_context(lock_output_path(run_config.result_path))
             elif run_config.run.is_dir():
                 locks.enter_context(lock_output_folder(run_config.run))
         return evaluate_locked_runs(config, run_configs, progress)

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sfm.atomic import atomic_folder, atomic_write, delete_path, get_temporary_path
+from sfm.atomic import atomic_folder, atomic_write, delete_path_if_exists, get_temporary_path
 from sfm.errors import InputError
-from sfm.paths import list_paths_without_clutter, resolve_links
+from sfm.paths import list_without_hidden_and_system_files, resolve_links
 
 
 def write_output(path: Path, content: bytes) -> None:
@@ -45,9 +45,9 @@ def require_writable_output(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        delete_path(temporary)
+        delete_path_if_exists(temporary)
         temporary.touch(exist_ok=False)
-        delete_path(temporary)
+        delete_path_if_exists(temporary)
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def create_folder_atomically(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file: give a folder")
-    if path.is_dir() and list_paths_without_clutter(path):
+    if path.is_dir() and list_without_hidden_and_system_files(path):
         raise InputError(f"--out {path} is not empty: give a new folder")
     with translate_write_errors(path), atomic_folder(path, replace=False) as temporary:
         yield temporary

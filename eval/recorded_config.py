@@ -5,7 +5,7 @@ from typing import Any
 from sfm.backbones.spec import make_spec_weights_path_absolute
 from sfm.eval.config import EvaluateConfig
 from sfm.stats_store.location import make_url_absolute
-from sfm.text import escape_non_utf8_values
+from sfm.text import escape_non_utf8_in_json
 
 
 def make_recorded_config(config: EvaluateConfig, store_url: str) -> dict[str, Any]:
@@ -24,4 +24,4 @@ def make_recorded_config(config: EvaluateConfig, store_url: str) -> dict[str, An
         **{name: str(path.absolute()) for name, path in paths.items() if path is not None},
     }
     # Paths may hold bytes that are not UTF-8, which JSON cannot.
-    return {name: escape_non_utf8_values(value) for name, value in values.items()}
+    return {name: escape_non_utf8_in_json(value) for name, value in values.items()}

@@ -10,7 +10,7 @@ from sfm.config_fields import MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS, 
 from sfm.constrained_types import Count, Fraction, InputPixels, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
 from sfm.eval.config import Mode
-from sfm.text import format_words_as_list, name_backbones
+from sfm.text import format_words_as_list, make_distinct_backbone_names
 
 Item = TypeVar("Item")
 Row = TypeVar("Row", "AccuracyRow", "FullDataRow")
@@ -307,7 +307,9 @@ class Provenance(BaseModel):
 
     def format_backbone_names(self) -> str:
         """Return the specs of the backbones distilled on as text, with sizes where a spec has several."""
-        names = name_backbones((entry.backbone, entry.image_size) for entry in self.source_entries)
+        names = make_distinct_backbone_names(
+            (entry.backbone, entry.image_size) for entry in self.source_entries
+        )
         return format_words_as_list(list(dict.fromkeys(names)))
 
 

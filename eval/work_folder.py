@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from sfm.atomic import require_no_link
-from sfm.deletion import delete_below
+from sfm.atomic import require_folder_is_not_link
+from sfm.deletion import delete_without_following_links
 from sfm.errors import InputError
 from sfm.eval.output_files import write_output
 from sfm.eval.result import AccuracyRow
@@ -64,7 +64,7 @@ class WorkFolder:
         """Write a file; log once if that is not possible."""
         if self.is_writable:
             try:
-                require_no_link(self.folder)
+                require_folder_is_not_link(self.folder)
                 write_output(self.folder / name, data)
             except InputError as error:
                 self.is_writable = False
@@ -95,7 +95,7 @@ class WorkFolder:
         with suppress(OSError):
             for path in list(self.folder.iterdir()):
                 if path.name.lstrip(".")[:KEY_CHARACTERS] in used_keys:
-                    delete_below(self.folder.parent, f"{self.folder.name}/{path.name}")
+                    delete_without_following_links(self.folder.parent, f"{self.folder.name}/{path.name}")
             self.folder.rmdir()
 
 

@@ -25,7 +25,7 @@ from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.task_results import IMAGE_MARKS, SkippedSample
 from sfm.random_streams import make_rng
-from sfm.text import first_error_line
+from sfm.text import get_first_error_line
 
 VIEW_STREAM = 5
 """Key of the random streams that views are drawn from."""
@@ -167,7 +167,7 @@ def decode_batch(
                 if getattr(rendered, mark):
                     marked_locations.setdefault(mark, {})[index] = sample.location
         except DECODING_ERRORS as error:
-            reason = first_error_line(error)[:MAX_REASON_CHARACTERS]
+            reason = get_first_error_line(error)[:MAX_REASON_CHARACTERS]
             if options.on_error == "fail":
                 raise InputError(
                     f"cannot decode {sample.location}: {reason}; repair or remove it, or leave out what "

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.atomic import atomic_open
-from sfm.deletion import delete_below
+from sfm.deletion import delete_without_following_links
 from sfm.errors import InputError
 from sfm.locking import acquire_file_lock
 from sfm.pipeline.partition_tasks import PartitionTask
@@ -31,7 +31,7 @@ from sfm.pipeline.task_results import (
     is_plausible_result,
 )
 from sfm.stats_store.local_files import copy_permissions
-from sfm.text import escape_non_utf8_values
+from sfm.text import escape_non_utf8_in_json
 from sfm.untrusted_files import read_bounded_file
 
 
@@ -89,7 +89,7 @@ class Staging:
     def write_result(self, task: PartitionTask, result: TaskResult) -> None:
         """Write a task's result atomically; it is written after the arrays, so it marks a complete task."""
         with atomic_staged_file(self.result_path(task)) as file:
-            file.write(json.dumps(escape_non_utf8_values(dataclasses.asdict(result))).encode())
+            file.write(json.dumps(escape_non_utf8_in_json(dataclasses.asdict(result))).encode())
 
     def read_result(self, task: PartitionTask) -> TaskResult | None:
         """Return a task's result; None if the task is not complete, or the file is damaged."""
@@ -102,9 +102,9 @@ class Staging:
 
     def delete_task_files(self, task: PartitionTask) -> None:
         """Delete the staged files of a task."""
-        delete_below(self.root, f"found/{self.result_path(task).name}")
+        delete_without_following_links(self.root, f"found/{self.result_path(task).name}")
         for file in self.root.glob(f"*/{task.name}.npy"):
-            delete_below(self.root, file.relative_to(self.root))
+            delete_without_following_links(self.root, file.relative_to(self.root))
 
     def open_features(self, array_name: str, partitions: Sequence[StagedPartition]) -> StagedFeatures:
         """Return a feature array of several partitions as one sequence of rows."""
@@ -168,9 +168,9 @@ def open_staging(
         if permissions_folder:
             copy_permissions(root, permissions_folder)
         yield Staging(root)
-        delete_below(parent_folder, root.name)
+        delete_without_following_links(parent_folder, root.name)
         if locked:
-            delete_below(parent_folder, f"{staging_key}.lock")
+            delete_without_following_links(parent_folder, f"{staging_key}.lock")
 
 
 def is_absent_or_usable_folder(folder: Path) -> bool:

@@ -47,7 +47,7 @@ from sfm.pipeline.runtime import count_cores
 from sfm.pipeline.scheduler_errors import explain_scheduler_error
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import IncompleteExtractionError, Staging
-from sfm.text import first_error_line
+from sfm.text import get_first_error_line
 
 FEATURE_PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
 """Packages that features depend on: workers must have the same versions."""
@@ -239,7 +239,7 @@ def run_on_each_worker(client: Client, function: Callable[[], Any]) -> dict[str,
     for address, future in futures.items():
         error = future.exception()
         if error is not None:
-            raise InputError(f"worker {address}: {first_error_line(error)}") from error
+            raise InputError(f"worker {address}: {get_first_error_line(error)}") from error
         results[address] = future.result()
     return results
 

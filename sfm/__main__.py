@@ -1,8 +1,8 @@
 """``python -m sfm``: the command line, and what ``torchrun -m sfm`` starts."""
 
-from sfm.interrupts import interrupt_on_sigint_and_sigterm
+from sfm.interrupts import install_sigint_and_sigterm_handlers
 
-interrupt_on_sigint_and_sigterm()
+install_sigint_and_sigterm_handlers()
 
 import os  # noqa: E402
 from contextlib import redirect_stdout  # noqa: E402

@@ -11,9 +11,9 @@ from sfm.eval.caveats import (
     UNSEEN_CELL_NOTE,
 )
 from sfm.eval.result import Provenance
-from sfm.tables import make_path_relative_to_cwd, print_accuracy_table, print_matrix_table
+from sfm.tables import make_path_relative_if_below_cwd, print_accuracy_table, print_runs_by_backbones_table
 from sfm.terminal import print_line
-from sfm.text import name_backbones
+from sfm.text import make_distinct_backbone_names
 
 FOOTNOTE = (
     "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "
@@ -21,7 +21,7 @@ FOOTNOTE = (
 )
 
 
-def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
+def print_evaluation_rows_and_notes(evaluation_record: dict[str, Any]) -> None:
     """Print the rows of an evaluation, with footnote, notes and changes."""
     rows = [
         add_footnote_sign_to_mode(row) if is_row_biased_by_own_backbone(row, not row["unseen"]) else row
@@ -29,11 +29,13 @@ def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
     ]
     warnings = list_evaluation_warnings(evaluation_record)
     notes = [note for note in evaluation_record["notes"] if note not in warnings]
-    result_rows = name_row_backbones([*rows, *evaluation_record["full_data"]])
+    result_rows = make_rows_with_distinct_backbone_names([*rows, *evaluation_record["full_data"]])
     for unseen in (False, True):
         block = [row for row in result_rows if row["unseen"] == unseen]
         if block:
-            print_accuracy_table(make_accuracy_title(evaluation_record, unseen=unseen), block)
+            print_accuracy_table(
+                make_accuracy_table_title(evaluation_record, for_unseen_backbones=unseen), block
+            )
     if any(row["unseen"] for row in result_rows):
         print_line(UNSEEN_BACKBONE_NOTE)
     for note in notes:
@@ -44,12 +46,12 @@ def print_evaluation_accuracies(evaluation_record: dict[str, Any]) -> None:
         print_line(change)
 
 
-def make_accuracy_title(evaluation_record: dict[str, Any], *, unseen: bool) -> str:
+def make_accuracy_table_title(evaluation_record: dict[str, Any], *, for_unseen_backbones: bool) -> str:
     """Return the title of a table of accuracies: the run, and the backbones that it was distilled on."""
     specs = Provenance.model_validate(evaluation_record["provenance"]).format_backbone_names()
     return (
-        f"Accuracy on {'unseen backbones' if unseen else 'held-out features'}: "
-        f"{make_path_relative_to_cwd(evaluation_record['config']['run'])}, distilled on {specs}"
+        f"Accuracy on {'unseen backbones' if for_unseen_backbones else 'held-out features'}: "
+        f"{make_path_relative_if_below_cwd(evaluation_record['config']['run'])}, distilled on {specs}"
     )
 
 
@@ -59,7 +61,7 @@ def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> No
     Biased cells are marked with a footnote sign. In the first table, accuracies on backbones that are unseen
     to their run are in parentheses.
     """
-    cells = name_row_backbones(evaluation_rows)
+    cells = make_rows_with_distinct_backbone_names(evaluation_rows)
     own_backbones = {cell["backbone"] for cell in cells if cell["own_backbone"]}
     seen_cells = [
         cell
@@ -70,16 +72,16 @@ def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> No
     ]
     unseen_cells = [cell for cell in cells if cell["backbone"] not in own_backbones]
     if seen_cells:
-        print_matrix_table("Top-1 %, by the backbone evaluated on", seen_cells)
+        print_runs_by_backbones_table("Top-1 %, by the backbone evaluated on", seen_cells)
     if any(cell["unseen"] for cell in seen_cells):
         print_line(UNSEEN_CELL_NOTE)
     if unseen_cells:
-        print_matrix_table("Top-1 %, backbones that are unseen to all of these runs", unseen_cells)
+        print_runs_by_backbones_table("Top-1 %, backbones that are unseen to all of these runs", unseen_cells)
 
 
-def name_row_backbones(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def make_rows_with_distinct_backbone_names(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return rows whose backbones are named with the input size where a spec has several."""
-    names = name_backbones((row["backbone"], row["image_size"]) for row in rows)
+    names = make_distinct_backbone_names((row["backbone"], row["image_size"]) for row in rows)
     return [row | {"backbone": name} for row, name in zip(rows, names, strict=True)]
 
 
@@ -88,9 +90,9 @@ def add_footnote_sign_to_mode(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"mode": f"{row['mode']} *"}
 
 
-def is_row_biased_by_own_backbone(row: dict[str, Any], is_own_backbone: bool) -> bool:
+def is_row_biased_by_own_backbone(row: dict[str, Any], is_evaluated_on_own_backbone: bool) -> bool:
     """Return whether a row shows the inherited classifier more than the images."""
-    return row["mode"] in OWN_BACKBONE_BIASED_MODES and is_own_backbone
+    return row["mode"] in OWN_BACKBONE_BIASED_MODES and is_evaluated_on_own_backbone
 
 
 def print_evaluation_warnings(evaluation_records: Sequence[dict[str, Any]]) -> None:
@@ -98,7 +100,8 @@ def print_evaluation_warnings(evaluation_records: Sequence[dict[str, Any]]) -> N
     for record in evaluation_records:
         for line in list_evaluation_warnings(record):
             print_line(
-                f"warning: {make_path_relative_to_cwd(record['config']['run'])}: {line}", file=sys.stderr
+                f"warning: {make_path_relative_if_below_cwd(record['config']['run'])}: {line}",
+                file=sys.stderr,
             )
 
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from sfm.deletion import DeletionThroughLinkError, delete_below
+from sfm.deletion import DeletionThroughLinkError, delete_without_following_links
 from sfm.errors import InputError
-from sfm.paths import list_paths_without_clutter
+from sfm.paths import list_without_hidden_and_system_files
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -23,7 +23,7 @@ def atomic_write(path: Path, data: bytes) -> None:
         If it cannot be written.
     """
     temporary = get_temporary_path(path)
-    delete_path(temporary)
+    delete_path_if_exists(temporary)
     with atomic_open(path, temporary) as file:
         file.write(data)
     fsync_path(path.parent)
@@ -77,29 +77,33 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
     OSError
         If it cannot be written.
     """
-    if not replace and path.exists() and not (path.is_dir() and not list_paths_without_clutter(path)):
+    if (
+        not replace
+        and path.exists()
+        and not (path.is_dir() and not list_without_hidden_and_system_files(path))
+    ):
         raise FileExistsError(errno.EEXIST, "it exists already", str(path))
     fill = not replace and path.is_dir()
     temporary = path / get_temporary_path(path).name if fill else get_temporary_path(path)
     try:
-        delete_path(temporary)
+        delete_path_if_exists(temporary)
         temporary.mkdir(parents=True)
         yield temporary
         if fill:
             for child in temporary.iterdir():
                 child.rename(path / child.name)
-            delete_path(temporary)
+            delete_path_if_exists(temporary)
         else:
             if replace:
                 for child in (*temporary.rglob("*"), temporary):
                     fsync_path(child)
-                delete_path(path)
+                delete_path_if_exists(path)
             temporary.rename(path)
             if replace:
                 fsync_path(path.parent)
     except BaseException:
         with suppress(OSError):
-            delete_path(temporary)
+            delete_path_if_exists(temporary)
         raise
 
 
@@ -108,7 +112,7 @@ def get_temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def make_folder_unless_link(folder: Path) -> None:
+def make_folder_refusing_link(folder: Path) -> None:
     """Make a folder that this program keeps inside another, unless it is there.
 
     Raises
@@ -118,11 +122,11 @@ def make_folder_unless_link(folder: Path) -> None:
     OSError
         If it cannot be made.
     """
-    require_no_link(folder)
+    require_folder_is_not_link(folder)
     folder.mkdir(exist_ok=True)
 
 
-def require_no_link(folder: Path) -> None:
+def require_folder_is_not_link(folder: Path) -> None:
     """Refuse a link in place of a folder in which this program overwrites and deletes files.
 
     Raises
@@ -137,7 +141,7 @@ def require_no_link(folder: Path) -> None:
         )
 
 
-def delete_path(path: Path) -> None:
+def delete_path_if_exists(path: Path) -> None:
     """Delete a file, a folder with its content, or a link, but never the target of a link.
 
     Missing files are skipped.
@@ -148,7 +152,7 @@ def delete_path(path: Path) -> None:
         If something cannot be deleted.
     """
     try:
-        delete_below(path.parent, path.name)
+        delete_without_following_links(path.parent, path.name)
     except DeletionThroughLinkError:
         with suppress(FileNotFoundError):
             path.unlink()

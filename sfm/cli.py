@@ -11,7 +11,13 @@ import typer
 from sfm import accuracies
 from sfm.backbones.execution.allocator import LARGE_INPUT, configure_malloc_single_heap
 from sfm.backbones.execution.process_settings import configure_process
-from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption, add_command
+from sfm.command_builder import (
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    TyperRefusingRepeatedOptions,
+    add_command,
+)
 from sfm.distill.config import DistillConfig
 from sfm.error_reporting import (
     EXIT_INTERRUPTED,
@@ -24,14 +30,14 @@ from sfm.errors import InputError
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
-from sfm.extraction_output import make_extraction_document, print_extraction
+from sfm.extraction_output import make_extraction_document, print_extraction_result
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.progress_display import show_progress
 from sfm.store_commands import store_app
 from sfm.tables import print_distillation_plan, print_extraction_plan
-from sfm.terminal import configure_output_streams_and_logs, print_json, print_line, print_next_command
+from sfm.terminal import escape_unencodable_output_and_log_lines, print_json, print_line, print_next_command
 
-app = StrictTyper(
+app = TyperRefusingRepeatedOptions(
     name="sfm",
     help="Distil a vision dataset into a few synthetic images per class, from class statistics alone.",
     no_args_is_help=True,
@@ -44,12 +50,12 @@ app.add_typer(store_app, name="store")
 
 def main() -> None:
     """Run the command line."""
-    configure_output_streams_and_logs()
+    escape_unencodable_output_and_log_lines()
     app()
 
 
 @app.callback(invoke_without_command=True)
-def print_version_if_requested(
+def print_version_and_exit_if_requested(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Distil a vision dataset into a few synthetic images per class, from class statistics alone."""
@@ -61,7 +67,7 @@ def print_version_if_requested(
 def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     """Extract, then print the published entries and the command to run next."""
     if config.dry_run:
-        run_dry_run(config, as_json, quiet)
+        run_extract_dry_run(config, as_json, quiet)
         return
     configure_process(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
@@ -83,10 +89,10 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(make_extraction_document(config, extraction))
     else:
-        print_extraction(config, extraction)
+        print_extraction_result(config, extraction)
 
 
-def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
+def run_extract_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     """Print the estimated cost of an extraction; write nothing."""
     from sfm.pipeline.staging import IncompleteExtractionError
 
@@ -190,7 +196,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         print_json(document | {"matrix": cells})
     else:
         for record in records:
-            accuracies.print_evaluation_accuracies(record)
+            accuracies.print_evaluation_rows_and_notes(record)
         if len(records) > 1:
             accuracies.print_cross_backbone_matrix(cells)
     if unwritten:
@@ -337,7 +343,7 @@ def run_quickstart_command(
         print_json(record)
         return
     accuracies.print_evaluation_warnings([record["evaluation"]])
-    accuracies.print_evaluation_accuracies(record["evaluation"])
+    accuracies.print_evaluation_rows_and_notes(record["evaluation"])
     print_line(f"Ten distilled images: {record['preview']}")
     print_line(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")
 

@@ -11,6 +11,7 @@ import typer
 import typer.core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from sfm.config_fields import select_values_refused_from_file
 from sfm.error_reporting import exit_on_error, print_error_and_make_exit
@@ -35,24 +36,24 @@ SHELL_PIPE_PREFIXES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def make_shared_option(flag: str, help_text: str) -> Any:
+def make_shared_typer_option(flag: str, help_text: str) -> Any:
     """Return the Typer option of a flag that every command has."""
     return typer.Option(flag, help=help_text, rich_help_panel=SHARED_PANEL, show_default=False)
 
 
 JsonOption = Annotated[
-    bool, make_shared_option("--json", "Print one JSON document on stdout; progress goes to stderr.")
+    bool, make_shared_typer_option("--json", "Print one JSON document on stdout; progress goes to stderr.")
 ]
-QuietOption = Annotated[bool, make_shared_option("--quiet", "Show no progress.")]
+QuietOption = Annotated[bool, make_shared_typer_option("--quiet", "Show no progress.")]
 ConfigOption = Annotated[
     Path | None,
-    make_shared_option(
+    make_shared_typer_option(
         "--config", "Take the recipe of a run.json; options override it. Give paths and addresses as options."
     ),
 ]
 TrustConfigOption = Annotated[
     bool,
-    make_shared_option(
+    make_shared_typer_option(
         "--trust-config",
         "Also take paths and addresses from --config: where to read and write, schedulers, weight files. "
         "Only for files that you trust.",
@@ -84,7 +85,7 @@ class CommandRefusingRepeatedOptions(typer.core.TyperCommand):
         return remaining_args
 
 
-class StrictTyper(typer.Typer):
+class TyperRefusingRepeatedOptions(typer.Typer):
     """Typer app whose commands are :class:`CommandRefusingRepeatedOptions`."""
 
     def command(self, *arguments: Any, **settings: Any) -> Callable[[Function], Function]:
@@ -94,9 +95,9 @@ class StrictTyper(typer.Typer):
 
 def add_command(
     app: typer.Typer,
-    name: str,
-    model: type[BaseModel],
-    run_command: Callable[[Any, bool, bool], None],
+    command_name: str,
+    config_model: type[BaseModel],
+    run_command: Callable[[Any, JsonOption, QuietOption], None],
     *,
     summary: str,
     examples: list[str],
@@ -106,8 +107,8 @@ def add_command(
     Parameters
     ----------
     app : typer.Typer
-    name : str
-    model : type of BaseModel
+    command_name : str
+    config_model : type of BaseModel
         Fields marked ``json_schema_extra={"argument": True}`` become arguments.
     run_command : callable
         Called with (config, as_json, quiet).
@@ -122,34 +123,39 @@ def add_command(
         file, is_trusted = options.pop("config"), options.pop("trust_config")
         with exit_on_error():
             run_command(
-                make_config_from_file_and_options(model, name, file, options, is_file_trusted=is_trusted),
+                make_config_from_file_and_options(
+                    config_model, command_name, file, options, is_file_trusted=is_trusted
+                ),
                 as_json,
                 quiet,
             )
 
     parameters = [
-        *(make_field_parameter(field_name, field) for field_name, field in model.model_fields.items()),
-        make_keyword_parameter("config", ConfigOption, None),
-        make_keyword_parameter("trust_config", TrustConfigOption, False),
-        make_keyword_parameter("json", JsonOption, False),
-        make_keyword_parameter("quiet", QuietOption, False),
+        *(
+            make_typer_parameter_from_field(field_name, field)
+            for field_name, field in config_model.model_fields.items()
+        ),
+        make_keyword_only_parameter("config", ConfigOption, None),
+        make_keyword_only_parameter("trust_config", TrustConfigOption, False),
+        make_keyword_only_parameter("json", JsonOption, False),
+        make_keyword_only_parameter("quiet", QuietOption, False),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     epilog = "\n\n".join(["Examples:", *(f"  $ {example}" for example in examples)])
-    app.command(name, help=summary, epilog=epilog, no_args_is_help=True)(command)
+    app.command(command_name, help=summary, epilog=epilog, no_args_is_help=True)(command)
 
 
-def make_keyword_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def make_keyword_only_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
     """Return a keyword-only parameter for the signature of a command."""
     return inspect.Parameter(
         parameter_name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
 
 
-def make_field_parameter(field_name: str, field: FieldInfo) -> inspect.Parameter:
+def make_typer_parameter_from_field(field_name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the command-line parameter of a field: None if left out, so that the model's default applies."""
-    metavar = get_argument_metavar(field_name, field)
+    metavar = get_metavar_if_argument(field_name, field)
     info: Any = (
         typer.Argument(help=field.description, metavar=metavar, show_default=False)
         if metavar
@@ -160,23 +166,25 @@ def make_field_parameter(field_name: str, field: FieldInfo) -> inspect.Parameter
             show_default=format_default_for_help(field),
         )
     )
-    return make_keyword_parameter(field_name, Annotated[get_typer_option_type(field.annotation), info], None)
+    return make_keyword_only_parameter(
+        field_name, Annotated[get_typer_option_type(field.annotation), info], None
+    )
 
 
-def get_argument_metavar(field_name: str, field: FieldInfo) -> str | None:
+def get_metavar_if_argument(field_name: str, field: FieldInfo) -> str | None:
     """Return how the help writes an argument, as in ``RUN...``; None for an option."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     return str(extra.get("metavar", field_name.upper())) if extra.get("argument") else None
 
 
-def get_option_or_argument_name(model: type[BaseModel], field_name: str) -> str:
+def get_option_or_argument_name(config_model: type[BaseModel], field_name: str) -> str:
     """Return the name of a field on the command line, as in ``--image-size`` or ``DATASET``."""
-    field = model.model_fields.get(field_name)
-    metavar = get_argument_metavar(field_name, field) if field else None
+    field = config_model.model_fields.get(field_name)
+    metavar = get_metavar_if_argument(field_name, field) if field else None
     return metavar.rstrip(".") if metavar else "--" + field_name.replace("_", "-")
 
 
-def format_default_for_help(field: FieldInfo) -> str | bool:
+def format_default_for_help(field: FieldInfo) -> str | Literal[False]:
     """Return how the help shows a field's default; False if it shows none."""
     if field.is_required():
         return "required"
@@ -207,7 +215,7 @@ def get_typer_option_type(annotation: Any) -> Any:
 
 
 def make_config_from_file_and_options(
-    model: type[BaseModel],
+    config_model: type[BaseModel],
     command_name: str,
     config_file: Path | None,
     options: dict[str, Any],
@@ -218,7 +226,7 @@ def make_config_from_file_and_options(
 
     Parameters
     ----------
-    model : type of BaseModel
+    config_model : type of BaseModel
     command_name : str
     config_file : Path or None
         Value of ``--config``.
@@ -237,42 +245,48 @@ def make_config_from_file_and_options(
     options = {name: value for name, value in options.items() if value not in (None, [])}
     if config_file and not is_file_trusted:
         refuse_restricted_file_values(
-            model, config_file, {n: v for n, v in file_values.items() if n not in options}
+            config_model, config_file, {n: v for n, v in file_values.items() if n not in options}
         )
     try:
-        return model(**file_values | options)
+        return config_model(**file_values | options)
     except ValidationError as error:
         problems = [
-            format_validation_error(model, detail)
-            for detail in error.errors(include_url=False)[:MAX_PROBLEMS]
+            format_validation_error(config_model, error_details)
+            for error_details in error.errors(include_url=False)[:MAX_PROBLEMS]
         ]
         raise InputError("; ".join(dict.fromkeys(problems))) from error
 
 
-def read_config_file(file: Path, command_name: str) -> dict[str, Any]:
+def read_config_file(config_file: Path, expected_command_name: str) -> dict[str, Any]:
     """Return the config that a ``run.json`` holds; the file may be a pipe of the shell."""
     try:
-        if str(file).startswith(SHELL_PIPE_PREFIXES):
-            with file.open("rb") as pipe:
+        if str(config_file).startswith(SHELL_PIPE_PREFIXES):
+            with config_file.open("rb") as pipe:
                 data = pipe.read(MAX_CONFIG_BYTES + 1)
         else:
-            data = read_bounded_file(file, MAX_CONFIG_BYTES)
+            data = read_bounded_file(config_file, MAX_CONFIG_BYTES)
         record = parse_json(data, MAX_CONFIG_BYTES)
         found_name, values = record["command"], {**record["config"]}
     except OSError as error:
-        raise InputError(f"--config {file}: {error.strerror}") from error
+        raise InputError(f"--config {config_file}: {error.strerror}") from error
     except OversizeError as error:
-        raise InputError(f"--config {file} is too long: at most {MAX_CONFIG_BYTES} bytes are read") from error
+        raise InputError(
+            f"--config {config_file} is too long: at most {MAX_CONFIG_BYTES} bytes are read"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--config {file} is not a run.json: it needs `command` and `config`") from error
-    if found_name != command_name:
+        raise InputError(
+            f"--config {config_file} is not a run.json: it needs `command` and `config`"
+        ) from error
+    if found_name != expected_command_name:
         shown_name = sanitize_line(str(found_name), MAX_VALUE_LENGTH)
-        raise InputError(f"--config {file} is of `sfm {shown_name}`, not of `sfm {command_name}`")
+        raise InputError(
+            f"--config {config_file} is of `sfm {shown_name}`, not of `sfm {expected_command_name}`"
+        )
     return values
 
 
 def refuse_restricted_file_values(
-    model: type[BaseModel], config_file: Path, file_values: dict[str, Any]
+    config_model: type[BaseModel], config_file: Path, file_values: dict[str, Any]
 ) -> None:
     """Refuse values of a config file that name places, let data leave, or take much memory.
 
@@ -282,8 +296,8 @@ def refuse_restricted_file_values(
         If there are such values; says which options to give instead.
     """
     refused = {
-        get_option_or_argument_name(model, n): v
-        for n, v in select_values_refused_from_file(model, file_values).items()
+        get_option_or_argument_name(config_model, n): v
+        for n, v in select_values_refused_from_file(config_model, file_values).items()
     }
     if refused:
         settings = ", ".join(f"{n} {sanitize_line(str(v), MAX_VALUE_LENGTH)}" for n, v in refused.items())
@@ -293,18 +307,18 @@ def refuse_restricted_file_values(
         )
 
 
-def format_validation_error(model: type[BaseModel], detail: Any) -> str:
+def format_validation_error(config_model: type[BaseModel], error_details: ErrorDetails) -> str:
     """Return the message for a pydantic validation error, with the option's name."""
-    name = str(detail["loc"][0]) if detail["loc"] else ""
-    option_name = get_option_or_argument_name(model, name)
-    if detail["type"] == "missing":
+    name = str(error_details["loc"][0]) if error_details["loc"] else ""
+    option_name = get_option_or_argument_name(config_model, name)
+    if error_details["type"] == "missing":
         return f"{option_name} is required; see `--help`"
-    if detail["type"] == "extra_forbidden":
+    if error_details["type"] == "extra_forbidden":
         return f"unknown setting '{sanitize_line(name, MAX_VALUE_LENGTH)}' in the configuration"
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "literal_error" and name in model.model_fields:
-        choices = (format_choices_for_help(model.model_fields[name].annotation) or "").split("|")
-        close = difflib.get_close_matches(str(detail["input"])[:MAX_VALUE_LENGTH], choices)
+    message = error_details["msg"].removeprefix("Value error, ")
+    if error_details["type"] == "literal_error" and name in config_model.model_fields:
+        choices = (format_choices_for_help(config_model.model_fields[name].annotation) or "").split("|")
+        close = difflib.get_close_matches(str(error_details["input"])[:MAX_VALUE_LENGTH], choices)
         message += f": did you mean {' or '.join(close)}?" if close else ""
-    value = sanitize_line(str(detail["input"]), MAX_VALUE_LENGTH)
+    value = sanitize_line(str(error_details["input"]), MAX_VALUE_LENGTH)
     return f"{option_name} {value}: {message[0].lower()}{message[1:]}"

@@ -39,26 +39,30 @@ class ConfigFileRule:
 
     Attributes
     ----------
-    is_refused : callable
+    is_value_refused : callable
         Returns whether a value is a place, an address or a consent, or takes much memory.
     """
 
-    is_refused: Callable[[Any], bool]
+    is_value_refused: Callable[[Any], bool]
 
 
-def names_backbone_weights_file(specs: Any) -> bool:
+def has_spec_with_weights_file(spec_or_specs: Any) -> bool:
     """Return whether a backbone spec, or one of a list, names a file of weights."""
     return any(
-        "@" in spec for spec in (specs if isinstance(specs, list) else [specs]) if isinstance(spec, str)
+        "@" in spec
+        for spec in (spec_or_specs if isinstance(spec_or_specs, list) else [spec_or_specs])
+        if isinstance(spec, str)
     )
 
 
-def select_values_refused_from_file(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+def select_values_refused_from_file(
+    config_model: type[BaseModel], field_values: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the values of a config that a file may not give, by field name."""
     return {
-        name: values[name]
-        for name, field in model.model_fields.items()
-        if name in values and get_config_file_rule(field).is_refused(values[name])
+        name: field_values[name]
+        for name, field in config_model.model_fields.items()
+        if name in field_values and get_config_file_rule(field).is_value_refused(field_values[name])
     }
 
 
@@ -92,7 +96,7 @@ LocationField = Annotated[T, LOCATION_RULE]
 ConsentField = Annotated[T, ConfigFileRule(bool)]
 """Consent to replace data or to publish real images; 0 and False refuse both."""
 
-BackboneField = Annotated[T, ConfigFileRule(names_backbone_weights_file)]
+BackboneField = Annotated[T, ConfigFileRule(has_spec_with_weights_file)]
 """A recipe, unless a spec names a file of weights."""
 
 ClassesField = Annotated[T, ConfigFileRule(lambda value: isinstance(value, str | Path))]

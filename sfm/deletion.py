@@ -18,7 +18,7 @@ class DeletionDepthError(OSError):
     """The folder to delete is nested too deep."""
 
 
-def delete_below(root: Path, path: str | PurePath) -> None:
+def delete_without_following_links(root: Path, relative_path: str | PurePath) -> None:
     """Delete a file, or a folder with its contents; do nothing if it does not exist.
 
     The root itself may be a link. Below it every folder is opened without following links, and everything
@@ -28,8 +28,8 @@ def delete_below(root: Path, path: str | PurePath) -> None:
     Parameters
     ----------
     root : Path
-    path : str or PurePath
-        Relative to `root`.
+    relative_path : str or PurePath
+        Below `root`.
 
     Raises
     ------
@@ -42,9 +42,9 @@ def delete_below(root: Path, path: str | PurePath) -> None:
     OSError
         If something cannot be deleted.
     """
-    parts = PurePath(path).parts
-    if not parts or PurePath(path).is_absolute() or ".." in parts:
-        raise ValueError(f"{str(path)!r} does not lie below {root}")
+    parts = PurePath(relative_path).parts
+    if not parts or PurePath(relative_path).is_absolute() or ".." in parts:
+        raise ValueError(f"{str(relative_path)!r} does not lie below {root}")
     with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as opened:
         folder = os.open(root, _OPEN_FOLDER_FLAGS)
         opened.callback(os.close, folder)
@@ -52,33 +52,41 @@ def delete_below(root: Path, path: str | PurePath) -> None:
             try:
                 folder = os.open(part, _OPEN_FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
             except NotADirectoryError:
-                _get_mode_unless_link(folder, part, root.joinpath(*parts[:number]))
+                _get_st_mode_refusing_link(folder, part, root.joinpath(*parts[:number]))
                 return
             opened.callback(os.close, folder)
-        if stat.S_ISDIR(_get_mode_unless_link(folder, parts[-1], root / path)):
+        if stat.S_ISDIR(_get_st_mode_refusing_link(folder, parts[-1], root / relative_path)):
             try:
-                shutil.rmtree(parts[-1], dir_fd=folder, onerror=reraise_unless_missing)
+                shutil.rmtree(parts[-1], dir_fd=folder, onerror=raise_rmtree_error_unless_missing)
             except (RecursionError, OSError) as error:
                 if isinstance(error, OSError) and error.errno != errno.EMFILE:
                     raise
                 # Every level takes a call and an open folder.
-                raise DeletionDepthError(errno.ENAMETOOLONG, "too deep", str(root / path)) from None
+                raise DeletionDepthError(errno.ENAMETOOLONG, "too deep", str(root / relative_path)) from None
         else:
             os.unlink(parts[-1], dir_fd=folder)
 
 
-def reraise_unless_missing(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
-    """Raise the error of a failed deletion, unless another process has deleted the file."""
-    if not isinstance(error[1], FileNotFoundError):
-        raise error[1]
+def raise_rmtree_error_unless_missing(
+    _function: object, _path: str, exc_info: tuple[type, BaseException, object]
+) -> None:
+    """Raise the error that :func:`shutil.rmtree` met, unless another process has deleted the file."""
+    if not isinstance(exc_info[1], FileNotFoundError):
+        raise exc_info[1]
 
 
-def _get_mode_unless_link(folder_descriptor: int, name: str, full_path: Path) -> int:
-    """Return the mode of a file in an open folder; raise :class:`DeletionThroughLinkError` for a link."""
+def _get_st_mode_refusing_link(folder_descriptor: int, name: str, path_in_error: Path) -> int:
+    """Return the ``st_mode`` of a file in an open folder.
+
+    Raises
+    ------
+    DeletionThroughLinkError
+        If it is a link; names `path_in_error`.
+    """
     mode = os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False).st_mode
     if stat.S_ISLNK(mode):
         # open() with O_NOFOLLOW fails with ELOOP on a link.
         raise DeletionThroughLinkError(
-            errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(full_path)
+            errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(path_in_error)
         )
     return mode

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from sfm.errors import DamageError, InputError
-from sfm.interrupts import raise_keyboard_interrupt_on_signal
+from sfm.interrupts import make_signals_raise_keyboard_interrupt
 from sfm.terminal import print_line
 from sfm.text import sanitize_line
 
@@ -28,7 +28,7 @@ def print_error_and_make_exit(message: str, exit_status: int) -> typer.Exit:
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """Turn exceptions into one line and an exit status: 2 bad input, 1 damage, 130 interrupted."""
-    raise_keyboard_interrupt_on_signal()
+    make_signals_raise_keyboard_interrupt()
     try:
         yield
     except InputError as error:
@@ -38,29 +38,29 @@ def exit_on_error() -> Iterator[None]:
     except KeyboardInterrupt:
         raise print_error_and_make_exit("interrupted", EXIT_INTERRUPTED) from None
     except Exception as error:
-        reason = describe_disk_full_or_permission_error(error) or describe_memory_error(error)
+        reason = describe_if_disk_full_or_permission_denied(error) or describe_if_out_of_memory(error)
         if reason is None:
             raise
         raise print_error_and_make_exit(reason, 2) from None
 
 
 @contextmanager
-def exit_with_message_on_interrupt(message: str | Callable[[], str]) -> Iterator[None]:
+def exit_with_message_on_interrupt(message_suffix: str | Callable[[], str]) -> Iterator[None]:
     """On Ctrl-C, print the state that the command leaves and how to resume it, and exit.
 
     Parameters
     ----------
-    message : str or callable
+    message_suffix : str or callable
         Text that follows "error: interrupted", or a function that is called for it after the interrupt.
     """
     try:
         yield
     except KeyboardInterrupt:
-        explanation = message if isinstance(message, str) else message()
+        explanation = message_suffix if isinstance(message_suffix, str) else message_suffix()
         raise print_error_and_make_exit(f"interrupted{explanation}", EXIT_INTERRUPTED) from None
 
 
-def describe_memory_error(error: BaseException) -> str | None:
+def describe_if_out_of_memory(error: BaseException) -> str | None:
     """Return a message if the CPU or a GPU ran out of memory; None for any other error."""
     text = str(error).partition("\n")[0]
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
@@ -68,7 +68,7 @@ def describe_memory_error(error: BaseException) -> str | None:
     return None
 
 
-def describe_disk_full_or_permission_error(error: BaseException) -> str | None:
+def describe_if_disk_full_or_permission_denied(error: BaseException) -> str | None:
     """Return a message if a disk is full or a place cannot be written; None for any other error.
 
     Object stores report a full disk as a different error that quotes the operating system.

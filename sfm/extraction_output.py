@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pixel_warnings import list_pixel_warnings, make_composited_and_dark_counts
+from sfm.pixel_warnings import (
+    list_composited_and_dark_image_warnings,
+    make_composited_and_dark_image_document,
+)
 from sfm.tables import print_entry_table
 from sfm.terminal import print_line, print_next_command
 
@@ -18,7 +21,11 @@ MAX_SKIPPED_SHOWN = 20
 def make_extraction_document(config: ExtractConfig, extraction: "ExtractionResult") -> dict[str, Any]:
     """Return the document of ``sfm extract --json``."""
     entries = [
-        {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **make_composited_and_dark_counts(card)}
+        {
+            "outcome": p.outcome,
+            **p.summary.model_dump(mode="json"),
+            **make_composited_and_dark_image_document(card),
+        }
         for p, card in zip(extraction.published, extraction.cards, strict=True)
     ]
     return {
@@ -36,7 +43,7 @@ def make_extraction_document(config: ExtractConfig, extraction: "ExtractionResul
     }
 
 
-def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> None:
+def print_extraction_result(config: ExtractConfig, extraction: "ExtractionResult") -> None:
     """Print the published entries, the numbers of images read and skipped, and the next command."""
     from sfm.pipeline.file_counts import describe_file_counts
 
@@ -57,11 +64,11 @@ def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> N
         print_line(describe_file_counts(extraction.files))
     for line in (
         *extraction.notes,
-        *describe_flow_precision_by_backbone(config, extraction),
-        *list_pixel_warnings(list(zip(summaries, extraction.cards, strict=True))),
+        *describe_flow_agreement_with_float32(extraction, config.precision),
+        *list_composited_and_dark_image_warnings(list(zip(summaries, extraction.cards, strict=True))),
     ):
         print_line(line)
-    print_undecodable_images(config, extraction.skipped)
+    print_undecodable_images(extraction.skipped, config.store)
     first = summaries[0]
     print_next_command(
         "distill",
@@ -70,7 +77,7 @@ def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> N
     )
 
 
-def print_undecodable_images(config: ExtractConfig, undecodable_images: list[str]) -> None:
+def print_undecodable_images(undecodable_images: list[str], store_url: str) -> None:
     """Print the images that could not be decoded, if there are any."""
     if not undecodable_images:
         return
@@ -78,12 +85,10 @@ def print_undecodable_images(config: ExtractConfig, undecodable_images: list[str
     for line in undecodable_images[:MAX_SKIPPED_SHOWN]:
         print_line(f"  {line}")
     if len(undecodable_images) > MAX_SKIPPED_SHOWN:
-        print_line(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
+        print_line(f"  … `sfm store show {shlex.quote(store_url)} … --json` lists all of them")
 
 
-def describe_flow_precision_by_backbone(
-    config: ExtractConfig, extraction: "ExtractionResult"
-) -> Iterator[str]:
+def describe_flow_agreement_with_float32(extraction: "ExtractionResult", precision: str) -> Iterator[str]:
     """Yield for every backbone how far flows in this precision are from those in float32."""
     from sfm.pipeline.flow_agreement import MIN_FAITHFUL_COSINE
 
@@ -96,4 +101,4 @@ def describe_flow_precision_by_backbone(
                     "equivalent to float32" if cosine >= MIN_FAITHFUL_COSINE else "float32 is safer for it"
                 )
                 effect = f"cosine of the flows with those in float32 {cosine:.5f} ({verdict})"
-            yield f"{config.precision} on {summary.backbone}: {effect}"
+            yield f"{precision} on {summary.backbone}: {effect}"

@@ -41,7 +41,10 @@ MAX_METADATA_BYTES = 16 * 2**20
 
 
 def open_image(
-    data: bytes, formats: tuple[str, ...], max_pixels: int, required_size: tuple[int, int] | None = None
+    data: bytes,
+    pillow_formats: tuple[str, ...],
+    max_pixel_count: int,
+    required_width_and_height: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Open an image file if it has one of the given formats; nothing is decoded yet.
 
@@ -51,11 +54,11 @@ def open_image(
     ----------
     data : bytes
         The whole file.
-    formats : tuple of str
+    pillow_formats : tuple of str
         Pillow's names of formats. The first bytes of a file tell its format, not its name.
-    max_pixels : int
+    max_pixel_count : int
         Larger images are refused: an image of many pixels may be a small file.
-    required_size : (int, int), optional
+    required_width_and_height : (int, int), optional
         Width and height that the image must have.
 
     Raises
@@ -66,15 +69,15 @@ def open_image(
         One of ``PILLOW_ERRORS``, if it is not an image of these formats.
     """
     silence_pillow_warnings()
-    image: Image.Image = Image.open(io.BytesIO(data), formats=formats)  # noqa: TID251
-    if required_size and image.size != required_size:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=pillow_formats)  # noqa: TID251
+    if required_width_and_height and image.size != required_width_and_height:
         raise ValueError(
             f"it has {image.width} x {image.height} pixels, "
-            f"{required_size[0]} x {required_size[1]} are expected"
+            f"{required_width_and_height[0]} x {required_width_and_height[1]} are expected"
         )
-    if image.width * image.height > max_pixels:
+    if image.width * image.height > max_pixel_count:
         raise ValueError(
-            f"{image.width} x {image.height} pixels are more than {max_pixels:,}: it could be a "
+            f"{image.width} x {image.height} pixels are more than {max_pixel_count:,}: it could be a "
             "decompression bomb"
         )
     return image
@@ -88,7 +91,7 @@ def silence_pillow_warnings() -> None:
 
 
 def read_png_as_rgb(
-    path: Path, max_pixels: int, required_size: tuple[int, int] | None = None
+    path: Path, max_pixel_count: int, required_width_and_height: tuple[int, int] | None = None
 ) -> npt.NDArray[np.uint8]:
     """Read a PNG file as an RGB array of shape (height, width, 3), converted from any mode.
 
@@ -97,9 +100,9 @@ def read_png_as_rgb(
     Parameters
     ----------
     path : Path
-    max_pixels : int
+    max_pixel_count : int
         Larger images are refused before memory is taken for them.
-    required_size : (int, int), optional
+    required_width_and_height : (int, int), optional
         Width and height that the image must have.
 
     Raises
@@ -108,8 +111,10 @@ def read_png_as_rgb(
         If it is not a PNG file, damaged, too large or of another size.
     """
     try:
-        data = read_bounded_file(path, MAX_PIXEL_BYTES * max_pixels + MAX_METADATA_BYTES)
-        return np.asarray(open_image(data, ("PNG",), max_pixels, required_size).convert("RGB"))
+        data = read_bounded_file(path, MAX_PIXEL_BYTES * max_pixel_count + MAX_METADATA_BYTES)
+        return np.asarray(
+            open_image(data, ("PNG",), max_pixel_count, required_width_and_height).convert("RGB")
+        )
     except UnidentifiedImageError as error:
         raise InputError(f"cannot read the image {path}: it is not a PNG file") from error
     except OSError as error:

@@ -7,7 +7,7 @@ from types import FrameType
 _interrupts_are_reported = False
 
 
-def interrupt_on_sigint_and_sigterm() -> None:
+def install_sigint_and_sigterm_handlers() -> None:
     """Handle SIGINT and SIGTERM, unless something other than Python's default handles them.
 
     A command that a shell starts in the background keeps ignoring SIGINT.
@@ -18,13 +18,13 @@ def interrupt_on_sigint_and_sigterm() -> None:
         signal.signal(signal.SIGTERM, _raise_keyboard_interrupt_or_exit)
 
 
-def raise_keyboard_interrupt_on_signal() -> None:
+def make_signals_raise_keyboard_interrupt() -> None:
     """Raise KeyboardInterrupt on later signals, because the caller reports it."""
     global _interrupts_are_reported
     _interrupts_are_reported = True
 
 
-def _raise_keyboard_interrupt_or_exit(_number: int, frame: FrameType | None) -> None:
+def _raise_keyboard_interrupt_or_exit(_signal_number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; exit at once where it would be lost or show a traceback.
 
     During imports, extensions replace it by other errors, and destructors print and ignore it. Exiting at

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from sfm.deletion import delete_below
+from sfm.deletion import delete_without_following_links
 from sfm.errors import InputError
 from sfm.text import sanitize_line
 from sfm.untrusted_files import parse_json, read_bounded_file
@@ -47,22 +47,22 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
     InputError
         If another process holds the lock; names the process, its machine, and since when.
     """
-    with _remove_new_folders_if_empty(folder), _hold_lock(folder / LOCK_NAME, folder):
+    with _remove_new_empty_folder_and_parents(folder), _hold_lock(folder / LOCK_NAME, folder):
         yield
 
 
 @contextmanager
-def lock_output_file(path: Path) -> Iterator[None]:
+def lock_output_path(path: Path) -> Iterator[None]:
     """Keep other processes from writing a file, or a folder atomically; see :func:`lock_output_folder`."""
     with (
-        _remove_new_folders_if_empty(path.parent),
+        _remove_new_empty_folder_and_parents(path.parent),
         _hold_lock(path.with_name(f".{path.name}{LOCK_NAME}"), path),
     ):
         yield
 
 
 @contextmanager
-def _remove_new_folders_if_empty(folder: Path) -> Iterator[None]:
+def _remove_new_empty_folder_and_parents(folder: Path) -> Iterator[None]:
     """Delete a folder and its parents at the end if they were missing at the start and are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -105,27 +105,27 @@ def open_lock_file(lock_path: Path) -> IO[str]:
     """
     try:
         return os.fdopen(
-            _open_regular_file_without_links(lock_path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+"
+            _open_regular_file_refusing_links(lock_path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+"
         )
     except PermissionError:
         if not lock_path.exists():
             raise
-        return os.fdopen(_open_regular_file_without_links(lock_path, os.O_RDONLY), "r")
+        return os.fdopen(_open_regular_file_refusing_links(lock_path, os.O_RDONLY), "r")
 
 
-def _open_regular_file_without_links(file: Path, flags: int) -> int:
-    """Open a regular file that has no other name; do not wait for a pipe."""
+def _open_regular_file_refusing_links(path: Path, open_flags: int) -> int:
+    """Return the descriptor of a regular file that has no other name; do not wait for a pipe."""
     try:
-        descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, open_flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise InputError(f"{file} is a symbolic link, and cannot be a lock: delete it") from None
+        raise InputError(f"{path} is a symbolic link, and cannot be a lock: delete it") from None
     state = os.fstat(descriptor)
     if stat.S_ISREG(state.st_mode) and state.st_nlink < 2:
         return descriptor
     os.close(descriptor)
-    raise InputError(f"{file} has other hard links or is not a file, and cannot be a lock: delete it")
+    raise InputError(f"{path} has other hard links or is not a file, and cannot be a lock: delete it")
 
 
 def try_lock_without_waiting(lock_file_handle: IO[str], lock_path: Path) -> bool:
@@ -163,7 +163,7 @@ def _hold_lock(lock_path: Path, output_path: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            delete_below(lock_path.parent, lock_path.name)
+            delete_without_following_links(lock_path.parent, lock_path.name)
         with suppress(OSError):
             lock.close()
 

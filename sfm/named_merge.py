@@ -21,7 +21,7 @@ def merge_entries_by_name(
     store_url: str,
     input_names: Sequence[str],
     *,
-    name: str | None = None,
+    union_name: str | None = None,
     backbone: str | None = None,
     image_size: int | None = None,
     device: str = "auto",
@@ -40,7 +40,7 @@ def merge_entries_by_name(
         URL of the store to publish to; created if it does not exist.
     input_names : sequence of str
         ``STORE#NAME``, ``STORE#NAME@DIGEST`` or ``STORE#NAME@tuning``; without ``STORE#``, in `store_url`.
-    name : str, optional
+    union_name : str, optional
         Dataset name of the union; default: the names of the inputs, joined by ``+``.
     backbone, image_size : optional
         Which entry of each input to merge, if it has several.
@@ -57,14 +57,18 @@ def merge_entries_by_name(
     InputError
         If an input is not found, or the inputs cannot be merged.
     """
-    if name is not None and (not name or "#" in name or find_dataset_name_problem(name)):
-        raise InputError(f"--name {name!r} {find_dataset_name_problem(name) or 'must not contain #'}")
+    if union_name is not None and (
+        not union_name or "#" in union_name or find_dataset_name_problem(union_name)
+    ):
+        raise InputError(
+            f"--name {union_name!r} {find_dataset_name_problem(union_name) or 'must not contain #'}"
+        )
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device!r} is not one of auto, cpu, cuda")
     entries = [open_named_entry(text, store_url, backbone, image_size) for text in input_names]
     require_mergeable(entries)
     target = open_or_create_store(store_url)
-    union_name = name or make_dataset_name("+".join(sorted({entry.dataset.name for entry in entries})))
+    union_name = union_name or make_dataset_name("+".join(sorted({entry.dataset.name for entry in entries})))
     trainer = make_disk_staging_trainer(device, threads)
     return merge_entries(target, entries, union_name, trainer, replace=replace, progress=progress)
 

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from sfm.errors import InputError
 
@@ -33,11 +32,11 @@ def resolve_links(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def expand_home_in_field(value: Any) -> Any:
+def expand_home_in_path_or_list(value: str | Path | list[str | Path] | None) -> Path | list[Path] | None:
     """Return a config value with ``~`` expanded: a path, a list of paths, or None."""
     if isinstance(value, list):
         return [expand_home(path) for path in value]
-    return value if value is None else expand_home(value)
+    return None if value is None else expand_home(value)
 
 
 def get_cache_folder() -> Path | None:
@@ -56,6 +55,6 @@ def is_hidden_or_system_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in CLUTTER_NAMES
 
 
-def list_paths_without_clutter(folder: Path) -> list[Path]:
-    """Return the paths in a folder, without clutter."""
+def list_without_hidden_and_system_files(folder: Path) -> list[Path]:
+    """Return the paths in a folder, without hidden files and those that operating systems leave."""
     return [path for path in folder.iterdir() if not is_hidden_or_system_file(path.name)]

@@ -108,11 +108,11 @@ class FittedProgressBars(ProgressBars):
             # As at the start, when there is no console yet.
             return Table.grid()
         return make_progress_grid(
-            [make_progress_cells(task, self.console) for task in visible], self.console.width
+            [make_progress_cells_by_column(task, self.console) for task in visible], self.console.width
         )
 
 
-def make_progress_cells(task: Task, console: Console) -> dict[str, str | Task]:
+def make_progress_cells_by_column(task: Task, console: Console) -> dict[str, str | Task]:
     """Return the cells of a task's progress line, by column; the bar's cell is the task."""
     total = "?" if task.total is None else f"{task.total:.0f}"
     return {
@@ -177,8 +177,8 @@ def fit_column_widths(lines: Sequence[dict[str, str | Task]], terminal_width: in
     return {name: widths[name] for name in shown_columns}
 
 
-def render_progress_cell(cell: str | Task, width: int) -> RenderableType:
+def render_progress_cell(cell: str | Task, bar_width: int) -> RenderableType:
     """Return the rich renderable of a cell: a text, or a task's bar."""
     if isinstance(cell, str):
         return Text(cell, no_wrap=True, overflow="ellipsis")
-    return ProgressBar(total=cell.total, completed=cell.completed, width=width)
+    return ProgressBar(total=cell.total, completed=cell.completed, width=bar_width)

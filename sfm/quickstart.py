@@ -35,10 +35,10 @@ def run_quickstart(
     """
     out_folder = expand_home(out_folder)
     with lock_output_folder(out_folder):
-        return run_quickstart_stages(out_folder, progress, thread_count)
+        return run_quickstart_in_locked_folder(out_folder, progress, thread_count)
 
 
-def run_quickstart_stages(
+def run_quickstart_in_locked_folder(
     out_folder: Path, progress: ProgressCallback, thread_count: int | None
 ) -> dict[str, Any]:
     """Run the stages of :func:`run_quickstart` in a folder that is locked."""

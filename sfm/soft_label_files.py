@@ -87,7 +87,7 @@ def serialize_soft_labels(probabilities: npt.NDArray[np.float32], header: SoftLa
     return save({LABEL_TENSOR: probabilities}, texts)
 
 
-def read_soft_labels(path: Path, image_count: int, class_count: int) -> SoftLabels:
+def read_soft_labels(path: Path, expected_image_count: int, expected_class_count: int) -> SoftLabels:
     """Read soft labels of a known number of images and classes.
 
     Raises
@@ -98,9 +98,11 @@ def read_soft_labels(path: Path, image_count: int, class_count: int) -> SoftLabe
         If it is not what ``sfm distill --soft-labels`` writes: other tensors or shapes, no valid header, or
         labels that are no probabilities. Shapes are checked before labels are read.
     """
-    max_bytes = min(4 * image_count * class_count, MAX_LABEL_FILE_BYTES)
+    max_bytes = min(4 * expected_image_count * expected_class_count, MAX_LABEL_FILE_BYTES)
     with open_safetensors(path, "numpy", max_bytes) as file:
-        require_tensor_specs(file, {LABEL_TENSOR: ("F32", (image_count, class_count))}, path)
+        require_tensor_specs(
+            file, {LABEL_TENSOR: ("F32", (expected_image_count, expected_class_count))}, path
+        )
         try:
             header = SoftLabelHeader.model_validate(file.metadata() or {})
         except ValidationError as error:
@@ -108,8 +110,8 @@ def read_soft_labels(path: Path, image_count: int, class_count: int) -> SoftLabe
             field = ".".join(map(str, first["loc"]))
             raise TensorFileError(f"{path} has no valid header: {field}: {first['msg'].lower()}") from error
         probabilities: npt.NDArray[np.float32] = file.get_tensor(LABEL_TENSOR)
-    if len(header.class_ids) != class_count:
-        raise TensorFileError(f"{path} names {len(header.class_ids)} classes, not {class_count}")
+    if len(header.class_ids) != expected_class_count:
+        raise TensorFileError(f"{path} names {len(header.class_ids)} classes, not {expected_class_count}")
     # NaN fails every comparison.
     sums = probabilities.sum(axis=1, dtype=np.float64)
     if not (np.all(probabilities >= 0) and np.all(np.abs(sums - 1) <= MAX_SUM_DEVIATION)):

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from sfm.backbones.execution.wait_policy import set_passive_openmp_wait_if_crowded
-from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
+from sfm.command_builder import JsonOption, QuietOption, ThreadsOption, TyperRefusingRepeatedOptions
 from sfm.error_reporting import exit_on_error, exit_with_message_on_interrupt, print_error_and_make_exit
 from sfm.events import ProgressCallback, hide_progress_of_short_stages
 from sfm.progress_display import show_progress
 from sfm.tables import print_entry_table
 from sfm.terminal import print_json, print_line
 
-store_app = StrictTyper(
+store_app = TyperRefusingRepeatedOptions(
     help="List, verify, copy, merge and clean up stores of statistics.", no_args_is_help=True
 )
 
@@ -45,9 +45,9 @@ def show_slow_progress_and_exit_on_interrupt(
         yield hide_progress_of_short_stages(PROGRESS_DELAY_SECONDS, progress)
 
 
-def format_help_examples(*lines: str) -> str:
+def format_help_examples(*store_command_lines: str) -> str:
     """Return the examples at the end of a command's help."""
-    return "\n\n".join(["Examples:", *(f"  $ sfm store {line}" for line in lines)])
+    return "\n\n".join(["Examples:", *(f"  $ sfm store {line}" for line in store_command_lines)])
 
 
 @store_app.command(
@@ -299,7 +299,7 @@ def store_merge(
             result = merge_entries_by_name(
                 url,
                 input_names,
-                name=name,
+                union_name=name,
                 backbone=backbone,
                 image_size=image_size,
                 device=device,

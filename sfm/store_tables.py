@@ -21,7 +21,7 @@ from sfm.text import format_percent
 
 def make_entry_document(entry: Entry) -> dict[str, Any]:
     """Return the document of an entry for ``sfm store show``."""
-    bytes_by_array = sum_bytes_by_array(entry)
+    bytes_by_array = sum_stored_bytes_by_array(entry)
     arrays = {
         name: make_array_document(entry, name, bytes_by_array[name]) for name in entry.list_array_names()
     }
@@ -75,7 +75,7 @@ def sort_by_ascending_accuracy(class_documents: list[dict[str, Any]]) -> list[di
     )
 
 
-def sum_bytes_by_array(entry: Entry) -> dict[str, int]:
+def sum_stored_bytes_by_array(entry: Entry) -> dict[str, int]:
     """Return the stored bytes of every array, metadata included."""
     stored_bytes = dict.fromkeys(entry.list_array_names(), 0)
     for path, record in entry.commit.objects.items():
@@ -207,11 +207,11 @@ def make_garbage_document(garbage: GarbageItem) -> dict[str, Any]:
     }
 
 
-def print_garbage_collection(collection: GarbageCollectionResult, deleted_title: str) -> None:
-    """Print tables of deleted and retained garbage; `deleted_title` is the title of the first."""
+def print_garbage_collection(collection: GarbageCollectionResult, deleted_table_title: str) -> None:
+    """Print tables of deleted and retained garbage; `deleted_table_title` is the title of the first."""
     now = datetime.datetime.now(datetime.UTC)
     for title, garbage_items in (
-        (deleted_title, collection.deleted),
+        (deleted_table_title, collection.deleted),
         ("Left (too young, or in use)", collection.retained),
     ):
         if garbage_items:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -11,6 +11,12 @@ from rich.text import Text
 
 from sfm.terminal import open_console, sanitize_line_for_console
 from sfm.text import format_percent
+
+if TYPE_CHECKING:
+    from sfm.distill.run_estimate import DistillationEstimate
+    from sfm.distill.target_estimate import TargetEstimate
+    from sfm.pipeline.dry_run import ExtractionEstimate
+    from sfm.stats_store.cards import Summary
 
 MIN_PIPED_WIDTH = 140
 """Width of a table that goes to a file or a pipe, at least."""
@@ -107,7 +113,9 @@ def print_rows_as_lists(console: Console, column_heads: Sequence[str], rows: Ite
         console.print()
 
 
-def print_entry_table(title: str, summaries: Sequence[Any], publish_outcomes: Sequence[str] = ()) -> None:
+def print_entry_table(
+    title: str, summaries: "Sequence[Summary]", publish_outcomes: Sequence[str] = ()
+) -> None:
     """Print summaries of entries, with the outcome of publishing them if there is one."""
     columns = ["dataset", "digest", "backbone", "px", "role", "classes", "train", "held out", "top-1 %"]
     rows = [
@@ -137,8 +145,8 @@ def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> N
             IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
             row["backbone"],
             row["mode"],
-            format_mean_and_std_over_seeds(row, "top1"),
-            format_mean_and_std_over_seeds(row, "top5"),
+            format_mean_and_std_as_percent(row, "top1"),
+            format_mean_and_std_as_percent(row, "top5"),
             format_percent(row["recovered"]),
             str(row["seeds"]),
         ]
@@ -162,7 +170,7 @@ def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> N
     print_table(title, columns, rows, right_aligned_heads={"top-1 %", "top-5 %", "of full data %", "seeds"})
 
 
-def make_path_relative_to_cwd(path: str) -> str:
+def make_path_relative_if_below_cwd(path: str) -> str:
     """Return a path relative to the working directory if it lies below it."""
     working_directory = Path.cwd()
     if not Path(path).is_relative_to(working_directory):
@@ -170,7 +178,7 @@ def make_path_relative_to_cwd(path: str) -> str:
     return str(Path(path).relative_to(working_directory))
 
 
-def print_matrix_table(title: str, evaluation_rows: Sequence[dict[str, Any]]) -> None:
+def print_runs_by_backbones_table(title: str, evaluation_rows: Sequence[dict[str, Any]]) -> None:
     """Print a cross-backbone matrix: a block of rows per mode, a column per name of a backbone."""
     backbones = list(dict.fromkeys(cell["backbone"] for cell in evaluation_rows))
     modes = dict.fromkeys(cell["mode"] for cell in evaluation_rows)
@@ -180,24 +188,27 @@ def print_matrix_table(title: str, evaluation_rows: Sequence[dict[str, Any]]) ->
     for mode in modes:
         for run, distilled_on in runs:
             row = [cells_by_key.get((mode, run, backbone)) for backbone in backbones]
-            accuracies = [format_matrix_cell(cell) if cell else "–" for cell in row]
-            rows.append([mode, distilled_on, make_path_relative_to_cwd(run), *accuracies])
+            accuracies = [format_matrix_accuracy(cell) if cell else "–" for cell in row]
+            rows.append([mode, distilled_on, make_path_relative_if_below_cwd(run), *accuracies])
     columns = ["trained", "distilled on", "run", *backbones]
     print_table(title, columns, rows, right_aligned_heads=set(backbones))
 
 
-def format_matrix_cell(cell: dict[str, Any]) -> str:
+def format_matrix_accuracy(evaluation_row: dict[str, Any]) -> str:
     """Return the accuracy of a cell, with its mark; in parentheses if the cell says so."""
-    text = format_mean_and_std_over_seeds(cell, "top1") + cell.get("mark", "")
-    return f"({text})" if cell.get("in_parentheses") else text
+    text = format_mean_and_std_as_percent(evaluation_row, "top1") + evaluation_row.get("mark", "")
+    return f"({text})" if evaluation_row.get("in_parentheses") else text
 
 
-def format_mean_and_std_over_seeds(row: dict[str, Any], metric_name: str) -> str:
+def format_mean_and_std_as_percent(accuracy_row: dict[str, Any], metric_name: str) -> str:
     """Return the mean of a metric over seeds in percent, with its deviation if there are several."""
-    return format_percent(row[f"{metric_name}_mean"], row[f"{metric_name}_std"] if row["seeds"] > 1 else None)
+    return format_percent(
+        accuracy_row[f"{metric_name}_mean"],
+        accuracy_row[f"{metric_name}_std"] if accuracy_row["seeds"] > 1 else None,
+    )
 
 
-def print_extraction_plan(plan: Any) -> None:
+def print_extraction_plan(plan: "ExtractionEstimate") -> None:
     """Print the plan of an extraction (a dry run)."""
     about = "" if plan.counted else "about "
     images = sum(plan.samples.values())
@@ -235,7 +246,7 @@ def print_extraction_plan(plan: Any) -> None:
     print_table(f"Plan for {plan.source}", ["what", "how much"], rows, right_aligned_heads=set())
 
 
-def print_distillation_plan(plan: Any) -> None:
+def print_distillation_plan(plan: "DistillationEstimate") -> None:
     """Print the plan of a distillation (a dry run)."""
     decay = f", feature decay {plan.feature_decay:g}" if plan.feature_decay else ""
     rows = [
@@ -250,7 +261,7 @@ def print_distillation_plan(plan: Any) -> None:
             ]
             for b in plan.backbones
         ),
-        *(["targets", describe_target_estimate(b)] for b in plan.backbones if b.targets),
+        *(["targets", describe_target_estimate(b.targets, b.backbone)] for b in plan.backbones if b.targets),
         ["micro-batch", f"{plan.micro_batch:,} images, graphs of {plan.graphs:,} are kept"],
         ["device", f"{plan.devices} x {plan.device}, {plan.precision}, {plan.threads} CPU thread(s) each"],
         ["checkpoint", f"{plan.checkpoint_bytes / 2**20:,.1f} MiB, two are kept until the end"],
@@ -258,15 +269,15 @@ def print_distillation_plan(plan: Any) -> None:
     print_table(f"Plan for {plan.dataset}", ["what", "how much"], rows, right_aligned_heads=set())
 
 
-def describe_target_estimate(backbone: Any) -> str:
+def describe_target_estimate(targets: "TargetEstimate", backbone_spec: str) -> str:
     """Describe what the targets of a backbone allow (a dry run)."""
-    ceilings, cosine = backbone.targets.ceilings, backbone.targets.cosine
+    ceilings, cosine = targets.ceilings, targets.cosine
     real = f"{100 * ceilings.real:.1f} %"
     if ceilings.corrected is None:
-        return f"{backbone.backbone}: accuracy of a head on drawn samples: {real}"
+        return f"{backbone_spec}: accuracy of a head on drawn samples: {real}"
     corrected = f"{100 * ceilings.corrected:.1f} %"
     return (
-        f"{backbone.backbone}: accuracy of a head on drawn samples: {corrected}, on the real centres {real}; "
+        f"{backbone_spec}: accuracy of a head on drawn samples: {corrected}, on the real centres {real}; "
         f"cosine of the flows {cosine:.3f}"
     )
 

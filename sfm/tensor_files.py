@@ -15,7 +15,7 @@ from sfm.untrusted_files import open_regular_file
 MAX_SAFETENSORS_HEADER_BYTES = 16 * 2**20
 """Longest header that is read: names, shapes and types of tensors, and texts such as class ids."""
 
-TensorSpecs = dict[str, tuple[str, tuple[int, ...]]]
+DtypeAndShapeByTensor = dict[str, tuple[str, tuple[int, ...]]]
 """Type (as safetensors names it) and shape of every tensor of a file, by name."""
 
 
@@ -24,15 +24,15 @@ class TensorFileError(ValueError):
 
 
 @contextmanager
-def open_safetensors(path: Path, framework: Literal["pt", "numpy"], max_bytes: int) -> Iterator[Any]:
-    """Open a safetensors file whose tensors take at most `max_bytes` bytes; no tensor is read yet.
+def open_safetensors(path: Path, framework: Literal["pt", "numpy"], max_tensor_bytes: int) -> Iterator[Any]:
+    """Open a safetensors file whose tensors take at most `max_tensor_bytes` bytes; no tensor is read yet.
 
     Parameters
     ----------
     path : Path
     framework : {"pt", "numpy"}
         Library of the returned tensors.
-    max_bytes : int
+    max_tensor_bytes : int
         Longer files are refused.
 
     Raises
@@ -46,7 +46,7 @@ def open_safetensors(path: Path, framework: Literal["pt", "numpy"], max_bytes: i
         with open_regular_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             header = int.from_bytes(file.read(8), "little")
-        if header > MAX_SAFETENSORS_HEADER_BYTES or size > 8 + header + max_bytes:
+        if header > MAX_SAFETENSORS_HEADER_BYTES or size > 8 + header + max_tensor_bytes:
             raise TensorFileError(f"{path} is longer than expected")
         with safe_open(path, framework=framework) as opened:
             yield opened
@@ -57,13 +57,13 @@ def open_safetensors(path: Path, framework: Literal["pt", "numpy"], max_bytes: i
         raise TensorFileError(f"cannot read {path}: {sanitize_line(str(reason), 300)}") from error
 
 
-def read_tensor_specs(safetensors_file: Any) -> TensorSpecs:
+def read_tensor_specs(safetensors_file: Any) -> DtypeAndShapeByTensor:
     """Return type and shape of every tensor that the header of an open file declares."""
     slices = {name: safetensors_file.get_slice(name) for name in safetensors_file.keys()}  # noqa: SIM118 - not a dict
     return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
 
 
-def require_tensor_specs(safetensors_file: Any, expected: TensorSpecs, path: Path) -> None:
+def require_tensor_specs(safetensors_file: Any, expected: DtypeAndShapeByTensor, path: Path) -> None:
     """Refuse an open file whose tensors have other names, types or shapes than expected.
 
     Raises
@@ -80,6 +80,8 @@ def require_tensor_specs(safetensors_file: Any, expected: TensorSpecs, path: Pat
             )
 
 
-def describe_tensor_spec(spec: tuple[str, tuple[int, ...]] | None) -> str:
+def describe_tensor_spec(dtype_and_shape: tuple[str, tuple[int, ...]] | None) -> str:
     """Return type and shape of a tensor as text."""
-    return "nothing" if spec is None else f"{spec[0]} of shape {list(spec[1])}"
+    return (
+        "nothing" if dtype_and_shape is None else f"{dtype_and_shape[0]} of shape {list(dtype_and_shape[1])}"
+    )

@@ -20,7 +20,7 @@ class OneLineFormatter(logging.Formatter):
         return sanitize_line(super().formatMessage(record))
 
 
-def configure_output_streams_and_logs() -> None:
+def escape_unencodable_output_and_log_lines() -> None:
     """Replace characters that stdout or stderr cannot encode, and log messages as one line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -18,7 +18,7 @@ ENCODE_ERROR_HANDLER = "sfm.degrade"
 """Name of the codec error handler of :func:`replace_unencodable`."""
 
 
-def first_error_line(error: BaseException) -> str:
+def get_first_error_line(error: BaseException) -> str:
     """Return the first line of an error's message; the name of its type if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -58,12 +58,12 @@ def format_words_as_list(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
 
 
-def name_backbones(specs_and_sizes: Iterable[tuple[str, int | None]]) -> list[str]:
+def make_distinct_backbone_names(specs_and_sizes: Iterable[tuple[str, int | None]]) -> list[str]:
     """Return the spec of every backbone, with its input size where a spec is there at several sizes.
 
     Examples
     --------
-    >>> name_backbones([("lite0", 32), ("lite1", 32), ("lite0", 48)])
+    >>> make_distinct_backbone_names([("lite0", 32), ("lite1", 32), ("lite0", 48)])
     ['lite0 at 32 px', 'lite1', 'lite0 at 48 px']
     """
     backbones = list(specs_and_sizes)
@@ -108,13 +108,13 @@ def escape_non_utf8(text: str) -> str:
     return "".join(escape_character(c) if unicodedata.category(c) == "Cs" else c for c in text)
 
 
-def escape_non_utf8_values(value: Any) -> Any:
+def escape_non_utf8_in_json(value: Any) -> Any:
     """Return JSON data with all text in it as :func:`escape_non_utf8` gives it."""
     if isinstance(value, str):
         return escape_non_utf8(value)
     if isinstance(value, dict):
-        return {escape_non_utf8_values(name): escape_non_utf8_values(item) for name, item in value.items()}
-    return [escape_non_utf8_values(item) for item in value] if isinstance(value, list) else value
+        return {escape_non_utf8_in_json(name): escape_non_utf8_in_json(item) for name, item in value.items()}
+    return [escape_non_utf8_in_json(item) for item in value] if isinstance(value, list) else value
 
 
 def format_percent(fraction: float | None, standard_deviation: float | None = None) -> str:

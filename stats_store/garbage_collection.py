@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sfm.deletion import DeletionDepthError, DeletionThroughLinkError, delete_below
+from sfm.deletion import DeletionDepthError, DeletionThroughLinkError, delete_without_following_links
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.locking import open_lock_file, try_lock_without_waiting
@@ -132,8 +132,8 @@ def delete_garbage_or_explain(store: Store, garbage: GarbageItem) -> str:
     root = get_local_root(store.objects)
     try:
         if root and garbage.reason == "abandoned staging":
-            delete_below(root, garbage.path)
-            delete_below(root, f"{garbage.path}.lock")
+            delete_without_following_links(root, garbage.path)
+            delete_without_following_links(root, f"{garbage.path}.lock")
         elif garbage.reason == "unfinished write":
             delete_object(store.objects, garbage.path)
         else:

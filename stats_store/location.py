@@ -23,7 +23,7 @@ from sfm.stats_store.system_errors import (
     get_error_path,
     is_permission_error,
 )
-from sfm.text import first_error_line, sanitize_line
+from sfm.text import get_first_error_line, sanitize_line
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -216,5 +216,6 @@ def explain_store_error(error: BaseException, location: str) -> str:
     if "://" not in location or location.startswith("file://"):
         if is_permission_error(error):
             return f"cannot use {location}: {explain_denied_access(get_error_path(error))}"
-        return f"cannot use {location}: {ERRNO_EXPLANATIONS.get(errno_value or 0) or first_error_line(error)}"
+        reason = ERRNO_EXPLANATIONS.get(errno_value or 0) or get_first_error_line(error)
+        return f"cannot use {location}: {reason}"
     return f"cannot use {location}: {explain_cloud_error(error, location.partition(':')[0].lower())}"

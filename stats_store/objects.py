@@ -15,7 +15,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore
 
 from sfm.constrained_types import RUN_ID_PATTERN
-from sfm.deletion import DeletionThroughLinkError, delete_below
+from sfm.deletion import DeletionThroughLinkError, delete_without_following_links
 from sfm.errors import DamageError, InputError
 from sfm.paths import is_hidden_or_system_file
 from sfm.stats_store.concurrency import call_interruptibly
@@ -290,7 +290,7 @@ def require_writable_local_store(objects: ObjectStore) -> None:
         return
     name = f"index/probe#{secrets.randbits(60)}"
     create_file_exclusively(root, name, b"", sync_to_disk=True)
-    delete_below(root, name)
+    delete_without_following_links(root, name)
     for folder in (root / "runs", root / "staging", *(root / "index").iterdir()):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             _raise_permission_error(folder)
@@ -323,8 +323,8 @@ def delete_run(objects: ObjectStore, run_id: str) -> None:
             for path in (root / prefix).iterdir():
                 with contextlib.suppress(DeletionThroughLinkError):  # a link goes with its folder
                     if path.name != CARDS_NAME:
-                        delete_below(root, path.relative_to(root))
-        delete_below(root, prefix)
+                        delete_without_following_links(root, path.relative_to(root))
+        delete_without_following_links(root, prefix)
         return
     all_paths = [item["path"] for item in list_objects(objects, prefix)]
     cards = f"{prefix}/{CARDS_NAME}"
@@ -344,7 +344,7 @@ def delete_object(objects: ObjectStore, path: str) -> None:
     """
     root = get_local_root(objects)
     if root is not None:
-        delete_below(root, path)
+        delete_without_following_links(root, path)
         return
     with contextlib.suppress(FileNotFoundError):
         obstore.delete(objects, path)

@@ -14,7 +14,7 @@ from sfm.backbones.execution.batch_norms import find_consecutive_module_names
 from sfm.backbones.execution.conv_chains import fuse_conv_chains_in_place
 from sfm.backbones.execution.conv_kernels import ClipBounds
 from sfm.backbones.execution.input_grad_layers import InputGradClip, InputGradConvChain, NaNPropagating
-from sfm.text import first_error_line
+from sfm.text import get_first_error_line
 
 MIN_CONVOLUTIONS = 2
 """Minimum number of convolutions to replace; transformers have one."""
@@ -77,7 +77,9 @@ def make_input_grad_model(model: nn.Module, example_images: Tensor) -> InputGrad
                 return InputGradAttempt(candidate)
             problem = "convolutions without weight gradients change features or gradients"
         except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
-            problem = f"convolutions cannot be replaced: {type(error).__name__}: {first_error_line(error)}"
+            problem = (
+                f"convolutions cannot be replaced: {type(error).__name__}: {get_first_error_line(error)}"
+            )
         if fuse:
             logger.warning("chains of convolutions are not fused: %s", problem)
     return InputGradAttempt(model, problem)

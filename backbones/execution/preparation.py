@@ -12,7 +12,7 @@ from sfm.backbones.execution.compilation import compile_model_if_equivalent
 from sfm.backbones.execution.cuda_graphs import CudaGraphModel
 from sfm.backbones.execution.input_gradient import drop_packed_weights, make_input_grad_model
 from sfm.backbones.execution.modes import ExecutionMode, ExecutionOption
-from sfm.text import first_error_line
+from sfm.text import get_first_error_line
 
 if TYPE_CHECKING:
     from sfm.backbones.build import Backbone
@@ -70,7 +70,7 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
                 return Prepared(CudaGraphModel(model, example), "compiled")
             reasons.append("the compiled backbone computes other features")
         except EXECUTION_ERRORS as error:
-            reasons.append(f"the backbone cannot be compiled: {first_error_line(error)}")
+            reasons.append(f"the backbone cannot be compiled: {get_first_error_line(error)}")
     lean = make_input_grad_model(backbone.model, example[:1])
     actual_mode: ExecutionMode = "eager" if lean.model is backbone.model else "input-grad"
     if lean.unchanged_reason:
@@ -80,7 +80,7 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
         try:
             graph, actual_mode = CudaGraphModel(lean.model, example), "cuda-graph"
         except EXECUTION_ERRORS as error:
-            reasons.append(f"the backbone cannot be recorded: {first_error_line(error)}")
+            reasons.append(f"the backbone cannot be recorded: {get_first_error_line(error)}")
     reason = "; ".join(reasons) or None
     if reason:
         logger.warning("%s runs in mode %s, not %s: %s", backbone.card.spec, actual_mode, mode, reason)

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sfm.config_fields import BackboneField, LocationField, RecipeField
-from sfm.paths import expand_home_in_field
+from sfm.paths import expand_home_in_path_or_list
 
 ExportFormat = Literal["imagefolder", "webdataset", "parquet", "classifier"]
 
@@ -44,4 +44,4 @@ class ExportConfig(BaseModel):
         default=None, description="Backbone to use the classifier with. Default: the first distilled on."
     )
 
-    _expand_paths = field_validator("run", "out", "evaluation")(expand_home_in_field)
+    _expand_paths = field_validator("run", "out", "evaluation")(expand_home_in_path_or_list)

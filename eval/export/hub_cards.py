@@ -23,7 +23,13 @@ from sfm.eval.report.text_format import format_count_with_noun
 from sfm.eval.result import AccuracyRow, ResultRow, is_row_on_distillation_backbone
 from sfm.soft_label_files import LABEL_TENSOR
 from sfm.stats_store.cards import DatasetCard
-from sfm.text import escape_non_utf8, format_percent, format_words_as_list, name_backbones, sanitize_line
+from sfm.text import (
+    escape_non_utf8,
+    format_percent,
+    format_words_as_list,
+    make_distinct_backbone_names,
+    sanitize_line,
+)
 
 HUB_LICENCES = frozenset(
     {
@@ -198,7 +204,7 @@ def list_accuracy_table_rows(run: ReportedRun) -> list[tuple[str, str, str]]:
         return not is_row_on_distillation_backbone(row, provenance)
 
     rows = sorted(list_result_rows(evaluation), key=is_unseen)
-    names = name_backbones((row.backbone, row.image_size) for row in rows)
+    names = make_distinct_backbone_names((row.backbone, row.image_size) for row in rows)
     return [
         (
             f"{name} (unseen)" if is_unseen(row) else name,

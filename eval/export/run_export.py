@@ -12,7 +12,7 @@ from sfm.eval.export.export_formats import write_imagefolder, write_parquet, wri
 from sfm.eval.export.hub_cards import choose_licence, render_dataset_card
 from sfm.eval.output_files import create_folder_atomically
 from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
-from sfm.locking import lock_output_file
+from sfm.locking import lock_output_path
 
 FORMAT_WRITERS: dict[str, Callable[[Path, ReportedRun], None]] = {
     "imagefolder": write_imagefolder,
@@ -66,7 +66,7 @@ def export(config: ExportConfig) -> ExportResult:
     (run,) = read_reported_runs([config.run], [config.store] if config.store else [], config.evaluation)
     if config.format != "classifier" and run.soft_labels:
         require_labels_of_images(run.soft_labels, run.pixel_digest, config.run, run.distilled.record)
-    with lock_output_file(config.out), create_folder_atomically(config.out) as partial:
+    with lock_output_path(config.out), create_folder_atomically(config.out) as partial:
         if config.format == "classifier":
             export_classifier(partial, run, config)
         else:

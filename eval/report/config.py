@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sfm.config_fields import LocationField
-from sfm.paths import expand_home_in_field
+from sfm.paths import expand_home_in_path_or_list
 
 
 class ReportConfig(BaseModel):
@@ -30,4 +30,4 @@ class ReportConfig(BaseModel):
         "the cost of its statistics; repeat for several. Without it, the report holds no real image.",
     )
 
-    _expand_paths = field_validator("runs", "out", "evaluation")(expand_home_in_field)
+    _expand_paths = field_validator("runs", "out", "evaluation")(expand_home_in_path_or_list)

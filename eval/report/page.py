@@ -12,7 +12,7 @@ from sfm.eval.output_files import write_output
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.report_content import ReportContent, make_report_content
 from sfm.eval.report.reported_runs import read_reported_runs
-from sfm.locking import lock_output_file
+from sfm.locking import lock_output_path
 from sfm.text import escape_non_utf8
 
 REPORT_MARK = b"<!doctype html>\n<!-- sfm report -->"
@@ -40,7 +40,7 @@ def report(config: ReportConfig) -> Path:
         the file cannot be written, or exists and is not a report.
     """
     require_replaceable_report(config.out)
-    with lock_output_file(config.out):
+    with lock_output_path(config.out):
         runs = read_reported_runs(config.runs, config.store, config.evaluation)
         page = render_page(make_report_content(runs))
         write_output(config.out, escape_non_utf8(page).encode())

@@ -37,7 +37,7 @@ from sfm.stats_store.location import (
     connect_object_store,
     explain_store_error,
 )
-from sfm.text import first_error_line, sanitize_line
+from sfm.text import get_first_error_line, sanitize_line
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -272,10 +272,10 @@ def raise_input_error_on_read_error(
         raise InputError(explain_store_error(error, url)) from None
     except BaseError as error:
         # Later lines may quote request headers.
-        line = first_error_line(error) if url.startswith("http") else explain_store_error(error, url)
+        line = get_first_error_line(error) if url.startswith("http") else explain_store_error(error, url)
         raise InputError(f"cannot read {url}: {line}" if url.startswith("http") else line) from None
     except OSError as error:
-        raise InputError(f"cannot read {url}: {error.strerror or first_error_line(error)}") from error
+        raise InputError(f"cannot read {url}: {error.strerror or get_first_error_line(error)}") from error
 
 
 @contextlib.contextmanager

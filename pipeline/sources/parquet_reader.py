@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile, open_seekable
 from sfm.pipeline.sources.limits import MAX_NAME_CHARACTERS
-from sfm.text import first_error_line, sanitize_line
+from sfm.text import get_first_error_line, sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def open_parquet_file(
         OverflowError,
         MemoryError,
     ) as error:
-        line = sanitize_line(first_error_line(error), 300)
+        line = sanitize_line(get_first_error_line(error), 300)
         raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error
     finally:
         handle.close()

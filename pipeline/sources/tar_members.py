@@ -23,7 +23,7 @@ from sfm.pipeline.sources.limits import (
     MAX_MEMBERS,
     MAX_PATH_CHARACTERS,
 )
-from sfm.text import first_error_line, sanitize_line
+from sfm.text import get_first_error_line, sanitize_line
 
 LABEL_EXTENSIONS = ("cls", "json", "txt")
 GZIP_MAGIC = b"\x1f\x8b"
@@ -163,7 +163,7 @@ def iter_tar_member_names_and_contents(
             raise
         except TAR_READ_ERRORS as error:
             raise InputError(
-                f"{file.url} is damaged, truncated or no tar archive: {first_error_line(error)}; "
+                f"{file.url} is damaged, truncated or no tar archive: {get_first_error_line(error)}; "
                 "write it again"
             ) from error
 

@@ -19,7 +19,7 @@ from sfm.pipeline.sources.spec_options import (
     require_known_options,
     split_location_and_options,
 )
-from sfm.text import first_error_line, sanitize_line
+from sfm.text import get_first_error_line, sanitize_line
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -112,7 +112,7 @@ def open_torchvision_split(
         return getattr(torchvision.datasets, dataset_name)(root, **split_arguments, **download_argument)
     except Exception as error:  # torchvision and scipy may raise any exception on damaged files.
         hint = "" if allow_download else ", or fetch it with &download=yes"
-        line = sanitize_line(first_error_line(error), 300)
+        line = sanitize_line(get_first_error_line(error), 300)
         raise InputError(
             f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
         ) from error

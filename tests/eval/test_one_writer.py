@@ -15,7 +15,7 @@ from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run_export import export
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
-from sfm.locking import lock_output_file, lock_output_folder
+from sfm.locking import lock_output_folder, lock_output_path
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_a_folder_that_is_not_a_run_is_left_unchanged(tmp_path: Path, fashion_st
 
 def test_a_concurrent_export_into_one_folder_is_refused(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
-    with lock_output_file(out), pytest.raises(InputError, match="exported is being written by process"):
+    with lock_output_path(out), pytest.raises(InputError, match="exported is being written by process"):
         export(ExportConfig(run=run, format="imagefolder", out=out))
     assert not out.exists()
     export(ExportConfig(run=run, format="imagefolder", out=out))
@@ -59,7 +59,7 @@ def test_a_concurrent_export_into_one_folder_is_refused(run: Path, tmp_path: Pat
 
 def test_a_concurrent_report_into_one_file_is_refused(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    with lock_output_file(out), pytest.raises(InputError, match=r"report\.html is being written by process"):
+    with lock_output_path(out), pytest.raises(InputError, match=r"report\.html is being written by process"):
         report(ReportConfig(runs=[run], out=out))
     report(ReportConfig(runs=[run], out=out))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run"]

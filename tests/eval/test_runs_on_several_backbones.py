@@ -169,7 +169,7 @@ def test_one_backbone_at_two_sizes_has_two_columns_and_rows_with_sizes(
     matrix = capsys.readouterr().out
     for cell in cells:
         assert f"{100 * cell['top1_mean']:.1f}" in matrix
-    accuracies.print_evaluation_accuracies(two_size_evaluation.model_dump(mode="json"))
+    accuracies.print_evaluation_rows_and_notes(two_size_evaluation.model_dump(mode="json"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(", distilled on lite0 at 32 px and lite0 at 48 px")
     for name in ("lite0 at 32 px", "lite0 at 48 px"):
@@ -251,13 +251,13 @@ def print_80_columns(
 def test_the_table_has_a_second_block_for_unseen_backbones_only_if_there_are_any(
     evaluation: Evaluation, print_80_columns: Callable[..., list[str]]
 ) -> None:
-    lines = print_80_columns(accuracies.print_evaluation_accuracies, evaluation.model_dump(mode="json"))
+    lines = print_80_columns(accuracies.print_evaluation_rows_and_notes, evaluation.model_dump(mode="json"))
     assert sum(line.startswith("Accuracy on ") for line in lines) == 1
     assert lines[0].endswith(", distilled on lite0 and lite1")
     assert not any("nseen" in line for line in lines)
     assert any(line.endswith("seeds") and len(line) <= 80 for line in lines)
     more = add_unseen_backbone(evaluation).model_dump(mode="json")
-    lines = print_80_columns(accuracies.print_evaluation_accuracies, more)
+    lines = print_80_columns(accuracies.print_evaluation_rows_and_notes, more)
     (first, second) = [i for i, line in enumerate(lines) if line.startswith("Accuracy on ")]
     assert lines[second].startswith("Accuracy on unseen backbones: ")
     assert not any("lite2" in line for line in lines[first:second])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sfm.atomic import atomic_folder, atomic_write, delete_path, make_folder_unless_link
+from sfm.atomic import atomic_folder, atomic_write, delete_path_if_exists, make_folder_refusing_link
 from sfm.errors import InputError
 
 
@@ -55,13 +55,13 @@ def test_atomic_write_beyond_the_file_size_limit_keeps_the_old_file(tmp_path: Pa
 def test_linked_folder_is_neither_written_to_nor_deleted(tmp_path: Path, outside_file: Path) -> None:
     (tmp_path / "link").symlink_to(outside_file.parent)
     with pytest.raises(InputError, match="link is a symbolic link, behind which nothing is written"):
-        make_folder_unless_link(tmp_path / "link")
-    delete_path(tmp_path / "link")
-    delete_path(tmp_path / "link")
+        make_folder_refusing_link(tmp_path / "link")
+    delete_path_if_exists(tmp_path / "link")
+    delete_path_if_exists(tmp_path / "link")
     assert not os.path.lexists(tmp_path / "link")
     assert outside_file.read_text() == "mine"
-    make_folder_unless_link(tmp_path / "link")
-    make_folder_unless_link(tmp_path / "link")
+    make_folder_refusing_link(tmp_path / "link")
+    make_folder_refusing_link(tmp_path / "link")
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("elsewhere")])

@@ -71,7 +71,7 @@ def test_signal_during_imports_of_the_console_script_exits_130(tmp_path: Path) -
 def test_background_command_keeps_ignoring_sigint() -> None:
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from sfm.interrupts import interrupt_on_sigint_and_sigterm; interrupt_on_sigint_and_sigterm()\n"
+        "from sfm import interrupts; interrupts.install_sigint_and_sigterm_handlers()\n"
         "signal.raise_signal(signal.SIGINT); print('still here')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

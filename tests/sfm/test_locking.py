@@ -17,7 +17,7 @@ from sfm import locking
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import distill
 from sfm.errors import InputError
-from sfm.locking import LOCK_NAME, lock_output_file, lock_output_folder
+from sfm.locking import LOCK_NAME, lock_output_folder, lock_output_path
 from sfm.quickstart import run_quickstart
 
 HOLD = """
@@ -81,7 +81,7 @@ def test_empty_output_folder_is_removed_on_release(tmp_path: Path) -> None:
     with lock_output_folder(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []
-    with lock_output_file(tmp_path / "a" / "report.html"):
+    with lock_output_path(tmp_path / "a" / "report.html"):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -128,7 +128,7 @@ def test_progress_bar_escapes_markup_and_control_characters():
 )
 def test_target_estimate_of_a_plan_is_an_accuracy_on_drawn_samples(corrected, text):
     targets = SimpleNamespace(ceilings=SimpleNamespace(real=0.7, corrected=corrected), cosine=0.9)
-    assert describe_target_estimate(SimpleNamespace(backbone="lite0", targets=targets)) == text
+    assert describe_target_estimate(targets, "lite0") == text
 
 
 def test_quiet_hides_progress(capsys):

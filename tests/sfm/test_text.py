@@ -2,7 +2,7 @@
 
 import pytest
 
-from sfm.text import escape_non_utf8, escape_non_utf8_values, make_encodable, sanitize_line
+from sfm.text import escape_non_utf8, escape_non_utf8_in_json, make_encodable, sanitize_line
 
 HOSTILE = {
     "\x1b]52;c;Y3VybA==\x07\x1b[2J": r"\x1b]52;c;Y3VybA==\x07\x1b[2J",
@@ -48,7 +48,7 @@ def test_only_non_utf8_bytes_are_escaped():
 
 def test_non_utf8_paths_in_a_json_document_are_escaped():
     document = {"out": "caf\udce9", "runs": ["a\udce9", 1, None], "caf\udce9": {"x": 1.5}}
-    assert escape_non_utf8_values(document) == {
+    assert escape_non_utf8_in_json(document) == {
         "out": r"caf\xe9",
         "runs": [r"a\xe9", 1, None],
         r"caf\xe9": {"x": 1.5},

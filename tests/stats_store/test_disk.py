@@ -13,7 +13,7 @@ from obstore.store import LocalStore
 from toy_entries import publish_random_entry
 
 from sfm.errors import InputError
-from sfm.paths import expand_home, get_cache_folder, list_paths_without_clutter
+from sfm.paths import expand_home, get_cache_folder, list_without_hidden_and_system_files
 from sfm.stats_store import local_files, system_errors
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import remove_entry
@@ -37,7 +37,7 @@ def test_creating_a_store_next_to_other_files_suggests_an_empty_folder(tmp_path:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="it holds other files: give an empty folder"):
         open_or_create_store(str(tmp_path))
-    assert list_paths_without_clutter(tmp_path) == [tmp_path / "thesis.tex"]
+    assert list_without_hidden_and_system_files(tmp_path) == [tmp_path / "thesis.tex"]
 
 
 @pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a#b", "a?b", "ä", "[x", "-", "a\\b"])

@@ -532,7 +532,7 @@ def test_merge_of_two_stores_matches_extraction_of_the_pooled_images(team_stores
     done = merge_entries_by_name(
         str(tmp_path / "union"),
         [f"{team_stores / 'mine'}#mine", f"{team_stores / 'yours'}#yours"],
-        name="clothes",
+        union_name="clothes",
     )
     union = open_store(str(tmp_path / "union")).open_entry(done.publish_result.summary)
     whole = open_store(str(team_stores / "pooled"))
@@ -556,7 +556,7 @@ def test_a_merged_entry_can_be_distilled(team_stores, tmp_path):
 
     url = str(tmp_path / "union")
     done = merge_entries_by_name(
-        url, [f"{team_stores / 'mine'}#mine", f"{team_stores / 'yours'}#yours"], name="clothes"
+        url, [f"{team_stores / 'mine'}#mine", f"{team_stores / 'yours'}#yours"], union_name="clothes"
     )
     run = distill(DistillConfig(store=url, backbone="lite0", dataset="clothes", out=tmp_path / "d", steps=2))
     assert run.record["entry_digest"] == done.publish_result.summary.entry_digest
@@ -570,4 +570,4 @@ def test_merge_by_name_reports_missing_parts_missing_stores_and_invalid_names(te
     with pytest.raises(InputError, match="no store at"):
         merge_entries_by_name(str(tmp_path / "t"), ["nowhere#mine", f"{team_stores / 'yours'}#yours"])
     with pytest.raises(InputError, match="--name"):
-        merge_entries_by_name(str(tmp_path / "t"), ["a", "b"], name="a@b")
+        merge_entries_by_name(str(tmp_path / "t"), ["a", "b"], union_name="a@b")
