@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
+from sfm.eval.class_subset import NEAREST_ROLE, RANDOM_ROLE
 from sfm.eval.training import RandomStreamPurpose
 from sfm.random_streams import make_rng
 
@@ -14,8 +14,10 @@ ExemplarIndices = npt.NDArray[np.int64]
 """Indices along the exemplar axis of an entry, shape (..., class, image)."""
 
 
-def choose_indices_nearest_to_mean(exemplar_roles: ExemplarRoles, images_per_class: int) -> ExemplarIndices:
-    """Return the exemplars of every class that are nearest to its mean.
+def select_exemplars_with_nearest_role(
+    exemplar_roles: ExemplarRoles, images_per_class: int
+) -> ExemplarIndices:
+    """Return the first exemplars of every class that were kept as nearest to its mean.
 
     Parameters
     ----------
@@ -68,8 +70,8 @@ def count_min_exemplars_per_class(exemplar_roles: ExemplarRoles, counted_role: i
     return int((exemplar_roles == counted_role).sum(axis=1).min())
 
 
-def choose_indices_nearest_to_distilled(
-    exemplar_roles: ExemplarRoles,
+def choose_exemplars_nearest_to_distilled(
+    is_exemplar_kept: npt.NDArray[np.bool_],
     exemplar_features: npt.NDArray[np.float32],
     distilled_features: npt.NDArray[np.float32],
 ) -> ExemplarIndices:
@@ -79,8 +81,8 @@ def choose_indices_nearest_to_distilled(
 
     Parameters
     ----------
-    exemplar_roles : ndarray of uint8, shape (class, exemplar)
-        ``exemplar/role`` of an entry.
+    is_exemplar_kept : ndarray of bool, shape (class, exemplar)
+        False in the places that a class with fewer exemplars leaves empty.
     exemplar_features : ndarray of float32, shape (class, exemplar, feature)
     distilled_features : ndarray of float32, shape (class, image, feature)
         Not more images than the class with fewest exemplars has.
@@ -91,7 +93,7 @@ def choose_indices_nearest_to_distilled(
         Indices along the exemplar axis.
     """
     distances = np.square(distilled_features[:, :, None] - exemplar_features[:, None]).sum(axis=-1)
-    distances[np.broadcast_to((exemplar_roles == EMPTY_ROLE)[:, None], distances.shape)] = np.inf
+    distances[np.broadcast_to(~is_exemplar_kept[:, None], distances.shape)] = np.inf
     chosen = np.empty(distances.shape[:2], dtype=np.int64)
     for image in range(chosen.shape[1]):
         chosen[:, image] = distances[:, image].argmin(axis=1)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,20 @@ from sfm.stats_store.store import Entry
 
 RANDOM_ROLE, NEAREST_ROLE, EMPTY_ROLE = 0, 1, 255
 """Values of ``exemplar/role``: drawn at random, nearest to the class mean, no exemplar."""
+
+
+class HeldOutArrays(NamedTuple):
+    """Features and labels of the held-out samples of some classes.
+
+    Attributes
+    ----------
+    features : ndarray of float32, shape (sample, feature)
+    subset_labels : ndarray of int64, shape (sample,)
+        Index of each sample's class among those classes.
+    """
+
+    features: npt.NDArray[np.float32]
+    subset_labels: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,23 +49,16 @@ class ClassSubsetStatistics:
         """Whether these are all classes of the entry."""
         return len(self.class_indices) == len(self.entry.dataset.class_ids)
 
-    def read_array(self, name: str) -> npt.NDArray[Any]:
+    def read_per_class_array(self, array_name: str) -> npt.NDArray[Any]:
         """Return the rows of these classes of an array whose first axis counts classes."""
-        return self.entry.read_array(name)[self.class_indices]
+        return self.entry.read_array(array_name)[self.class_indices]
 
-    def read_held_out_samples(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return features and labels of the held-out samples of these classes.
-
-        Returns
-        -------
-        ndarray, shape (sample, feature)
-        ndarray, shape (sample,)
-            Positions in `class_indices`.
-        """
+    def read_held_out_arrays(self) -> HeldOutArrays:
+        """Return features and labels of the held-out samples of these classes."""
         features, labels = self.entry.read_array("test/feature"), self.entry.read_array("test/label")
         mask = np.isin(labels, self.class_indices)
         positions = np.searchsorted(self.class_indices, labels[mask]).astype(np.int64)
-        return features[mask].astype(np.float32), positions
+        return HeldOutArrays(features[mask].astype(np.float32), positions)
 
     def read_moments(self) -> ClassMoments:
         """Return the moments of these classes.
@@ -65,14 +72,14 @@ class ClassSubsetStatistics:
         scale = (counts.sum() - (counts > 0).sum()) / all_degrees if all_degrees else 1.0
         return ClassMoments(
             counts,
-            self.read_array("train/mean"),
-            self.read_array("train/scatter_diagonal"),
+            self.read_per_class_array("train/mean"),
+            self.read_per_class_array("train/scatter_diagonal"),
             self.entry.read_array("train/within_scatter") * scale,
         )
 
 
-def select_run_statistics(
-    entry: Entry, class_ids: Sequence[str], run_directory: Path
+def select_statistics_of_run_classes(
+    entry: Entry, run_class_ids: Sequence[str], run_directory: Path
 ) -> ClassSubsetStatistics:
     """Return the statistics of a run's classes from the entry that it was distilled from.
 
@@ -82,7 +89,7 @@ def select_run_statistics(
         If the entry does not hold the classes in their order.
     """
     indices_by_id = {class_id: index for index, class_id in enumerate(entry.dataset.class_ids)}
-    class_indices = np.array([indices_by_id.get(class_id, -1) for class_id in class_ids])
+    class_indices = np.array([indices_by_id.get(class_id, -1) for class_id in run_class_ids])
     if class_indices.min() < 0 or (np.diff(class_indices) <= 0).any():
         raise InputError(
             f"the classes in {run_directory / 'classes.json'} are not those of "

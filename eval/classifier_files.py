@@ -32,7 +32,7 @@ def save_first_seed_classifier(
     row: AccuracyRow,
     run: DistilledRun,
     eval_backbone: EvaluatedBackbone,
-    source_statistics: ClassSubsetStatistics,
+    teacher_statistics: ClassSubsetStatistics,
 ) -> None:
     """Write the heads that a mode trained into the folder with the classifiers of one result.
 
@@ -47,7 +47,7 @@ def save_first_seed_classifier(
     card = eval_backbone.backbone.card
     image_digest = compute_array_digest(run.pixels)
     data = serialize_first_seed_classifier(
-        fitted_heads, card, source_statistics.entry.backbone, row, run.class_ids, image_digest
+        fitted_heads, card, teacher_statistics.entry.backbone, row, run.class_ids, image_digest
     )
     require_folder_is_not_link(folder)
     path = folder / make_classifier_file_name(card.spec, row.mode)
@@ -75,7 +75,7 @@ def is_free_or_replaceable_classifier_path(
 def serialize_first_seed_classifier(
     fitted_heads: FittedHeads,
     eval_backbone_card: BackboneCard,
-    source_backbone_card: BackboneCard,
+    teacher_backbone_card: BackboneCard,
     row: AccuracyRow,
     class_ids: Sequence[str],
     image_digest: str,
@@ -89,7 +89,7 @@ def serialize_first_seed_classifier(
     Parameters
     ----------
     fitted_heads : FittedHeads
-    eval_backbone_card, source_backbone_card : BackboneCard
+    eval_backbone_card, teacher_backbone_card : BackboneCard
         The backbone evaluated on, and the one distilled on.
     row : AccuracyRow
         Its accuracy and protocol.
@@ -105,8 +105,8 @@ def serialize_first_seed_classifier(
         "backbone": eval_backbone_card.spec,
         "backbone_hash": eval_backbone_card.hash,
         "image_size": str(eval_backbone_card.preprocessing.input_size),
-        "distilled_on": source_backbone_card.spec,
-        "distilled_on_hash": source_backbone_card.hash,
+        "distilled_on": teacher_backbone_card.spec,
+        "distilled_on_hash": teacher_backbone_card.hash,
         "mode": row.mode,
         "images": image_digest,
         **make_training_options_header(row),

@@ -71,7 +71,7 @@ def combine_evaluations(
     valid_rows: list[AccuracyRow] = []
     stale_rows: list[AccuracyRow] = []
     for row in previous.rows:
-        is_stale = row.backbone_hash in stale_hashes or has_stale_labels(row, current)
+        is_stale = row.backbone_hash in stale_hashes or was_trained_on_stale_labels(row, current)
         (stale_rows if is_stale else valid_rows).append(row)
     new_rows = {make_row_identity(row): row for row in current.rows}
     replaced = [
@@ -88,7 +88,7 @@ def combine_evaluations(
     full_data += [f for f in previous.full_data if (f.backbone, f.image_size) in kept_backbones]
     notes = [
         *drop_caveat_notes(current.notes),
-        *(note for note in drop_caveat_notes(previous.notes) if is_note_still_true(note, rows)),
+        *(note for note in drop_caveat_notes(previous.notes) if not is_left_out_note_outdated(note, rows)),
         *list_caveats(rows, full_data, entries),
     ]
     earlier = [make_earlier_command(previous), *previous.earlier]
@@ -101,7 +101,7 @@ def combine_evaluations(
             "earlier": [
                 command
                 for command in earlier
-                if may_have_measured_any(command, kept_rows, distilled_image_count)
+                if may_have_measured_any_row(command, kept_rows, distilled_image_count)
             ],
             "changes": describe_row_changes(replaced, stale_rows, kept_rows),
         }
@@ -115,7 +115,7 @@ def get_combinable_data_key(evaluation: Evaluation) -> tuple[str, ...]:
     return p.images, p.fingerprint, p.role, p.distilled_from
 
 
-def has_stale_labels(row: AccuracyRow, current: Evaluation) -> bool:
+def was_trained_on_stale_labels(row: AccuracyRow, current: Evaluation) -> bool:
     """Return whether a row was trained on other soft labels than the command's rows."""
     current_labels = {other.labels for other in current.rows if other.labels}
     return row.labels is not None and bool(current_labels) and row.labels not in current_labels
@@ -203,9 +203,9 @@ def drop_caveat_notes(notes: Sequence[str]) -> list[str]:
     return [note for note in notes if not note.startswith(CAVEAT_STARTS)]
 
 
-def is_note_still_true(earlier_note: str, current_rows: Sequence[AccuracyRow]) -> bool:
-    """Return whether an earlier note is still true: a backbone that was left out may have rows now."""
-    return not any(earlier_note.startswith(f"{row.backbone} is left out: ") for row in current_rows)
+def is_left_out_note_outdated(earlier_note: str, current_rows: Sequence[AccuracyRow]) -> bool:
+    """Return whether an earlier note says that a backbone was left out that has rows now."""
+    return any(earlier_note.startswith(f"{row.backbone} is left out: ") for row in current_rows)
 
 
 def make_earlier_command(evaluation: Evaluation) -> EarlierCommand:
@@ -221,7 +221,7 @@ def make_earlier_command(evaluation: Evaluation) -> EarlierCommand:
     )
 
 
-def may_have_measured_any(
+def may_have_measured_any_row(
     command: EarlierCommand, rows: Sequence[AccuracyRow], distilled_image_count: int
 ) -> bool:
     """Return whether one of the kept rows can have been measured by an earlier command."""

@@ -9,16 +9,16 @@ from sfm.eval.distilled_run import DistilledRun, RunRecord
 from sfm.soft_label_files import LABEL_FILE, SoftLabels, read_soft_labels
 from sfm.tensor_files import TensorFileError
 
-UNKNOWN_STORE = "STORE"
+STORE_PLACEHOLDER = "STORE"
 """Placeholder of a store in a command."""
 
 
 def read_run_soft_labels(
-    run_directory: Path, run: DistilledRun, store_url: str = UNKNOWN_STORE
+    run_directory: Path, run: DistilledRun, store_url: str = STORE_PLACEHOLDER
 ) -> SoftLabels | None:
     """Read the soft labels in a run's directory; None if there are none.
 
-    They may be of images that were edited since, see :func:`require_labels_of_images`.
+    They may be of images that were edited since, see :func:`require_soft_labels_of_images`.
 
     Parameters
     ----------
@@ -38,24 +38,24 @@ def read_run_soft_labels(
     except FileNotFoundError:
         return None
     except TensorFileError as error:
-        remedy = f"delete it, or make it again {describe_labelling(run_directory, run.record, store_url)}"
-        raise InputError(f"{error}: {remedy}") from error
+        remedy = describe_how_to_add_soft_labels(run_directory, run.record, store_url)
+        raise InputError(f"{error}: delete it, or make it again {remedy}") from error
     header, record = labels.header, run.record
     found = header.class_ids, header.entry_digest, header.backbone_hash
     if found != (run.class_ids, record.entry_digest, record.backbone.hash):
         raise InputError(
             f"{path} holds labels of another run, by its classes or its classifier: delete it, or make it "
-            f"again {describe_labelling(run_directory, record, store_url)}"
+            f"again {describe_how_to_add_soft_labels(run_directory, record, store_url)}"
         )
     return labels
 
 
-def require_labels_of_images(
+def require_soft_labels_of_images(
     labels: SoftLabels | None,
     pixel_digest: str,
     run_directory: Path,
     record: RunRecord,
-    store_url: str = UNKNOWN_STORE,
+    store_url: str = STORE_PLACEHOLDER,
 ) -> SoftLabels:
     """Return the soft labels of a run's images; refuse to go on without them.
 
@@ -79,17 +79,19 @@ def require_labels_of_images(
     if labels is None:
         raise InputError(
             f"mode soft needs soft labels, and {run_directory} has none: add them "
-            f"{describe_labelling(run_directory, record, store_url)}"
+            f"{describe_how_to_add_soft_labels(run_directory, record, store_url)}"
         )
     if labels.header.images != pixel_digest:
         raise InputError(
             f"{run_directory / LABEL_FILE} is of other images than those in {run_directory / 'images'}: "
-            f"delete it, or make it again {describe_labelling(run_directory, record, store_url)}"
+            f"delete it, or make it again {describe_how_to_add_soft_labels(run_directory, record, store_url)}"
         )
     return labels
 
 
-def describe_labelling(run_directory: Path, record: RunRecord, store_url: str = UNKNOWN_STORE) -> str:
+def describe_how_to_add_soft_labels(
+    run_directory: Path, record: RunRecord, store_url: str = STORE_PLACEHOLDER
+) -> str:
     """Return how to add soft labels to a run: with a command, which needs the run's checkpoint.
 
     The command names the entry and all input sizes, since the store may hold several by now, and files of

@@ -98,7 +98,7 @@ class RunRecord(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _list_only_backbone(cls, values: Any) -> Any:
+    def _add_missing_backbones_list(cls, values: Any) -> Any:
         """Add the list of backbones that a run of an older version lacks."""
         if not isinstance(values, dict) or "backbones" in values:
             return values
@@ -111,7 +111,7 @@ class RunRecord(BaseModel):
 
     @field_validator("backbones")
     @classmethod
-    def _require_first_and_distinct(
+    def _require_run_backbone_first_and_distinct(
         cls, backbones: list[DistillationBackbone], info: ValidationInfo
     ) -> list[DistillationBackbone]:
         first, names = backbones[0], ("backbone", "entry_digest", "image_size")
@@ -285,14 +285,14 @@ def require_plausible_compression(
 
 
 def _list_numbered_paths(
-    folder: Path, expected_count: int, singular_noun: str, name_pattern: str
+    folder: Path, expected_count: int, singular_noun: str, number_regex: str
 ) -> list[Path]:
     """Return the paths in a folder, ordered by the numbers 0 to `expected_count` - 1 in their names."""
     if not folder.is_dir():
         raise InputError(f"no {singular_noun}s: {folder} is missing")
     paths: dict[int, Path] = {}
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-        match = re.fullmatch(name_pattern, path.name, re.ASCII)
+        match = re.fullmatch(number_regex, path.name, re.ASCII)
         number = int(match[1]) if match else expected_count
         if number >= expected_count or number in paths:
             raise InputError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sfm.backbones.build import Backbone
 from sfm.backbones.spec import parse_spec
 from sfm.errors import InputError
-from sfm.eval.class_subset import ClassSubsetStatistics, select_run_statistics
+from sfm.eval.class_subset import ClassSubsetStatistics, select_statistics_of_run_classes
 from sfm.eval.config import ALL_BACKBONES, EvaluateConfig
 from sfm.eval.distilled_run import DistillationBackbone, DistilledRun, RunRecord
 from sfm.eval.result import NoteText
@@ -63,18 +63,18 @@ def open_source_statistics(
         If the store does not hold one of them, they are of different data, or their classes or backbones are
         not those of the run.
     """
-    sources = [
+    all_source_statistics = [
         open_statistics_of_backbone(store, run, distillation_backbone, run_directory)
         for distillation_backbone in run.record.backbones
     ]
-    first = sources[0].entry.summary
-    for other in (source.entry.summary for source in sources[1:]):
+    first = all_source_statistics[0].entry.summary
+    for other in (source.entry.summary for source in all_source_statistics[1:]):
         if (other.fingerprint, other.role) != (first.fingerprint, first.role):
             raise InputError(
                 f"{run_directory / 'run.json'} names entries of different data: {describe_entry(first)}; "
                 f"{describe_entry(other)}"
             )
-    return sources
+    return all_source_statistics
 
 
 def open_statistics_of_backbone(
@@ -90,7 +90,7 @@ def open_statistics_of_backbone(
             f"{record.store}, and {store.url} holds no such entry: it is a run directory from another store, "
             f"or the entry was replaced since"
         )
-    statistics = select_run_statistics(store.open_entry(matching[0]), run.class_ids, run_directory)
+    statistics = select_statistics_of_run_classes(store.open_entry(matching[0]), run.class_ids, run_directory)
     if (distillation_backbone.backbone.hash, distillation_backbone.image_size) != (
         statistics.entry.backbone.hash,
         matching[0].image_size,
@@ -107,7 +107,7 @@ def load_evaluated_backbones(
     record: RunRecord,
     store: Store,
     summaries: Sequence[Summary],
-    sources: Sequence[ClassSubsetStatistics],
+    all_source_statistics: Sequence[ClassSubsetStatistics],
     load_backbone: LoadBackbone,
 ) -> tuple[list[EvaluatedBackbone], list[NoteText]]:
     """Load the backbones to evaluate on, and open their entries of the data the run was distilled from.
@@ -128,14 +128,14 @@ def load_evaluated_backbones(
         If there is no such entry, several match, a backbone is not the one of its entry, or there are no
         held-out features.
     """
-    source = sources[0].entry.summary
+    source = all_source_statistics[0].entry.summary
     comparable = [s for s in summaries if s.fingerprint == source.fingerprint and s.role == source.role]
     eval_backbones: dict[str, EvaluatedBackbone] = {}
     notes: list[str] = []
     for requested in list_requested_backbones(config, record, comparable):
         try:
             eval_backbone = load_evaluated_backbone(
-                requested, record, store, comparable, sources, load_backbone
+                requested, record, store, comparable, all_source_statistics, load_backbone
             )
         except InputError as error:
             if requested.is_required:
@@ -180,11 +180,11 @@ def load_evaluated_backbone(
     record: RunRecord,
     store: Store,
     comparable_summaries: Sequence[Summary],
-    sources: Sequence[ClassSubsetStatistics],
+    all_source_statistics: Sequence[ClassSubsetStatistics],
     load_backbone: LoadBackbone,
 ) -> EvaluatedBackbone:
     """Load one backbone and open its entry; raises as :func:`load_evaluated_backbones`."""
-    source = sources[0].entry.summary
+    source = all_source_statistics[0].entry.summary
     dataset = source.dataset + ("@tuning" if source.role == "tuning" else "")
     model = parse_spec(requested.spec).model
     stored_sizes = {s.image_size for s in comparable_summaries if s.model == model}
@@ -202,18 +202,23 @@ def load_evaluated_backbone(
         )
         raise InputError(f"{error}; to add it: {line}") from None
     backbone = load_backbone(requested.spec, candidates[0].image_size)
-    options = select_source_statistics(sources, backbone.card.hash).entry.summary.options
+    options = select_matching_or_first_statistics(
+        all_source_statistics, backbone.card.hash
+    ).entry.summary.options
     same_options = [s for s in candidates if (s.backbone_hash, s.options) == (backbone.card.hash, options)]
     entry = open_entry_of_backbone(store, same_options or candidates, backbone.card)
     require_held_out_features(entry)
-    return EvaluatedBackbone(backbone, ClassSubsetStatistics(entry, sources[0].class_indices))
+    return EvaluatedBackbone(backbone, ClassSubsetStatistics(entry, all_source_statistics[0].class_indices))
 
 
-def select_source_statistics(
-    sources: Sequence[ClassSubsetStatistics], backbone_hash: str
+def select_matching_or_first_statistics(
+    all_source_statistics: Sequence[ClassSubsetStatistics], backbone_hash: str
 ) -> ClassSubsetStatistics:
     """Return the statistics of a backbone if it is one distilled on, and else those of the first."""
-    return next((source for source in sources if source.entry.backbone.hash == backbone_hash), sources[0])
+    return next(
+        (source for source in all_source_statistics if source.entry.backbone.hash == backbone_hash),
+        all_source_statistics[0],
+    )
 
 
 def require_held_out_features(entry: Entry) -> None:
@@ -234,7 +239,7 @@ def require_held_out_features(entry: Entry) -> None:
 def reuse_or_load_teacher_backbone(
     record: RunRecord,
     store: Store,
-    source_statistics: ClassSubsetStatistics,
+    teacher_statistics: ClassSubsetStatistics,
     eval_backbones: Sequence[EvaluatedBackbone],
     load_backbone: LoadBackbone,
 ) -> EvaluatedBackbone:
@@ -246,13 +251,13 @@ def reuse_or_load_teacher_backbone(
         If the backbone that the run's spec names here is not the one distilled on.
     """
     for eval_backbone in eval_backbones:
-        if eval_backbone.backbone.card.hash == source_statistics.entry.backbone.hash:
-            return EvaluatedBackbone(eval_backbone.backbone, source_statistics)
+        if eval_backbone.backbone.card.hash == teacher_statistics.entry.backbone.hash:
+            return EvaluatedBackbone(eval_backbone.backbone, teacher_statistics)
     backbone = load_backbone(record.backbones[0].spec, record.image_size)
     return EvaluatedBackbone(
         backbone,
         ClassSubsetStatistics(
-            open_entry_of_backbone(store, [source_statistics.entry.summary], backbone.card),
-            source_statistics.class_indices,
+            open_entry_of_backbone(store, [teacher_statistics.entry.summary], backbone.card),
+            teacher_statistics.class_indices,
         ),
     )

@@ -16,17 +16,17 @@ from sfm.backbones.execution.preparation import optimize_for_cpu_inference
 from sfm.errors import InputError
 from sfm.eval.caveats import list_caveats
 from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
-from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
+from sfm.eval.config import EvaluateConfig, EvaluateOptions, EvaluateRunsConfig
 from sfm.eval.distilled_run import DistilledRun, read_distilled_run
 from sfm.eval.evaluation_job import EvaluationJob, prepare_evaluation_job, require_same_held_out_data
 from sfm.eval.image_set_labels import ImageSetLabeller
 from sfm.eval.image_sets import (
     ImageSet,
-    make_neighbour_image_sets,
+    make_neighbour_image_set,
     make_random_and_nearest_image_sets,
     read_exemplars,
 )
-from sfm.eval.output_files import require_writable_output, write_output
+from sfm.eval.output_files import make_parent_and_require_writable, write_output
 from sfm.eval.partial_results import get_work_folder_path
 from sfm.eval.recorded_config import make_recorded_config
 from sfm.eval.result import (
@@ -116,20 +116,20 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_pr
                 locks.enter_context(lock_output_path(run_config.result_path))
             elif run_config.run.is_dir():
                 locks.enter_context(lock_output_folder(run_config.run))
-        return evaluate_locked_runs(config, run_configs, progress)
+        return evaluate_locked_runs(run_configs, config, progress)
 
 
 def evaluate_locked_runs(
-    config: EvaluateRunsConfig, run_configs: Sequence[EvaluateConfig], progress: ProgressCallback
+    run_configs: Sequence[EvaluateConfig], shared_options: EvaluateOptions, progress: ProgressCallback
 ) -> list[Evaluation]:
     """Evaluate runs whose result files are locked, see :func:`evaluate_runs`."""
     runs = [read_distilled_run(run_config.run) for run_config in run_configs]
-    store = open_store(config.store)
+    store = open_store(shared_options.store)
     summaries = store.list_summaries()
 
     @functools.cache
     def load_cached(spec: str, image_size: int | None) -> Backbone:
-        backbone = load_backbone(spec, image_size=image_size, device=config.device, progress=progress)
+        backbone = load_backbone(spec, image_size=image_size, device=shared_options.device, progress=progress)
         return optimize_for_cpu_inference(backbone)
 
     jobs = [
@@ -139,7 +139,7 @@ def evaluate_locked_runs(
     require_same_held_out_data(jobs)
     work_folders = [WorkFolder(get_work_folder_path(run_config.result_path)) for run_config in run_configs]
     for run_config, run in zip(run_configs, runs, strict=True):
-        require_writable_output(run_config.result_path)
+        make_parent_and_require_writable(run_config.result_path)
         require_replaceable_result(run_config, run)
     evaluations: list[Evaluation] = []
     write_failures: list[str] = []
@@ -194,7 +194,7 @@ def run_evaluation_job(
     started = time.perf_counter()
     config, run = job.config, job.run
     distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
-    exemplars = read_exemplars(job.source_statistics)
+    exemplars = read_exemplars(job.first_source_statistics)
     real_image_sets, missing_notes = make_random_and_nearest_image_sets(exemplars, run.record.ipc, config)
     edited_notes = (
         ["The images are not as sfm distill wrote them: they were edited since."]
@@ -225,10 +225,8 @@ def run_evaluation_job(
             rows.append(
                 trainer.read_or_train_row(distilled, mode, compute_distilled_features, write_failures)
             )
-        neighbour_sets = make_neighbour_image_sets(
-            run, exemplars, eval_backbone.backbone, config, work_folder
-        )
-        for image_set in (*real_image_sets, *neighbour_sets):
+        neighbour_set = make_neighbour_image_set(run, exemplars, eval_backbone.backbone, config, work_folder)
+        for image_set in (*real_image_sets, *([neighbour_set] if neighbour_set else [])):
             rows += trainer.read_or_train_baseline_rows(image_set, write_failures)
     provenance = make_provenance(job, time.perf_counter() - started)
     caveats = list_caveats(rows, full_data, provenance.entries)
@@ -255,7 +253,7 @@ def run_evaluation_job(
 def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
     """Return the provenance of the accuracies: store, entries, images, versions, device."""
     device = job.eval_backbones[0].backbone.device
-    source_entry = job.source_statistics.entry
+    source_entry = job.first_source_statistics.entry
     return Provenance(
         store=escape_non_utf8(job.store.url),
         dataset=source_entry.dataset.name,
@@ -272,7 +270,7 @@ def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
                 backbone_hash=s.backbone.card.hash,
                 image_size=s.backbone.card.preprocessing.input_size,
                 entry_digest=s.statistics.entry.summary.entry_digest,
-                held_out_samples=len(s.statistics.read_held_out_samples()[1]),
+                held_out_samples=len(s.statistics.read_held_out_arrays().subset_labels),
                 train_per_class=s.statistics.entry.dataset.train_samples
                 / len(s.statistics.entry.dataset.class_ids),
             )
@@ -291,7 +289,7 @@ def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
                 image_size=source.entry.backbone.preprocessing.input_size,
                 entry_digest=source.entry.summary.entry_digest,
             )
-            for source in job.sources
+            for source in job.all_source_statistics
         ],
         evaluated_on=[s.backbone.card.hash for s in job.eval_backbones],
     )

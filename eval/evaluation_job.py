@@ -7,7 +7,7 @@ from sfm.backbones.build import Backbone
 from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
-from sfm.eval.distilled_labels import read_run_soft_labels, require_labels_of_images
+from sfm.eval.distilled_labels import read_run_soft_labels, require_soft_labels_of_images
 from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.evaluated_backbones import (
     EvaluatedBackbone,
@@ -33,7 +33,7 @@ class EvaluationJob:
     config : EvaluateConfig
     run : DistilledRun
     store : Store
-    sources : list of ClassSubsetStatistics
+    all_source_statistics : list of ClassSubsetStatistics
         The statistics distilled from, of every backbone distilled on.
     eval_backbones : list of EvaluatedBackbone
         The backbones to evaluate on.
@@ -49,23 +49,23 @@ class EvaluationJob:
     config: EvaluateConfig
     run: DistilledRun
     store: Store
-    sources: list[ClassSubsetStatistics]
+    all_source_statistics: list[ClassSubsetStatistics]
     eval_backbones: list[EvaluatedBackbone]
     teacher: EvaluatedBackbone | None
     soft_labels: SoftLabels | None
     notes: list[NoteText]
 
     @property
-    def source_statistics(self) -> ClassSubsetStatistics:
+    def first_source_statistics(self) -> ClassSubsetStatistics:
         """The statistics of the first backbone distilled on."""
-        return self.sources[0]
+        return self.all_source_statistics[0]
 
     def get_teacher_backbone(self, eval_backbone: Backbone) -> Backbone:
         """Return the backbone of the classifier that a backbone inherits.
 
         A backbone distilled on inherits its own classifier, any other that of the first.
         """
-        if eval_backbone.card.hash in [source.entry.backbone.hash for source in self.sources]:
+        if eval_backbone.card.hash in [source.entry.backbone.hash for source in self.all_source_statistics]:
             return eval_backbone
         if self.teacher is None:
             raise ValueError("the first backbone distilled on was not loaded")
@@ -91,38 +91,40 @@ def prepare_evaluation_job(
     """
     soft_labels = None
     if "soft" in config.mode:
-        soft_labels = require_labels_of_images(
+        soft_labels = require_soft_labels_of_images(
             read_run_soft_labels(config.run, run, config.store),
             compute_array_digest(run.pixels),
             config.run,
             run.record,
             config.store,
         )
-    sources = open_source_statistics(store, run, config.run)
+    all_source_statistics = open_source_statistics(store, run, config.run)
     eval_backbones, notes = load_evaluated_backbones(
-        config, run.record, store, summaries, sources, load_backbone
+        config, run.record, store, summaries, all_source_statistics, load_backbone
     )
-    own_hashes = {source.entry.backbone.hash for source in sources}
+    own_hashes = {source.entry.backbone.hash for source in all_source_statistics}
     has_unseen = any(b.backbone.card.hash not in own_hashes for b in eval_backbones)
     teacher = None
     needs_features = has_unseen and bool(TARGET_FEATURE_MODES.intersection(config.mode))
-    if needs_features or (soft_labels and "exemplar/role" in sources[0].entry):
+    if needs_features or (soft_labels and "exemplar/role" in all_source_statistics[0].entry):
         try:
             teacher = reuse_or_load_teacher_backbone(
-                run.record, store, sources[0], eval_backbones, load_backbone
+                run.record, store, all_source_statistics[0], eval_backbones, load_backbone
             )
         except InputError as error:
             # Distilled images have their labels in a file: they need no backbone.
             if needs_features:
                 raise
             notes.append(f"Real images are left out of mode soft, they cannot be labelled: {error}.")
-    if not sources[0].has_all_classes:
-        class_count = len(sources[0].entry.dataset.class_ids)
+    if not all_source_statistics[0].has_all_classes:
+        class_count = len(all_source_statistics[0].entry.dataset.class_ids)
         notes.append(
             f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "
             f"classifiers and means of the others are left out."
         )
-    return EvaluationJob(config, run, store, sources, eval_backbones, teacher, soft_labels, notes)
+    return EvaluationJob(
+        config, run, store, all_source_statistics, eval_backbones, teacher, soft_labels, notes
+    )
 
 
 def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:
@@ -138,5 +140,5 @@ def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:
 
 def get_held_out_data_key(job: EvaluationJob) -> tuple[str, str, list[str]]:
     """Return fingerprint, role and classes, which determine the held-out samples of a run."""
-    summary = job.source_statistics.entry.summary
+    summary = job.first_source_statistics.entry.summary
     return summary.fingerprint, summary.role, job.run.class_ids

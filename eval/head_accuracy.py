@@ -74,7 +74,9 @@ def rank_true_class_from_zero(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits >= true_logit).sum(-1) - 1
 
 
-def iterate_logits(heads: LinearHeads, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def iterate_logits_with_labels(
+    heads: LinearHeads, features: Tensor, labels: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the logits of blocks of samples, shape (seed, sample, class), with their labels."""
     for block, y in zip(
         torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
@@ -95,7 +97,7 @@ def compute_accuracy_by_seed(heads: LinearHeads, features: Tensor, labels: Tenso
     -------
     AccuracyBySeed
     """
-    blocks = iterate_logits(heads, features, labels)
+    blocks = iterate_logits_with_labels(heads, features, labels)
     ranks = torch.cat([rank_true_class_from_zero(logits, y) for logits, y in blocks], dim=1)
 
     def fraction_within(first: int) -> list[float]:
@@ -143,7 +145,7 @@ def compute_summed_confusion_matrix(heads: LinearHeads, features: Tensor, labels
     """
     classes = heads.weight.shape[1]
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=labels.device)
-    for logits, y in iterate_logits(heads, features, labels):
+    for logits, y in iterate_logits_with_labels(heads, features, labels):
         true_class = y.expand(logits.shape[:-1])[..., None]
         true_logit = logits.gather(-1, true_class)[..., 0]
         best_other_logit, best_other = logits.scatter(-1, true_class, -torch.inf).max(-1)

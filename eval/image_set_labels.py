@@ -60,8 +60,8 @@ class ImageSetLabeller:
             self._computed[digest] = compute_average_soft_labels(
                 backbone,
                 image_set.images.pixels,
-                self.teacher.statistics.read_array("classifier/weight"),
-                self.teacher.statistics.read_array("classifier/bias"),
+                self.teacher.statistics.read_per_class_array("classifier/weight"),
+                self.teacher.statistics.read_per_class_array("classifier/bias"),
                 views=header.views,
                 temperature=header.temperature,
                 seed=header.seed,

@@ -10,10 +10,10 @@ from sfm.backbones.crops import make_centre_crops
 from sfm.eval.baselines import (
     ExemplarIndices,
     ExemplarRoles,
-    choose_indices_nearest_to_distilled,
-    choose_indices_nearest_to_mean,
+    choose_exemplars_nearest_to_distilled,
     count_min_exemplars_per_class,
     draw_random_exemplar_indices,
+    select_exemplars_with_nearest_role,
 )
 from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE, ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
@@ -43,7 +43,7 @@ class ImageSet:
     name: ImageSetName
     images: LabelledImages
     seeds_per_image: int
-    min_exemplars_per_class: int | None = None
+    min_available_exemplars_per_class: int | None = None
     exemplar_indices_by_class: list[list[int]] | None = None
 
 
@@ -77,7 +77,9 @@ def read_exemplars(statistics: ClassSubsetStatistics) -> Exemplars | None:
     """Read the real images of an entry's classes; None if it keeps none."""
     if "exemplar/role" not in statistics.entry:
         return None
-    return Exemplars(statistics.read_array("exemplar/role"), statistics.read_array("exemplar/image"))
+    return Exemplars(
+        statistics.read_per_class_array("exemplar/role"), statistics.read_per_class_array("exemplar/image")
+    )
 
 
 def make_random_and_nearest_image_sets(
@@ -109,30 +111,30 @@ def make_random_and_nearest_image_sets(
         notes.append(f"No random real images: some class has {available} such exemplars, {ipc} are needed.")
     available = count_min_exemplars_per_class(roles, NEAREST_ROLE)
     if available >= ipc:
-        nearest = exemplars.select_images(choose_indices_nearest_to_mean(roles, ipc))
+        nearest = exemplars.select_images(select_exemplars_with_nearest_role(roles, ipc))
         image_sets.append(ImageSet("nearest", nearest, config.seeds, available))
     else:
         notes.append(f"No real images nearest to the mean: some class has {available}, {ipc} are needed.")
     return image_sets, notes
 
 
-def make_neighbour_image_sets(
+def make_neighbour_image_set(
     run: DistilledRun,
     exemplars: Exemplars | None,
     backbone: Backbone,
     config: EvaluateConfig,
     work_folder: WorkFolder | None = None,
-) -> list[ImageSet]:
+) -> ImageSet | None:
     """Choose the exemplars nearest to the distilled images, by a backbone's features of centre crops.
 
     Returns
     -------
-    list of ImageSet
-        One, or none where there are too few exemplars.
+    ImageSet or None
+        None where there are too few exemplars.
     """
     ipc = run.record.ipc
     if exemplars is None or exemplars.min_count_per_class < ipc:
-        return []
+        return None
     class_count, side = exemplars.roles.shape[0], exemplars.pixels.shape[2]
     crop_side = min(run.record.largest_image_size, run.record.canvas)
     exemplar_features = compute_view_features(
@@ -150,10 +152,10 @@ def make_neighbour_image_sets(
         make_centre_crops(len(run.pixels), run.record.canvas, crop_side),
         work_folder=work_folder,
     )
-    indices = choose_indices_nearest_to_distilled(
-        exemplars.roles,
+    indices = choose_exemplars_nearest_to_distilled(
+        exemplars.roles != EMPTY_ROLE,
         exemplar_features.cpu().numpy().reshape(*exemplars.roles.shape, -1),
         distilled_features.cpu().numpy().reshape(class_count, ipc, -1),
     )
     images = exemplars.select_images(indices)
-    return [ImageSet("neighbour", images, config.seeds, exemplars.min_count_per_class, indices.tolist())]
+    return ImageSet("neighbour", images, config.seeds, exemplars.min_count_per_class, indices.tolist())

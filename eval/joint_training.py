@@ -6,6 +6,7 @@ projector on the other backbone's features.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +26,19 @@ class ProjectedHeads:
     heads: LinearHeads
 
 
+class ProjectedHeadGradients(NamedTuple):
+    """Gradients of each seed's loss, shaped as the tensors of :class:`ProjectedHeads`."""
+
+    projector_weight: Tensor
+    projector_bias: Tensor
+    head_weight: Tensor
+    head_bias: Tensor
+
+
 def compute_projector_and_head_gradients(
     model: ProjectedHeads, features: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradient of each seed's mean cross-entropy: of the projector's two tensors, then the head's.
+) -> ProjectedHeadGradients:
+    """Return the gradient of each seed's mean cross-entropy.
 
     With ``Z = X W^T + b``, P the softmax of ``Z A^T + a``, Y the one-hot labels and ``E = (P - Y) / B``:
     ``dA = E^T Z``, ``da = sum E``, ``dW = (E A)^T X``, ``db = sum E A``.
@@ -44,7 +54,7 @@ def compute_projector_and_head_gradients(
     logits = torch.baddbmm(heads.bias[:, None], hidden, heads.weight.transpose(1, 2))
     error = (logits.softmax(-1) - one_hot(labels, logits.shape[-1])) / labels.shape[1]
     grad_hidden = error @ heads.weight
-    return (
+    return ProjectedHeadGradients(
         grad_hidden.transpose(1, 2) @ features,
         grad_hidden.sum(1),
         error.transpose(1, 2) @ hidden,

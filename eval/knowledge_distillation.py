@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
-from sfm.eval.linear_probe import train_fresh_heads
+from sfm.eval.linear_probe import HeadGradients, train_fresh_heads
 from sfm.eval.training import BatchSchedule, CountCallback, ignore_progress_count
 
 TEMPERATURE = 4.0
@@ -32,7 +32,7 @@ def compute_soft_labels(target_features: Tensor, inherited_classifier: SingleLin
 
 def compute_knowledge_distillation_gradients(
     heads: LinearHeads, features: Tensor, labels: Tensor, soft_labels: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> HeadGradients:
     """Return the gradient of each seed's mean of ``w T^2 KL(soft || P_T) + (1 - w) CE(labels, P)``.
 
     With ``P`` and ``P_T`` the softmax of the logits and of the logits over T, the gradient with respect to
@@ -45,17 +45,12 @@ def compute_knowledge_distillation_gradients(
     features : Tensor, shape (seed, batch, feature)
     labels : Tensor of int64, shape (seed, batch)
     soft_labels : Tensor, shape (seed, batch, class)
-
-    Returns
-    -------
-    tuple of Tensor
-        Shapes (seed, class, feature) and (seed, class).
     """
     logits = torch.baddbmm(heads.bias[:, None], features, heads.weight.transpose(1, 2))
     soft_error = (logits / TEMPERATURE).softmax(-1) - soft_labels
     error = logits.softmax(-1) - one_hot(labels, logits.shape[-1])
     error = (SOFT_LABEL_WEIGHT * TEMPERATURE * soft_error + (1 - SOFT_LABEL_WEIGHT) * error) / labels.shape[1]
-    return error.transpose(1, 2) @ features, error.sum(1)
+    return HeadGradients(error.transpose(1, 2) @ features, error.sum(1))
 
 
 def train_heads_on_hard_and_soft_labels(
@@ -85,9 +80,7 @@ def train_heads_on_hard_and_soft_labels(
     LinearHeads
     """
 
-    def compute_gradients(
-        heads: LinearHeads, image_indices: Tensor, view_indices: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def compute_gradients(heads: LinearHeads, image_indices: Tensor, view_indices: Tensor) -> HeadGradients:
         return compute_knowledge_distillation_gradients(
             heads,
             view_features[image_indices, view_indices],
@@ -95,4 +88,4 @@ def train_heads_on_hard_and_soft_labels(
             soft_labels[image_indices, view_indices],
         )
 
-    return train_fresh_heads(compute_gradients, view_features, schedule, initial_weights, on_epoch)
+    return train_fresh_heads(compute_gradients, schedule, initial_weights.to(view_features), on_epoch)

@@ -1,6 +1,7 @@
 """Linear probe: train a fresh linear head on the features of synthetic images."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,22 @@ from sfm.eval.training import (
     train_with_adam,
 )
 
-HeadGradient = Callable[[LinearHeads, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes the heads and the indices of a batch's images and views; returns gradients of weights and biases."""
+
+class HeadGradients(NamedTuple):
+    """Gradients of each seed's loss.
+
+    Attributes
+    ----------
+    weight : Tensor, shape (seed, class, feature)
+    bias : Tensor, shape (seed, class)
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+HeadGradientFunction = Callable[[LinearHeads, Tensor, Tensor], HeadGradients]
+"""Takes the heads and the indices of a batch's images and views."""
 
 HEAD_LEARNING_RATE = 1e-3
 INITIAL_STD = 0.01
@@ -25,7 +40,7 @@ INITIAL_STD = 0.01
 MAX_SINGLE_THREAD_WEIGHTS = 2**17
 
 
-def compute_head_gradients(heads: LinearHeads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def compute_head_gradients(heads: LinearHeads, features: Tensor, labels: Tensor) -> HeadGradients:
     """Return the gradient of the mean cross-entropy of each seed's head.
 
     With ``P`` the softmax of the logits and ``Y`` the one-hot labels: ``dW = (P - Y)^T X / B`` and
@@ -36,15 +51,10 @@ def compute_head_gradients(heads: LinearHeads, features: Tensor, labels: Tensor)
     heads : LinearHeads
     features : Tensor, shape (seed, batch, feature)
     labels : Tensor of int64, shape (seed, batch)
-
-    Returns
-    -------
-    tuple of Tensor
-        Shapes (seed, class, feature) and (seed, class).
     """
     logits = torch.baddbmm(heads.bias[:, None], features, heads.weight.transpose(1, 2))
     error = (logits.softmax(-1) - one_hot(labels, logits.shape[-1])) / labels.shape[1]
-    return error.transpose(1, 2) @ features, error.sum(1)
+    return HeadGradients(error.transpose(1, 2) @ features, error.sum(1))
 
 
 def choose_thread_count(weight_count: int) -> int:
@@ -53,8 +63,7 @@ def choose_thread_count(weight_count: int) -> int:
 
 
 def train_fresh_heads(
-    compute_gradients: HeadGradient,
-    view_features: Tensor,
+    compute_gradients: HeadGradientFunction,
     schedule: BatchSchedule,
     initial_weights: Tensor,
     on_epoch: CountCallback,
@@ -66,18 +75,14 @@ def train_fresh_heads(
     Parameters
     ----------
     compute_gradients : callable
-        Of each seed's loss, shapes (seed, class, feature) and (seed, class).
-    view_features : Tensor, shape (image, view, feature)
-        Heads have their dtype and device.
+        Of each seed's loss.
     schedule : BatchSchedule
     initial_weights : Tensor, shape (seed, class, feature)
-        Initial weights; biases start at zero.
+        Initial weights, of the dtype and on the device to train with; biases start at zero.
     on_epoch : callable
         Called with the epochs done and their total.
     """
-    heads = LinearHeads(
-        initial_weights.to(view_features, copy=True), view_features.new_zeros(initial_weights.shape[:2])
-    )
+    heads = LinearHeads(initial_weights.clone(), initial_weights.new_zeros(initial_weights.shape[:2]))
     with limit_torch_threads(choose_thread_count(initial_weights.numel())):
         train_with_adam(
             [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
@@ -114,11 +119,9 @@ def train_linear_heads(
     LinearHeads
     """
 
-    def compute_gradients(
-        heads: LinearHeads, image_indices: Tensor, view_indices: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def compute_gradients(heads: LinearHeads, image_indices: Tensor, view_indices: Tensor) -> HeadGradients:
         return compute_head_gradients(
             heads, view_features[image_indices, view_indices], labels[image_indices]
         )
 
-    return train_fresh_heads(compute_gradients, view_features, schedule, initial_weights, on_epoch)
+    return train_fresh_heads(compute_gradients, schedule, initial_weights.to(view_features), on_epoch)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class ModeTrainingContext:
     ----------
     eval_backbone : EvaluatedBackbone
         The evaluation backbone and its statistics.
-    source_statistics : ClassSubsetStatistics
+    teacher_statistics : ClassSubsetStatistics
         The statistics distilled from; their classifier is inherited.
     image_set : ImageSet
     view_features : Tensor, shape (image, view, feature)
@@ -52,7 +53,7 @@ class ModeTrainingContext:
     """
 
     eval_backbone: EvaluatedBackbone
-    source_statistics: ClassSubsetStatistics
+    teacher_statistics: ClassSubsetStatistics
     image_set: ImageSet
     view_features: Tensor
     target_features: Tensor | None
@@ -66,7 +67,7 @@ class ModeTrainingContext:
     @property
     def inherited_classifier(self) -> SingleLinearHead:
         """The classifier of all real images on the distillation backbone."""
-        return read_full_data_classifier(self.source_statistics, self.view_features.device)
+        return read_full_data_classifier(self.teacher_statistics, self.view_features.device)
 
     @property
     def labels(self) -> Tensor:
@@ -171,8 +172,8 @@ def fit_inherit_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train projectors to the distillation backbone, and compose them with its classifier."""
-    view_features, target_features, schedule = select_shared_features_and_schedule(context, config)
-    names = f"{context.backbone_spec} to {context.source_statistics.entry.backbone.spec}"
+    view_features, target_features, schedule = make_projector_training_data(context, config)
+    names = f"{context.backbone_spec} to {context.teacher_statistics.entry.backbone.spec}"
     on_block = make_stage_progress_callback(progress, f"projectors from {names}", "blocks")
     projectors = train_projectors(view_features, target_features, schedule, on_block)
     heads = compose_projectors_with_classifier(projectors, context.inherited_classifier)
@@ -183,7 +184,7 @@ def fit_inherit_ridge_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Fit one projector to the distillation backbone in closed form; a group is the views of one image."""
-    view_features, target_features, _ = select_shared_features_and_schedule(context, config)
+    view_features, target_features, _ = make_projector_training_data(context, config)
     ridge_fit = fit_ridge_projector(view_features, target_features, context.inherited_classifier)
     return compose_ridge_with_classifier(ridge_fit, context)
 
@@ -192,10 +193,14 @@ def fit_inherit_statistics_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Fit one projector to the class means of the two backbones, without any image; a group is a class."""
-    statistics_pair = (context.eval_backbone.statistics, context.source_statistics)
-    has_samples = np.all([statistics.read_array("train/count") > 0 for statistics in statistics_pair], axis=0)
+    statistics_pair = (context.eval_backbone.statistics, context.teacher_statistics)
+    has_samples = np.all(
+        [statistics.read_per_class_array("train/count") > 0 for statistics in statistics_pair], axis=0
+    )
     means, target_means = (
-        torch.from_numpy(statistics.read_array("train/mean")[has_samples]).to(context.view_features.device)
+        torch.from_numpy(statistics.read_per_class_array("train/mean")[has_samples]).to(
+            context.view_features.device
+        )
         for statistics in statistics_pair
     )
     ridge_fit = fit_ridge_projector(
@@ -242,14 +247,18 @@ def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: ModeTrainingCont
 
 def fit_projected_heads(
     mode: Mode,
-    train: Callable[[Tensor, Tensor, SingleLinearHead, BatchSchedule, CountCallback], ProjectedHeads],
+    train_projectors_and_heads: Callable[
+        [Tensor, Tensor, SingleLinearHead, BatchSchedule, CountCallback], ProjectedHeads
+    ],
     context: ModeTrainingContext,
     config: EvaluateConfig,
     on_epoch: CountCallback,
 ) -> FittedHeads:
     """Train projectors and heads on cross-entropy, and compose them."""
     schedule = make_shared_views_schedule(len(context.view_features), mode, config)
-    model = train(context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch)
+    model = train_projectors_and_heads(
+        context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch
+    )
     heads = compose_projectors_with_classifier(model.projectors, model.heads)
     return FittedHeads(heads, model.projectors)
 
@@ -272,11 +281,11 @@ def repeat_labels_for_split_views(context: ModeTrainingContext) -> Tensor:
 
 
 def make_separate_views_schedule(
-    image_set: ImageSet, split_row_count: int, config: EvaluateConfig
+    image_set: ImageSet, image_seed_pair_count: int, config: EvaluateConfig
 ) -> BatchSchedule:
     """Return a schedule in which every seed trains on different rows of :func:`split_views_between_seeds`."""
     seeds_per_image = image_set.seeds_per_image
-    by_seed = np.arange(split_row_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
+    by_seed = np.arange(image_seed_pair_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
     return make_batch_schedule(
         config.seed,
         by_seed.transpose(0, 2, 1).reshape(config.seeds, -1),
@@ -291,13 +300,32 @@ def draw_initial_head_weights(context: ModeTrainingContext, config: EvaluateConf
     return draw_initial_weights_by_seed(config.seed, RandomStreamPurpose.HEAD, shape, INITIAL_STD)
 
 
-def select_shared_features_and_schedule(
+class ProjectorTrainingData(NamedTuple):
+    """What all seeds of mode ``inherit`` train on.
+
+    Attributes
+    ----------
+    view_features : Tensor, shape (image, view, feature)
+        Features of the evaluation backbone.
+    target_features : Tensor, shape (image, view, target feature)
+        Features of the distillation backbone, of the same views.
+    schedule : BatchSchedule
+    """
+
+    view_features: Tensor
+    target_features: Tensor
+    schedule: BatchSchedule
+
+
+def make_projector_training_data(
     context: ModeTrainingContext, config: EvaluateConfig
-) -> tuple[Tensor, Tensor, BatchSchedule]:
+) -> ProjectorTrainingData:
     """Return both backbones' features of the views that all seeds share, and their schedule."""
     views = count_views_per_image_and_seed(config, "inherit", len(context.view_features))
     schedule = make_shared_views_schedule(len(context.view_features), "inherit", config)
-    return context.view_features[:, :views], context.require_target_features()[:, :views], schedule
+    return ProjectorTrainingData(
+        context.view_features[:, :views], context.require_target_features()[:, :views], schedule
+    )
 
 
 def make_shared_views_schedule(image_count: int, mode: Mode, config: EvaluateConfig) -> BatchSchedule:
@@ -309,8 +337,8 @@ def make_shared_views_schedule(image_count: int, mode: Mode, config: EvaluateCon
 
 def read_full_data_classifier(statistics: ClassSubsetStatistics, device: torch.device) -> SingleLinearHead:
     """Read the linear classifier of all real training data."""
-    weight = torch.from_numpy(statistics.read_array("classifier/weight"))
-    bias = torch.from_numpy(statistics.read_array("classifier/bias"))
+    weight = torch.from_numpy(statistics.read_per_class_array("classifier/weight"))
+    bias = torch.from_numpy(statistics.read_per_class_array("classifier/bias"))
     return LinearHeads(weight[None].to(device), bias[None].to(device))
 
 

@@ -32,7 +32,7 @@ def translate_write_errors(path: Path, message_suffix: str = "") -> Iterator[Non
         raise InputError(f"cannot write {path}: {error.strerror}{message_suffix}") from error
 
 
-def require_writable_output(path: Path) -> None:
+def make_parent_and_require_writable(path: Path) -> None:
     """Refuse an output file that cannot be written before work begins; make its folder.
 
     Raises

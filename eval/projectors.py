@@ -6,6 +6,7 @@ evaluation backbone's features to the distillation backbone's is trained, on syn
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,9 +45,16 @@ SingleLinearProjector = LinearProjectors
 """One projector alone: the first axis has length 1."""
 
 
+class ProjectorGradients(NamedTuple):
+    """Gradients of each seed's loss, shaped as the projectors or the part of them that is trained."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 def compute_projector_gradients(
     weight: Tensor, bias: Tensor, features: Tensor, target_features: Tensor, total_target_width: int
-) -> tuple[Tensor, Tensor]:
+) -> ProjectorGradients:
     """Return the gradient of each seed's mean squared error, for some of the target features.
 
     With ``R = X W^T + b - Y`` and the mean over the batch and all `total_target_width` target features:
@@ -60,15 +68,10 @@ def compute_projector_gradients(
     target_features : Tensor, shape (seed, batch, target feature)
     total_target_width : int
         Length of the whole target feature vector.
-
-    Returns
-    -------
-    tuple of Tensor
-        Shapes of `weight` and `bias`.
     """
     residual = torch.baddbmm(bias[:, None], features, weight.transpose(1, 2)) - target_features
     residual *= 2 / (features.shape[1] * total_target_width)
-    return residual.transpose(1, 2) @ features, residual.sum(1)
+    return ProjectorGradients(residual.transpose(1, 2) @ features, residual.sum(1))
 
 
 def train_projectors(

@@ -33,6 +33,7 @@ ConfusionMatrix = FailFastList[FailFastList[Count]]
 
 ImagesPerClass = Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
 PixelDigest = Name
+LabelDigest = Name
 BackboneSpec = Name
 BackboneHash = Name
 EntryDigest = Name
@@ -72,7 +73,7 @@ class LabelRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    digest: PixelDigest
+    digest: LabelDigest
     bytes: Count
     backbone: BackboneSpec
     views: PositiveCount
@@ -230,7 +231,7 @@ class SourceEntryRecord(BaseModel):
     image_size: InputPixels | None
     entry_digest: EntryDigest
 
-    def is_backbone_of(self, row: ResultRow) -> bool:
+    def has_backbone_of(self, row: ResultRow) -> bool:
         """Return whether a row is of this backbone: by its hash, or else by spec and known input size."""
         row_hash = row.backbone_hash if isinstance(row, AccuracyRow) else None
         if row_hash and self.backbone_hash:
@@ -384,7 +385,7 @@ def compute_mean_and_sample_std(values: list[float]) -> tuple[float, float]:
 
 def is_row_on_distillation_backbone(row: ResultRow, provenance: Provenance) -> bool:
     """Return whether a row is of a backbone distilled on, at the same input size if that is known."""
-    return any(entry.is_backbone_of(row) for entry in provenance.source_entries)
+    return any(entry.has_backbone_of(row) for entry in provenance.source_entries)
 
 
 def mark_unseen_rows(evaluation: Evaluation) -> Evaluation:

@@ -1,6 +1,7 @@
 """Projectors in closed form: ridge regression, its penalty chosen by leave-one-group-out cross-validation."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def fit_ridge_projector(
     x, y = grouped_features.double().flatten(0, 1), grouped_target_features.double().flatten(0, 1)
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
-    left, spectrum, right = compute_compact_svd_with_squared_values(x)
+    left, spectrum, right = compute_compact_svd(x)
     scale = float(spectrum.sum()) / x.shape[1]
     logits = y @ inherited_classifier.weight[0].double().T
     errors = [
@@ -75,14 +76,23 @@ def fit_ridge_projector(
     )
 
 
-def compute_compact_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the singular value decomposition ``U diag(sqrt(s)) V^T``, computed from the smaller scatter.
+class CompactSvd(NamedTuple):
+    """A singular value decomposition without directions of zero variance.
 
-    Returns
-    -------
-    tuple of Tensor
-        U (sample, rank), s (rank,), V (feature, rank); directions of zero variance are left out.
+    Attributes
+    ----------
+    left_vectors : Tensor, shape (sample, rank)
+    squared_singular_values : Tensor, shape (rank,)
+    right_vectors : Tensor, shape (feature, rank)
     """
+
+    left_vectors: Tensor
+    squared_singular_values: Tensor
+    right_vectors: Tensor
+
+
+def compute_compact_svd(matrix: Tensor) -> CompactSvd:
+    """Return the singular value decomposition ``U diag(sqrt(s)) V^T``, computed from the smaller scatter."""
     rows, columns = matrix.shape
     scatter = matrix @ matrix.T if rows < columns else matrix.T @ matrix
     # torch's only driver does not converge on some matrices of low rank.
@@ -92,8 +102,8 @@ def compute_compact_svd_with_squared_values(matrix: Tensor) -> tuple[Tensor, Ten
     is_nonzero = spectrum > spectrum[-1] * max(rows, columns) * torch.finfo(matrix.dtype).eps
     spectrum, vectors = spectrum[is_nonzero], vectors[:, is_nonzero]
     if rows < columns:
-        return vectors, spectrum, matrix.T @ vectors / spectrum.sqrt()
-    return matrix @ vectors / spectrum.sqrt(), spectrum, vectors
+        return CompactSvd(vectors, spectrum, matrix.T @ vectors / spectrum.sqrt())
+    return CompactSvd(matrix @ vectors / spectrum.sqrt(), spectrum, vectors)
 
 
 def compute_left_out_groups_squared_error(

@@ -20,7 +20,7 @@ from sfm.eval.config import (
     get_classifier_folder,
     make_row_training_options,
 )
-from sfm.eval.evaluated_backbones import EvaluatedBackbone, select_source_statistics
+from sfm.eval.evaluated_backbones import EvaluatedBackbone, select_matching_or_first_statistics
 from sfm.eval.evaluation_job import EvaluationJob
 from sfm.eval.image_set_labels import ImageSetLabeller
 from sfm.eval.image_sets import ImageSet
@@ -86,9 +86,11 @@ class RowTrainer:
     labeller: ImageSetLabeller | None = None
 
     @property
-    def source_statistics(self) -> ClassSubsetStatistics:
+    def teacher_statistics(self) -> ClassSubsetStatistics:
         """The statistics whose classifier is inherited: the backbone's own if it was distilled on."""
-        return select_source_statistics(self.job.sources, self.eval_backbone.backbone.card.hash)
+        return select_matching_or_first_statistics(
+            self.job.all_source_statistics, self.eval_backbone.backbone.card.hash
+        )
 
     def read_or_train_row(
         self,
@@ -121,7 +123,7 @@ class RowTrainer:
             )
         context = ModeTrainingContext(
             self.eval_backbone,
-            self.source_statistics,
+            self.teacher_statistics,
             image_set,
             view_features.features,
             target_features.features if target_features else None,
@@ -144,7 +146,7 @@ class RowTrainer:
             folder = get_classifier_folder(config.result_path)
             try:
                 save_first_seed_classifier(
-                    folder, fitted_heads, row, self.job.run, self.eval_backbone, self.source_statistics
+                    folder, fitted_heads, row, self.job.run, self.eval_backbone, self.teacher_statistics
                 )
             except InputError as error:
                 appended_write_failures.append(str(error))
@@ -189,22 +191,22 @@ class RowTrainer:
         config, backbone = self.job.config, self.eval_backbone.backbone
         options = config.model_dump(mode="json", include={*PROTOCOL_OPTIONS, "save"})
         classifier_folder = get_classifier_folder(config.result_path).resolve()
-        return compute_work_key(
-            row=[image_set.name, mode, backbone.card.hash, backbone.card.spec],
-            images=compute_array_digest(image_set.images.pixels),
-            entries=[
+        inputs = {
+            "row": [image_set.name, mode, backbone.card.hash, backbone.card.spec],
+            "images": compute_array_digest(image_set.images.pixels),
+            "entries": [
                 statistics.entry.summary.entry_digest
-                for statistics in (self.eval_backbone.statistics, self.source_statistics)
+                for statistics in (self.eval_backbone.statistics, self.teacher_statistics)
             ],
-            classes=self.job.run.class_ids,
-            options=options,
-            labels=self.make_labels_work_key() if mode == "soft" else None,
-            saved_to=str(classifier_folder) if config.save else None,
-            version=version("sfm-distill"),
-            device=backbone.device,
-        )
+            "classes": self.job.run.class_ids,
+            "options": options,
+            "labels": self.collect_label_key_inputs() if mode == "soft" else None,
+            "saved_to": str(classifier_folder) if config.save else None,
+            "version": version("sfm-distill"),
+        }
+        return compute_work_key(inputs, backbone.device)
 
-    def make_labels_work_key(self) -> dict[str, Any] | None:
+    def collect_label_key_inputs(self) -> dict[str, Any] | None:
         """Return everything that the labels of an image set depend on, besides its images."""
         if self.labeller is None:
             return None

@@ -53,7 +53,7 @@ def load_held_out_samples(eval_backbone: EvaluatedBackbone) -> HeldOutSamples:
     InputError
         If the classes have none.
     """
-    features, labels = eval_backbone.statistics.read_held_out_samples()
+    features, labels = eval_backbone.statistics.read_held_out_arrays()
     if len(labels) == 0:
         raise InputError(
             f"no held-out sample of the classes distilled in the store, through "
@@ -71,7 +71,9 @@ def make_full_data_rows(
     heads: dict[FullDataClassifier, SingleLinearHead] = {
         "linear": read_full_data_classifier(eval_backbone.statistics, device),
         "nearest class mean": make_nearest_mean_head(
-            torch.from_numpy(eval_backbone.statistics.read_array("train/mean").astype(np.float32)).to(device)
+            torch.from_numpy(
+                eval_backbone.statistics.read_per_class_array("train/mean").astype(np.float32)
+            ).to(device)
         ),
         "discriminant": make_discriminant_head(eval_backbone.statistics, device),
     }
@@ -134,7 +136,7 @@ def make_accuracy_row(
         top1=score.top1,
         top5=score.top5,
         recovered=compute_fraction_of_full_data(top1_mean, full_data_top1),
-        exemplars=image_set.min_exemplars_per_class,
+        exemplars=image_set.min_available_exemplars_per_class,
         chosen=image_set.exemplar_indices_by_class,
         penalty=fitted_heads.relative_ridge_penalty,
         backbone_hash=eval_backbone.backbone.card.hash,
@@ -142,7 +144,7 @@ def make_accuracy_row(
         views=training_options.views,
         seed=training_options.seed,
     )
-    if image_set.min_exemplars_per_class is not None:
+    if image_set.min_available_exemplars_per_class is not None:
         return row
     counts = compute_summed_confusion_matrix(
         fitted_heads.heads, held_out_samples.features, held_out_samples.labels

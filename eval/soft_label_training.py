@@ -4,13 +4,11 @@ import torch
 from torch import Tensor
 
 from sfm.eval.head_accuracy import LinearHeads
-from sfm.eval.linear_probe import train_fresh_heads
+from sfm.eval.linear_probe import HeadGradients, train_fresh_heads
 from sfm.eval.training import BatchSchedule, CountCallback, ignore_progress_count
 
 
-def compute_soft_target_gradients(
-    heads: LinearHeads, features: Tensor, soft_labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def compute_soft_target_gradients(heads: LinearHeads, features: Tensor, soft_labels: Tensor) -> HeadGradients:
     """Return the gradient of each seed's mean cross-entropy ``-sum(Q log P)`` with soft labels ``Q``.
 
     With ``P`` the softmax of the logits: ``dW = (P - Q)^T X / B`` and ``db = sum(P - Q) / B``. It is also
@@ -22,15 +20,10 @@ def compute_soft_target_gradients(
     features : Tensor, shape (seed, batch, feature)
     soft_labels : Tensor, shape (seed, batch, class)
         Every row sums to one.
-
-    Returns
-    -------
-    tuple of Tensor
-        Shapes (seed, class, feature) and (seed, class).
     """
     logits = torch.baddbmm(heads.bias[:, None], features, heads.weight.transpose(1, 2))
     error = (logits.softmax(-1) - soft_labels) / features.shape[1]
-    return error.transpose(1, 2) @ features, error.sum(1)
+    return HeadGradients(error.transpose(1, 2) @ features, error.sum(1))
 
 
 def train_heads_on_soft_labels(
@@ -57,11 +50,9 @@ def train_heads_on_soft_labels(
     LinearHeads
     """
 
-    def compute_gradients(
-        heads: LinearHeads, image_indices: Tensor, view_indices: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def compute_gradients(heads: LinearHeads, image_indices: Tensor, view_indices: Tensor) -> HeadGradients:
         return compute_soft_target_gradients(
             heads, view_features[image_indices, view_indices], soft_labels[image_indices]
         )
 
-    return train_fresh_heads(compute_gradients, view_features, schedule, initial_weights, on_epoch)
+    return train_fresh_heads(compute_gradients, schedule, initial_weights.to(view_features), on_epoch)

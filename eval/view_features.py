@@ -119,10 +119,10 @@ def compute_view_features(
 def make_view_features_key(backbone: Backbone, images: LabelledImages, crops: Crops, batch_size: int) -> str:
     """Return the digest of all inputs of the features of views."""
     boxes = (crops.top, crops.left, crops.height, crops.width, crops.flip)
-    return compute_work_key(
-        features=backbone.card.hash,
-        images=compute_array_digest(images.pixels),
-        crops=[compute_array_digest(box) for box in boxes],
-        batch_size=batch_size,
-        device=backbone.device,
-    )
+    inputs = {
+        "features": backbone.card.hash,
+        "images": compute_array_digest(images.pixels),
+        "crops": [compute_array_digest(box) for box in boxes],
+        "batch_size": batch_size,
+    }
+    return compute_work_key(inputs, backbone.device)

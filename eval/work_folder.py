@@ -7,7 +7,7 @@ continues, but cannot resume.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,9 @@ KEY_CHARACTERS = 40
 """Characters of the key that every file name begins with, after a dot while it is being written."""
 
 LOG = logging.getLogger(__name__)
+
+
+ViewCount = int
 
 
 class _StoredRow(BaseModel):
@@ -118,9 +121,9 @@ class ResumableFeatures:
     key: str
     features: Tensor
     stored_view_count: int = field(default=0, init=False)
-    _last_write: float = field(default_factory=time.monotonic, init=False)
+    _last_write_monotonic_seconds: float = field(default_factory=time.monotonic, init=False)
 
-    def load_stored_view_features(self) -> int:
+    def load_stored_view_features(self) -> ViewCount:
         """Fill in the features on the disk up to the first gap; return the number of their views."""
         self.work_folder.used_keys.append(self.key)
         while self.stored_view_count < len(self.features):
@@ -137,7 +140,7 @@ class ResumableFeatures:
         """Write new features of the first views, if all are done or some seconds have passed."""
         if (
             computed_view_count == len(self.features)
-            or time.monotonic() - self._last_write > SECONDS_BETWEEN_WRITES
+            or time.monotonic() - self._last_write_monotonic_seconds > SECONDS_BETWEEN_WRITES
         ):
             self.write_unwritten_views(computed_view_count)
 
@@ -147,15 +150,15 @@ class ResumableFeatures:
             block = self.features[self.stored_view_count : computed_view_count].cpu().contiguous()
             header = {"key": self.key, "digest": compute_array_digest(block.numpy())}
             self.work_folder.try_write_file(
-                self._make_file_name(self.stored_view_count), save({"features": block}, header)
+                self._make_block_file_name(self.stored_view_count), save({"features": block}, header)
             )
-            self.stored_view_count, self._last_write = computed_view_count, time.monotonic()
+            self.stored_view_count, self._last_write_monotonic_seconds = computed_view_count, time.monotonic()
 
-    def _make_file_name(self, first_view: int) -> str:
+    def _make_block_file_name(self, first_view: int) -> str:
         return f"{self.key}-{first_view:09d}.safetensors"
 
     def _read_block(self, first_view: int) -> Tensor | None:
-        path = self.work_folder.folder / self._make_file_name(first_view)
+        path = self.work_folder.folder / self._make_block_file_name(first_view)
         try:
             with open_safetensors(path, "pt", 4 * self.features[first_view:].numel()) as file:
                 dtype, (views, *width) = read_tensor_specs(file).get("features", ("", (0,)))
@@ -169,10 +172,9 @@ class ResumableFeatures:
         return block if is_intact and block.isfinite().all() else None
 
 
-def compute_work_key(**values: Any) -> str:
-    """Return the digest of values that work depends on, with the device and the version of torch."""
-    device = values.pop("device")
+def compute_work_key(inputs: Mapping[str, Any], device: torch.device) -> str:
+    """Return the digest of inputs that work depends on, with the device and the version of torch."""
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return compute_sha256(
-        encode_canonical_json(values | {"device": device_name, "torch": torch.__version__})
+        encode_canonical_json({**inputs, "device": device_name, "torch": torch.__version__})
     )[:KEY_CHARACTERS]

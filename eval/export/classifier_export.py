@@ -5,7 +5,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,13 @@ class ClassifierHeader(BaseModel):
     seeds: PositiveCount | None = None
 
 
+class SavedClassifier(NamedTuple):
+    """A classifier with projector as `sfm evaluate --save` wrote it, and the header of its file."""
+
+    tensors: NamedTensors
+    header: dict[str, str]
+
+
 def export_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> None:
     """Write ``model.safetensors``, ``config.json`` and a card.
 
@@ -64,10 +71,10 @@ def export_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> N
     if run.source_data is None:
         raise InputError("--store is required for a classifier: it holds the one of all real images")
     own = [s for s in run.source_data.all_statistics if s.entry.backbone.spec == config.backbone]
-    statistics = own[0] if own else run.source_data.statistics
+    statistics = own[0] if own else run.source_data.first_statistics
     entry = statistics.entry
     inherited: NamedTensors = {
-        name: statistics.read_array(f"classifier/{name}") for name in ("weight", "bias")
+        name: statistics.read_per_class_array(f"classifier/{name}") for name in ("weight", "bias")
     }
     spec = config.backbone or entry.backbone.spec
     card: BackboneCard | None = entry.backbone
@@ -127,8 +134,8 @@ def find_backbone_card(store_url: str | None, backbone_hash: str) -> BackboneCar
 
 
 def read_saved_classifier_with_projector(
-    run: ReportedRun, entry: Entry, backbone_spec: str, config: ExportConfig
-) -> tuple[NamedTensors, dict[str, str]]:
+    run: ReportedRun, source_entry: Entry, backbone_spec: str, config: ExportConfig
+) -> SavedClassifier:
     """Read the classifier with projector, and its header, that `sfm evaluate --save` wrote.
 
     Raises
@@ -148,7 +155,7 @@ def read_saved_classifier_with_projector(
                 if path.parent != own_folder and fields.images != run.pixel_digest:
                     continue  # a folder of results also holds classifiers of other runs
                 if (fields.distilled_on_hash, fields.class_ids) != (
-                    entry.backbone.hash,
+                    source_entry.backbone.hash,
                     run.distilled.class_ids,
                 ):
                     raise InputError(
@@ -156,26 +163,26 @@ def read_saved_classifier_with_projector(
                     )
                 if fields.images in (None, run.pixel_digest):
                     tensors = read_classifier_tensors(
-                        file, path, len(fields.class_ids), entry.backbone.features
+                        file, path, len(fields.class_ids), source_entry.backbone.features
                     )
                     candidates.append(((fields.epochs or 0, fields.seeds or 0), tensors, header))
         except (FileNotFoundError, TensorFileError, ValidationError) as error:
             raise InputError(f"{path} is damaged: evaluate again with --save") from error
     if candidates:
         _, tensors, header = max(candidates, key=lambda candidate: candidate[0])
-        return tensors, header
+        return SavedClassifier(tensors, header)
     out, next_step = config.evaluation[0] if config.evaluation else None, ""
     if out is None and not os.access(run.directory, os.W_OK):
         out = Path(f"{resolve_links(run.directory).name}-evaluation.json")
         next_step = f", and give --evaluation {shlex.quote(str(out))}"
     options = {"store": config.store, "backbone": backbone_spec, "mode": "inherit", "save": True, "out": out}
     command = format_sfm_command("evaluate", str(run.directory), options)
-    projector = f"projector from {backbone_spec} to {entry.backbone.spec}"
+    projector = f"projector from {backbone_spec} to {source_entry.backbone.spec}"
     raise InputError(f"no {projector} in {run.directory}: make it with `{command}`{next_step}")
 
 
 def read_classifier_tensors(
-    open_file: Any, path: Path, class_count: int, target_feature_width: int
+    safetensors_file: Any, path: Path, class_count: int, target_feature_width: int
 ) -> NamedTensors:
     """Read the tensors of a classifier with projector from an open safetensors file.
 
@@ -193,7 +200,7 @@ def read_classifier_tensors(
     TensorFileError
         If it holds other tensors than `sfm evaluate --save` writes, or values that are not finite.
     """
-    _, weight_shape = read_tensor_specs(open_file).get("weight", ("", ()))
+    _, weight_shape = read_tensor_specs(safetensors_file).get("weight", ("", ()))
     shapes = {
         "weight": (class_count, *weight_shape[1:]),
         "bias": (class_count,),
@@ -202,8 +209,8 @@ def read_classifier_tensors(
     }
     if len(weight_shape) != 2:
         raise TensorFileError(f"{path} holds a weight of shape {list(weight_shape)}")
-    require_tensor_specs(open_file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
-    tensors: NamedTensors = {name: open_file.get_tensor(name) for name in shapes}
+    require_tensor_specs(safetensors_file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
+    tensors: NamedTensors = {name: safetensors_file.get_tensor(name) for name in shapes}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise TensorFileError(f"{path} holds values that are not finite")
     return tensors

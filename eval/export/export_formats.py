@@ -92,7 +92,7 @@ def write_parquet(folder: Path, run: ReportedRun) -> None:
         columns[LABEL_TENSOR] = list(run.soft_labels.probabilities)
     schema = pa.schema(
         fields,
-        metadata={"huggingface": json.dumps({"info": {"features": make_table_column_features(run)}})},
+        metadata={"huggingface": json.dumps({"info": {"features": make_huggingface_features(run)}})},
     )
     target = folder / TABLE_FILE
     target.parent.mkdir()
@@ -100,7 +100,7 @@ def write_parquet(folder: Path, run: ReportedRun) -> None:
     pq.write_table(table, target)
 
 
-def make_table_column_features(run: ReportedRun) -> dict[str, Any]:
+def make_huggingface_features(run: ReportedRun) -> dict[str, Any]:
     """Return the ``features`` of the table's columns, as the ``datasets`` library names them."""
     features: dict[str, Any] = {
         "image": {"_type": "Image"},

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -87,17 +87,19 @@ def render_dataset_card(
     )
     return render_card_template(
         "dataset.md",
-        yaml=Markup(data.to_yaml()),
-        run=run,
-        record=record,
-        backbones=format_backbones_as_code(record),
-        export_format=export_format,
-        images=format_count_with_noun(len(run.distilled.image_files), "image"),
-        edited=run.details.images is not None and run.details.images != run.pixel_digest,
-        licence=choose_licence(run, None),
-        rows=list_accuracy_table_rows(run),
-        notes=list_evaluation_notes_of_images(run),
-        command=Markup(sanitize_line(make_distill_command(run))),
+        {
+            "yaml": Markup(data.to_yaml()),
+            "run": run,
+            "record": record,
+            "backbones": format_backbones_as_code(record),
+            "export_format": export_format,
+            "images": format_count_with_noun(len(run.distilled.image_files), "image"),
+            "edited": run.details.images is not None and run.details.images != run.pixel_digest,
+            "licence": choose_licence(run, None),
+            "rows": list_accuracy_table_rows(run),
+            "notes": list_evaluation_notes_if_current(run),
+            "command": Markup(sanitize_line(make_distill_command(run))),
+        },
     )
 
 
@@ -143,20 +145,24 @@ def render_model_card(
     )
     return render_card_template(
         "model.md",
-        yaml=Markup(data.to_yaml()),
-        run=run,
-        record=record,
-        backbones=format_backbones_as_code(record),
-        source=real_dataset_card,
-        config=classifier_config,
-        licence=choose_licence(run, None),
-        accuracy=None if row is None else format_percent(row.top1_mean, row.top1_std),
+        {
+            "yaml": Markup(data.to_yaml()),
+            "run": run,
+            "record": record,
+            "backbones": format_backbones_as_code(record),
+            "source": real_dataset_card,
+            "config": classifier_config,
+            "licence": choose_licence(run, None),
+            "accuracy": None if row is None else format_percent(row.top1_mean, row.top1_std),
+        },
     )
 
 
 def choose_licence(run: ReportedRun, requested_licence: str | None) -> str:
     """Return the licence from the command line, or else that of the real data."""
-    stored = run.source_data.statistics.entry.dataset.licence if run.source_data else run.details.licence
+    stored = (
+        run.source_data.first_statistics.entry.dataset.licence if run.source_data else run.details.licence
+    )
     return requested_licence or stored or "unknown"
 
 
@@ -193,8 +199,16 @@ def make_load_dataset_fields(run: ReportedRun, export_format: str, exported_fold
     return fields | {"dataset_info": info}
 
 
-def list_accuracy_table_rows(run: ReportedRun) -> list[tuple[str, str, str]]:
-    """Return backbone, label and top-1 in percent of every accuracy of these images, unseen ones last."""
+class AccuracyTableRow(NamedTuple):
+    """One row of a card's table of accuracies, as text."""
+
+    backbone: str
+    label: str
+    top1_percent: str
+
+
+def list_accuracy_table_rows(run: ReportedRun) -> list[AccuracyTableRow]:
+    """Return a row for every accuracy of these images, unseen backbones last."""
     evaluation = run.evaluation
     if evaluation is None or evaluation.provenance.images != run.pixel_digest:
         return []
@@ -206,7 +220,7 @@ def list_accuracy_table_rows(run: ReportedRun) -> list[tuple[str, str, str]]:
     rows = sorted(list_result_rows(evaluation), key=is_unseen)
     names = make_distinct_backbone_names((row.backbone, row.image_size) for row in rows)
     return [
-        (
+        AccuracyTableRow(
             f"{name} (unseen)" if is_unseen(row) else name,
             make_row_label(row, evaluation),
             format_percent(row.top1_mean, row.top1_std)
@@ -222,8 +236,8 @@ def format_backbones_as_code(record: RunRecord) -> Markup:
     return Markup(format_words_as_list([format_inline_code(name) for name in record.backbone_names]))
 
 
-def list_evaluation_notes_of_images(run: ReportedRun) -> list[str]:
-    """Return the notes of the evaluation of these images."""
+def list_evaluation_notes_if_current(run: ReportedRun) -> list[str]:
+    """Return the notes of the evaluation of these images; none if they were edited since."""
     evaluation = run.evaluation
     return evaluation.notes if evaluation and evaluation.provenance.images == run.pixel_digest else []
 
@@ -241,13 +255,13 @@ def format_inline_code(text: str) -> str:
     return f"{fence}{padding}{line}{padding}{fence}".replace("|", "\\|")
 
 
-def flatten_to_line(value: Any) -> Any:
+def sanitize_unless_markup(value: Any) -> Any:
     """Return a text as one line, unless it is :class:`Markup`; any other value as it is."""
     return sanitize_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def render_card_template(template_name: str, **values: Any) -> str:
-    """Render a template of the card folder."""
+def render_card_template(template_name: str, template_values: Mapping[str, Any]) -> str:
+    """Return the text of a card template, filled in."""
     environment = Environment(
         loader=PackageLoader("sfm.eval.export", "template"),
         undefined=StrictUndefined,
@@ -255,7 +269,7 @@ def render_card_template(template_name: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
-        finalize=flatten_to_line,
+        finalize=sanitize_unless_markup,
     )
     environment.filters |= {"cell": escape_markdown, "code": format_inline_code}
-    return escape_non_utf8(environment.get_template(template_name).render(values))
+    return escape_non_utf8(environment.get_template(template_name).render(template_values))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfm.eval.distilled_labels import require_labels_of_images
+from sfm.eval.distilled_labels import require_soft_labels_of_images
 from sfm.eval.export.classifier_export import export_classifier
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.export_formats import write_imagefolder, write_parquet, write_webdataset
@@ -65,7 +65,7 @@ def export(config: ExportConfig) -> ExportResult:
     """
     (run,) = read_reported_runs([config.run], [config.store] if config.store else [], config.evaluation)
     if config.format != "classifier" and run.soft_labels:
-        require_labels_of_images(run.soft_labels, run.pixel_digest, config.run, run.distilled.record)
+        require_soft_labels_of_images(run.soft_labels, run.pixel_digest, config.run, run.distilled.record)
     with lock_output_path(config.out), create_folder_atomically(config.out) as partial:
         if config.format == "classifier":
             export_classifier(partial, run, config)

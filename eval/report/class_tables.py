@@ -1,8 +1,9 @@
 """Tables by class: accuracies, and the most frequent confusions."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sfm.eval.report.comparison_tables import TableCell
+from sfm.eval.report.comparison_tables import LabelledCells, TableCell
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.row_selection import find_linear_full_data_row, find_row_shown_in_detail, make_row_label
 from sfm.eval.result import AccuracyRow
@@ -17,8 +18,16 @@ class ClassAccuracyTable:
 
     title: str
     columns: list[str]
-    rows: list[tuple[str, list[TableCell]]]
+    rows: list[LabelledCells]
     note: str
+
+
+class ConfusedClasses(NamedTuple):
+    """Names of two classes, and how often the first was taken for the second."""
+
+    true_class: str
+    predicted_class: str
+    frequency: TableCell
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class ConfusionTable:
     """The pairs of classes that one classifier confuses most."""
 
     title: str
-    pairs: list[tuple[str, str, TableCell]]
+    pairs: list[ConfusedClasses]
 
 
 def make_classifier_title(run: ReportedRun, row: AccuracyRow, *, with_run_name: bool) -> str:
@@ -57,7 +66,7 @@ def make_class_accuracy_table(run: ReportedRun, *, with_run_name: bool) -> Class
     measured = [c for c, accuracy in enumerate(distilled) if accuracy is not None]
     order = sorted(measured, key=lambda c: distilled[c] or 0.0)
     rows = [
-        (run.distilled.class_names[c], [make_percent_cell(column[c]) for column in accuracies])
+        LabelledCells(run.distilled.class_names[c], [make_percent_cell(column[c]) for column in accuracies])
         for c in order[:MAX_TABLE_CLASSES]
     ]
     note = (
@@ -79,7 +88,7 @@ def make_confusion_table(run: ReportedRun, *, with_run_name: bool) -> ConfusionT
     if row is None or not row.confused:
         return None
     names = run.distilled.class_names
-    pairs: list[tuple[str, str, TableCell]]
+    pairs: list[ConfusedClasses]
     if row.confusion:
         totals = [max(1, sum(counts)) for counts in row.confusion]
         shares = [
@@ -90,12 +99,14 @@ def make_confusion_table(run: ReportedRun, *, with_run_name: bool) -> ConfusionT
         ]
         shares.sort(key=lambda item: (-item[0], item[1], item[2]))
         pairs = [
-            (names[right], names[predicted], TableCell(f"{format_percent(share)} %", share))
+            ConfusedClasses(names[right], names[predicted], TableCell(f"{format_percent(share)} %", share))
             for share, right, predicted in shares[:MAX_CONFUSIONS]
         ]
     else:
         pairs = [
-            (names[pair.right], names[pair.predicted], TableCell(f"{pair.count:,} times", None))
+            ConfusedClasses(
+                names[pair.right], names[pair.predicted], TableCell(f"{pair.count:,} times", None)
+            )
             for pair in sorted(row.confused, key=lambda pair: -pair.count)[:MAX_CONFUSIONS]
         ]
     return ConfusionTable(make_classifier_title(run, row, with_run_name=with_run_name), pairs)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES, UNSEEN_CELL_NOTE
 from sfm.eval.report.reported_runs import ReportedRun
@@ -26,6 +27,20 @@ class TableCell:
     shade_fraction: float | None
 
 
+class LabelledCells(NamedTuple):
+    """A line of a table: its header and its cells, one per column."""
+
+    label: str
+    cells: list[TableCell]
+
+
+class ColumnGroup(NamedTuple):
+    """A header above neighbouring columns, and the number of columns below it."""
+
+    header: str
+    column_count: int
+
+
 @dataclass(frozen=True)
 class ReportTable:
     """A table with row and column headers."""
@@ -33,10 +48,9 @@ class ReportTable:
     title: str
     corner_header: str
     columns: list[str]
-    rows: list[tuple[str, list[TableCell]]]
+    rows: list[LabelledCells]
     note: str = ""
-    column_groups: list[tuple[str, int]] = field(default_factory=list)
-    """Headers above the columns, with the number of columns below each."""
+    column_groups: list[ColumnGroup] = field(default_factory=list)
 
 
 def make_backbone_labels(rows: Iterable[ResultRow]) -> dict[SpecAndInputSize, str]:
@@ -58,16 +72,19 @@ def make_comparison_table(runs: Sequence[ReportedRun], dataset_title: str) -> Re
         if backbone == column.key
     )
     table_rows = [
-        (
+        LabelledCells(
             f"{column.label}{'' if column.has_own_run else ' (unseen)'}: {label}",
             [
-                make_cell_of_run(run, rows.get((column.key, label)), column)
+                make_cell_parenthesized_if_unseen(run, rows.get((column.key, label)), column)
                 for run, rows in zip(runs, rows_by_run, strict=True)
             ],
         )
         for column, label in row_keys
     ]
-    notes = [describe_training_mismatch(runs), describe_parentheses([cells for _, cells in table_rows])]
+    notes = [
+        describe_training_mismatch(runs),
+        describe_parentheses_if_any([cells for _, cells in table_rows]),
+    ]
     return ReportTable(
         f"Top-1 accuracy on {dataset_title}, %",
         "trained on",
@@ -110,7 +127,9 @@ def list_backbone_columns(runs: Sequence[ReportedRun], rows: Sequence[ResultRow]
     return sorted(columns, key=lambda column: not column.has_own_run)
 
 
-def make_cell_of_run(run: ReportedRun, row: ResultRow | None, column: BackboneColumn) -> TableCell:
+def make_cell_parenthesized_if_unseen(
+    run: ReportedRun, row: ResultRow | None, column: BackboneColumn
+) -> TableCell:
     """Return the cell of a run; accuracy of images is in parentheses if unseen to this run, not to all."""
     cell = make_accuracy_cell(row)
     if row is None or row.images != "distilled" or run.evaluation is None or not column.has_own_run:
@@ -120,7 +139,7 @@ def make_cell_of_run(run: ReportedRun, row: ResultRow | None, column: BackboneCo
     return TableCell(f"({cell.text})", cell.shade_fraction)
 
 
-def describe_parentheses(cells_by_row: Iterable[Sequence[TableCell]]) -> str:
+def describe_parentheses_if_any(cells_by_row: Iterable[Sequence[TableCell]]) -> str:
     """Return the note about cells in parentheses; an empty text if there is none."""
     has_any = any(cell.text.startswith("(") for cells in cells_by_row for cell in cells)
     return UNSEEN_CELL_NOTE if has_any else ""
@@ -186,7 +205,9 @@ def make_backbone_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str)
         return []
     unseen_count = sum(not column.has_own_run for column in columns)
     group_sizes = {"distilled on": len(columns) - unseen_count, "unseen": unseen_count}
-    column_groups = [(title, size) for title, size in group_sizes.items() if size] if unseen_count else []
+    column_groups = (
+        [ColumnGroup(title, size) for title, size in group_sizes.items() if size] if unseen_count else []
+    )
     tables = []
     for mode in sorted({row.mode for row in distilled}, key=list(MODE_DESCRIPTIONS).index):
         rows = []
@@ -194,7 +215,8 @@ def make_backbone_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str)
             by_backbone = {get_backbone_key(row): row for row in measured if row.mode == mode}
             specs, record = evaluation.provenance.format_backbone_names(), run.distilled.record
             label = f"{specs} ({run.name}, {record.ipc} per class)" if len(evaluated) > 1 else specs
-            rows.append((label, [make_cell_of_run(run, by_backbone.get(c.key), c) for c in columns]))
+            cells = [make_cell_parenthesized_if_unseen(run, by_backbone.get(c.key), c) for c in columns]
+            rows.append(LabelledCells(label, cells))
         full_data = {
             get_backbone_key(row): row
             for _, evaluation, _ in evaluated
@@ -203,9 +225,10 @@ def make_backbone_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str)
         }
         notes = [
             OWN_BACKBONE_NOTE if mode in OWN_BACKBONE_BIASED_MODES else "",
-            describe_parentheses([cells for _, cells in rows]),
+            describe_parentheses_if_any([cells for _, cells in rows]),
         ]
-        rows.append(("all real images", [make_accuracy_cell(full_data.get(c.key)) for c in columns]))
+        full_data_cells = [make_accuracy_cell(full_data.get(c.key)) for c in columns]
+        rows.append(LabelledCells("all real images", full_data_cells))
         tables.append(
             ReportTable(
                 f"{dataset_title}, {mode}: top-1 accuracy, %",

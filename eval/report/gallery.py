@@ -66,9 +66,10 @@ def make_gallery(runs: Sequence[ReportedRun], dataset_title: str) -> Gallery:
         pictures = []
         for run, count, real in zip(runs, image_counts, neighbours, strict=True):
             label = run.name if has_several_runs else "distilled"
-            pictures += make_distilled_pictures(run, class_index, count, label, real)
+            pictures += make_distilled_and_neighbour_pictures(run, class_index, count, label, real)
         if not has_neighbours:
-            pictures += make_nearest_to_mean_pictures(runs, class_index)
+            real_picture = make_nearest_to_mean_picture(runs, class_index)
+            pictures += [real_picture] if real_picture else []
         class_rows.append(ClassPictures(first.class_names[class_index], pictures))
     has_real = any(picture.is_real for class_row in class_rows for picture in class_row.pictures)
     notes = make_omitted_image_notes(runs, class_count, image_counts)
@@ -84,21 +85,21 @@ def make_gallery(runs: Sequence[ReportedRun], dataset_title: str) -> Gallery:
 
 
 def make_omitted_image_notes(
-    runs: Sequence[ReportedRun], shown_class_count: int, shown_images_per_class: Sequence[int]
+    runs: Sequence[ReportedRun], shown_class_count: int, shown_images_per_class_by_run: Sequence[int]
 ) -> list[str]:
     """Return sentences about the classes and images that a gallery leaves out."""
     notes = []
     all_classes = len(runs[0].distilled.class_ids)
     if shown_class_count < all_classes:
         notes.append(f"The first {shown_class_count} of {all_classes:,} classes.")
-    for run, count in zip(runs, shown_images_per_class, strict=True):
+    for run, count in zip(runs, shown_images_per_class_by_run, strict=True):
         if count < run.distilled.record.ipc:
             run_name = f" of {run.name}" if len(runs) > 1 else ""
             notes.append(f"The first {count} of {run.distilled.record.ipc} images per class{run_name}.")
     return notes
 
 
-def make_distilled_pictures(
+def make_distilled_and_neighbour_pictures(
     run: ReportedRun,
     class_index: int,
     shown_image_count: int,
@@ -111,11 +112,11 @@ def make_distilled_pictures(
     for i in range(shown_image_count):
         caption = f"{run_label} {i + 1}" if ipc > 1 else run_label
         title = f"{class_name}: {caption}"
-        source = encode_image_url(run.distilled.pixels[class_index * ipc + i])
+        source = encode_webp_data_url(run.distilled.pixels[class_index * ipc + i])
         pictures.append(ReportPicture(source, f"Distilled image of {title}", caption, title))
         if neighbour_pixels is not None:
             title = f"{class_name}: the real image nearest to {caption}"
-            source = encode_image_url(neighbour_pixels[class_index, i])
+            source = encode_webp_data_url(neighbour_pixels[class_index, i])
             pictures.append(
                 ReportPicture(source, f"Real image of {title}", "nearest real", title, is_real=True)
             )
@@ -141,8 +142,8 @@ def select_neighbour_pixels(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
     return images
 
 
-def make_nearest_to_mean_pictures(runs: Sequence[ReportedRun], class_index: int) -> list[ReportPicture]:
-    """Return the real image nearest to the mean of a class, if one is stored."""
+def make_nearest_to_mean_picture(runs: Sequence[ReportedRun], class_index: int) -> ReportPicture | None:
+    """Return the real image nearest to the mean of a class; None if no run's store keeps one."""
     for run in runs:
         source_data = run.source_data
         if (
@@ -155,11 +156,11 @@ def make_nearest_to_mean_pictures(runs: Sequence[ReportedRun], class_index: int)
                 class_index, source_data.nearest_exemplar_indices[class_index]
             ]
             alt = f"Real image of {title}"
-            return [ReportPicture(encode_image_url(pixels), alt, "real", title, is_real=True)]
-    return []
+            return ReportPicture(encode_webp_data_url(pixels), alt, "real", title, is_real=True)
+    return None
 
 
-def encode_image_url(pixels: npt.NDArray[np.uint8]) -> str:
+def encode_webp_data_url(pixels: npt.NDArray[np.uint8]) -> str:
     """Return pixels of shape (height, width, 3) as a ``data:`` URL of a WebP image."""
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "WEBP", quality=WEBP_QUALITY, method=6)

@@ -39,7 +39,7 @@ def report(config: ReportConfig) -> Path:
         If a directory is not a finished run, a store cannot be opened or holds none of the runs' entries, or
         the file cannot be written, or exists and is not a report.
     """
-    require_replaceable_report(config.out)
+    require_usable_report_path(config.out)
     with lock_output_path(config.out):
         runs = read_reported_runs(config.runs, config.store, config.evaluation)
         page = render_page(make_report_content(runs))
@@ -47,7 +47,7 @@ def report(config: ReportConfig) -> Path:
     return config.out
 
 
-def require_replaceable_report(path: Path) -> None:
+def require_usable_report_path(path: Path) -> None:
     """Refuse to replace a file that is not a report.
 
     Raises

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sfm.eval.distilled_run import DistillationBackbone
-from sfm.eval.report.comparison_tables import ReportTable, TableCell
+from sfm.eval.report.comparison_tables import LabelledCells, ReportTable, TableCell
 from sfm.eval.report.reported_runs import ReportedRun, SourceData
 from sfm.eval.report.reproduction_commands import make_distill_command
 from sfm.eval.report.run_summaries import LabelledFact
@@ -35,7 +35,7 @@ def make_cost_table(runs: Sequence[ReportedRun]) -> ReportTable:
         for label, value in describe_run_costs_by_label(run).items():
             rows.setdefault(label, []).append(value)
     table_rows = [
-        (label, [TableCell(value, None) for value in values])
+        LabelledCells(label, [TableCell(value, None) for value in values])
         for label, values in rows.items()
         if set(values) != {UNKNOWN}
     ]
@@ -50,7 +50,7 @@ def describe_run_costs_by_label(run: ReportedRun) -> dict[str, str]:
     distilled_bytes = run.image_file_bytes + run.label_file_bytes
     real_bytes = None
     if source_data:
-        entry = source_data.statistics.entry
+        entry = source_data.first_statistics.entry
         # The entry records bytes of all classes; a run of some classes used part of them.
         if real_count == entry.dataset.train_samples:
             real_bytes = entry.extraction.train_bytes
@@ -112,7 +112,9 @@ def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
         LabelledFact("Data fingerprint", record.fingerprint),
         LabelledFact("Licence of the data", details.licence or ""),
         *(
-            LabelledFact("Backbone", f"{b.backbone.spec}, hash {b.backbone.hash}", describe_weight(b))
+            LabelledFact(
+                "Backbone", f"{b.backbone.spec}, hash {b.backbone.hash}", describe_loss_weight_unless_one(b)
+            )
             for b in record.backbones
         ),
         LabelledFact("Images", run.pixel_digest, describe_image_edits(run)),
@@ -138,7 +140,7 @@ def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
     return ProvenanceSection(run.name, [fact for fact in facts if fact.value], commands)
 
 
-def describe_weight(distillation_backbone: DistillationBackbone) -> str:
+def describe_loss_weight_unless_one(distillation_backbone: DistillationBackbone) -> str:
     """Return the weight of a backbone's loss, unless it is 1."""
     weight = distillation_backbone.weight
     return "" if weight == 1 else f"weight {weight:g}"

@@ -31,7 +31,7 @@ class ReportContent:
     """Everything the template shows; empty sections are left out."""
 
     title: str
-    made_by_program: str
+    program_with_version: str
     has_several_runs: bool
     run_summaries: list[RunSummary]
     galleries: list[Gallery]
@@ -62,7 +62,7 @@ def make_report_content(runs: Sequence[ReportedRun]) -> ReportContent:
     confusions = [make_confusion_table(run, with_run_name=has_several_runs) for run in runs]
     return ReportContent(
         title=make_page_title(runs),
-        made_by_program=f"sfm-distill {version('sfm-distill')}",
+        program_with_version=f"sfm-distill {version('sfm-distill')}",
         has_several_runs=has_several_runs,
         run_summaries=[
             make_run_summary(run, text)

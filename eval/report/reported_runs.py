@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_ITERATIONS
 from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
-from sfm.eval.class_subset import NEAREST_ROLE, ClassSubsetStatistics, select_run_statistics
+from sfm.eval.class_subset import NEAREST_ROLE, ClassSubsetStatistics, select_statistics_of_run_classes
 from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
 from sfm.eval.config import RESULT_FILE
 from sfm.eval.distilled_labels import read_run_soft_labels
@@ -108,7 +108,7 @@ class SourceData:
     nearest_exemplar_indices: npt.NDArray[np.int64] | None
 
     @property
-    def statistics(self) -> ClassSubsetStatistics:
+    def first_statistics(self) -> ClassSubsetStatistics:
         """The statistics of the first backbone distilled on."""
         return self.all_statistics[0]
 
@@ -166,7 +166,7 @@ class ReportedRun:
         return self.soft_labels.file_bytes if self.soft_labels else 0
 
     @property
-    def has_stale_labels(self) -> bool:
+    def has_labels_of_other_images(self) -> bool:
         """Whether the soft labels are of other images than those in the directory."""
         return self.soft_labels is not None and self.soft_labels.header.images != self.pixel_digest
 
@@ -241,7 +241,8 @@ def find_source_data_by_run_index(
             )
         for i, entries in entries_by_run.items():
             statistics = [
-                select_run_statistics(entry, runs[i].class_ids, run_directories[i]) for entry in entries
+                select_statistics_of_run_classes(entry, runs[i].class_ids, run_directories[i])
+                for entry in entries
             ]
             source_data.setdefault(i, read_source_data(statistics))
     return source_data
@@ -304,7 +305,7 @@ def combine_run_results(
     combined: Evaluation | None = None
     for evaluation in evaluations:
         if evaluation is not None:
-            require_matching_classes(evaluation, run, run_directory)
+            require_matching_classes_and_ipc(evaluation, run, run_directory)
             combined = combine_evaluations(evaluation, combined, len(run.image_files))
     if combined is None:
         return None
@@ -331,9 +332,9 @@ def read_source_data(all_statistics: list[ClassSubsetStatistics]) -> SourceData:
     first = all_statistics[0]
     if "exemplar/role" not in first.entry:
         return SourceData(all_statistics, None, None)
-    is_nearest = first.read_array("exemplar/role") == NEAREST_ROLE
+    is_nearest = first.read_per_class_array("exemplar/role") == NEAREST_ROLE
     nearest_indices = is_nearest.argmax(axis=1) if is_nearest.any(axis=1).all() else None
-    return SourceData(all_statistics, first.read_array("exemplar/image"), nearest_indices)
+    return SourceData(all_statistics, first.read_per_class_array("exemplar/image"), nearest_indices)
 
 
 def read_loss_history(path: Path) -> list[LossPoint]:
@@ -347,7 +348,7 @@ def read_loss_history(path: Path) -> list[LossPoint]:
     try:
         lines = read_bounded_file(path, MAX_HISTORY_BYTES).decode().splitlines()
         history = [parse_loss_point(row) for row in csv.DictReader(lines)]
-        require_valid_history(history)
+        require_valid_loss_history(history)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -364,7 +365,7 @@ def parse_loss_point(row: Mapping[str, str]) -> LossPoint:
     return LossPoint(int(row["step"]), float(row["loss"]), int(row["resolution"]))
 
 
-def require_valid_history(history: Sequence[LossPoint]) -> None:
+def require_valid_loss_history(history: Sequence[LossPoint]) -> None:
     """Refuse an invalid history: steps count up, the pyramid never shrinks, losses are finite.
 
     Raises
@@ -397,7 +398,7 @@ def read_growth_sheets(folder: Path) -> list[GrowthSheet]:
     return [GrowthSheet(step, read_png_as_rgb(path, MAX_SHEET_PIXELS)) for path, step in steps.items()]
 
 
-def require_matching_classes(evaluation: Evaluation, run: DistilledRun, run_directory: Path) -> None:
+def require_matching_classes_and_ipc(evaluation: Evaluation, run: DistilledRun, run_directory: Path) -> None:
     """Refuse an evaluation of other classes than the run's.
 
     Raises

@@ -89,7 +89,7 @@ def find_headline_row_of_source(evaluation: Evaluation, source: SourceEntryRecor
     The choice is fixed: taking the best row would select on held-out data.
     """
     for row in select_longest_trained_rows(evaluation.rows):
-        if (row.images, row.mode) == ("distilled", "linear") and source.is_backbone_of(row):
+        if (row.images, row.mode) == ("distilled", "linear") and source.has_backbone_of(row):
             return row
     return None
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sfm.eval.caveats import list_random_baseline_warnings
-from sfm.eval.distilled_labels import describe_labelling
+from sfm.eval.distilled_labels import describe_how_to_add_soft_labels
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_evaluate_command
 from sfm.eval.report.row_selection import (
@@ -99,10 +99,10 @@ def list_run_warnings(run: ReportedRun) -> list[str]:
             "The images are not those that were distilled: some were edited since. Here they are shown as "
             "they are now."
         )
-    if run.has_stale_labels:
+    if run.has_labels_of_other_images:
         warnings.append(
             "The soft labels are of other images than these: make them again "
-            f"{describe_labelling(run.directory, run.distilled.record)}."
+            f"{describe_how_to_add_soft_labels(run.directory, run.distilled.record)}."
         )
     if run.evaluation is None:
         command = format_sfm_command("evaluate", str(run.directory), {"store": run.distilled.record.store})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from sfm.eval.report.charts import draw_loss_chart
-from sfm.eval.report.gallery import encode_image_url
+from sfm.eval.report.gallery import encode_webp_data_url
 from sfm.eval.report.reported_runs import GrowthSheet, ReportedRun
 
 MAX_SHEET_CLASSES = 10
@@ -47,7 +47,7 @@ def make_training_curve(run: ReportedRun, loss_axis_limits: tuple[float, float])
     return TrainingCurve(
         run_name=run.name,
         captions_and_growth_urls=[
-            (make_growth_sheet_caption(sheet, resolutions), encode_image_url(sheet.pixels))
+            (make_growth_sheet_caption(sheet, resolutions), encode_webp_data_url(sheet.pixels))
             for sheet in run.growth_sheets
         ],
         growth_class_names=", ".join(run.distilled.class_names[:MAX_SHEET_CLASSES]),

@@ -3,20 +3,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfm.eval.baselines import (
-    EMPTY_ROLE,
-    NEAREST_ROLE,
-    RANDOM_ROLE,
-    choose_indices_nearest_to_distilled,
-    choose_indices_nearest_to_mean,
+    choose_exemplars_nearest_to_distilled,
     count_min_exemplars_per_class,
     draw_random_exemplar_indices,
+    select_exemplars_with_nearest_role,
 )
+from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
 
 ROLE = np.array([[1, 1, 0, 0, 0, 255], [1, 0, 1, 0, 0, 0]], dtype=np.uint8)
 
 
 def test_nearest_exemplars_keep_their_stored_order() -> None:
-    assert choose_indices_nearest_to_mean(ROLE, 2).tolist() == [[0, 1], [0, 2]]
+    assert select_exemplars_with_nearest_role(ROLE, 2).tolist() == [[0, 1], [0, 2]]
 
 
 def test_the_exemplar_count_is_the_minimum_over_classes() -> None:
@@ -45,7 +43,7 @@ def test_draws_are_disjoint_while_there_are_enough_exemplars() -> None:
 def test_neighbours_are_the_nearest_unused_exemplars(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     exemplars, distilled = (rng.normal(size=(2, n, 4)).astype(np.float32) for n in (6, count))
-    chosen = choose_indices_nearest_to_distilled(ROLE, exemplars, distilled)
+    chosen = choose_exemplars_nearest_to_distilled(ROLE != EMPTY_ROLE, exemplars, distilled)
     for c in range(2):
         left = set(np.flatnonzero(ROLE[c] != EMPTY_ROLE).tolist())
         for image in range(count):

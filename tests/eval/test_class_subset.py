@@ -24,7 +24,7 @@ def test_covariance_of_a_class_subset_is_the_pooled_covariance_of_all_classes(li
 
 @pytest.mark.parametrize("classes", [[2], [0, 9], list(range(10))])
 def test_held_out_samples_of_a_class_subset_are_relabelled(lite0_entry: Entry, classes: list[int]) -> None:
-    features, labels = ClassSubsetStatistics(lite0_entry, np.array(classes)).read_held_out_samples()
+    features, labels = ClassSubsetStatistics(lite0_entry, np.array(classes)).read_held_out_arrays()
     stored = lite0_entry.read_array("test/label")
     rows = np.flatnonzero(np.isin(stored, classes))
     assert [classes[label] for label in labels] == stored[rows].tolist()

@@ -9,7 +9,7 @@ from sfm.eval import ridge
 from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.ridge import (
     PENALTIES,
-    compute_compact_svd_with_squared_values,
+    compute_compact_svd,
     compute_left_out_groups_squared_error,
     fit_ridge_projector,
 )
@@ -45,7 +45,7 @@ def test_left_out_group_error_matches_a_refit_without_the_group(
 ) -> None:
     x, y, _ = make_problem(*shape, seed=seed)
     flat, wanted = x.flatten(0, 1), y - y.flatten(0, 1).mean(0)
-    left, spectrum, _ = compute_compact_svd_with_squared_values(flat - flat.mean(0))
+    left, spectrum, _ = compute_compact_svd(flat - flat.mean(0))
     expected = 0.0
     for g in range(shape[0]):
         others = [i for i in range(shape[0]) if i != g]

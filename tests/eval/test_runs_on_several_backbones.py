@@ -19,7 +19,7 @@ from sfm.errors import InputError
 from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
 from sfm.eval.config import EvaluateConfig
-from sfm.eval.distilled_labels import describe_labelling
+from sfm.eval.distilled_labels import describe_how_to_add_soft_labels
 from sfm.eval.distilled_run import RunRecord, read_distilled_run
 from sfm.eval.evaluated_backbones import list_requested_backbones
 from sfm.eval.evaluation import evaluate
@@ -343,10 +343,10 @@ def test_the_command_in_the_report_names_all_backbones(reported_run: ReportedRun
 
 def test_the_command_that_adds_labels_names_sizes_and_files_of_weights(two_backbone_run: Path) -> None:
     document = json.loads((two_backbone_run / "run.json").read_text())
-    command = describe_labelling(two_backbone_run, RunRecord.model_validate(document))
+    command = describe_how_to_add_soft_labels(two_backbone_run, RunRecord.model_validate(document))
     assert f"@{document['entry_digest'][:12]} --image-size 32 --image-size 32 --resume" in command
     document["backbones"][1]["spec"] = "timm/net@/weights.safetensors"
-    command = describe_labelling(two_backbone_run, RunRecord.model_validate(document))
+    command = describe_how_to_add_soft_labels(two_backbone_run, RunRecord.model_validate(document))
     assert "--backbone lite0 --backbone timm/net@/weights.safetensors --resume --soft-labels`" in command
 
 
