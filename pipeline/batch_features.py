@@ -11,7 +11,7 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
-from sfm.pipeline.decoding import DecodingOptions, MarkedLocations, SampleBatch
+from sfm.pipeline.decoding import DecodingOptions, LocationByIndexByMark, SampleBatch
 from sfm.pipeline.runtime import ExtractionRuntime
 from sfm.pipeline.task_results import SkippedSample
 
@@ -22,7 +22,7 @@ class PassOptions:
 
     Attributes
     ----------
-    shard_limit_per_class : int or None
+    max_class_samples_per_shard : int or None
         Maximum number of samples of a class to decode per task, if labels are not known.
     on_error : {"fail", "skip"}
     precision : {"float32", "bf16"}
@@ -37,7 +37,7 @@ class PassOptions:
         See `sfm.backbones.execution.modes`.
     """
 
-    shard_limit_per_class: int | None = None
+    max_class_samples_per_shard: int | None = None
     on_error: Literal["fail", "skip"] = "fail"
     precision: Literal["float32", "bf16"] = "float32"
     views: int = 0
@@ -59,25 +59,25 @@ class BatchFeatures:
     ----------
     kept_indices_in_task : list of int
         Indices in the task of the samples that have features.
-    digests : ndarray of uint8, shape (n, 32)
-    encoded_sizes : list of int
+    sample_digests : ndarray of uint8, shape (n, 32)
+    encoded_bytes_per_sample : list of int
         Encoded bytes of these samples.
     features_by_array_name : dict of str to ndarray of float32, shape (n, D)
         By array name, see `PassOptions`.
     skipped : list of SkippedSample
     thread_seconds_by_stage : dict of str to float
         Time in one thread, by ``"decode"`` and the backbones' specs.
-    marked_locations : dict of str to dict of int to str
+    image_mark_locations : dict of str to dict of int to str
         As in `sfm.pipeline.decoding.DecodedBatch`.
     """
 
     kept_indices_in_task: list[int]
-    digests: npt.NDArray[np.uint8]
-    encoded_sizes: list[int]
+    sample_digests: npt.NDArray[np.uint8]
+    encoded_bytes_per_sample: list[int]
     features_by_array_name: dict[str, npt.NDArray[np.float32]]
     skipped: list[SkippedSample]
     thread_seconds_by_stage: dict[str, float]
-    marked_locations: MarkedLocations = field(default_factory=dict)
+    image_mark_locations: LocationByIndexByMark = field(default_factory=dict)
 
 
 def compute_batch_features(
@@ -117,23 +117,23 @@ def compute_batch_features(
                 rows = np.zeros((0, backbone.card.features), dtype=np.float32)
                 if decoded.kept_indices_in_task:
                     pixels = decoded.pixels[backbone.card.preprocessing][view]
-                    rows, elapsed = runtime.compute_features(backbone, pixels, options.precision)
+                    rows, elapsed = runtime.compute_and_time_features(backbone, pixels, options.precision)
                     seconds[spec] = seconds.get(spec, 0.0) + elapsed
-                require_finite_features(rows, spec, decoded.locations)
+                require_finite_features(rows, spec, decoded.kept_locations)
                 features[name] = rows
     return BatchFeatures(
         decoded.kept_indices_in_task,
-        decoded.digests,
-        decoded.encoded_sizes,
+        decoded.sample_digests,
+        decoded.encoded_bytes_per_sample,
         features,
         decoded.skipped,
         seconds,
-        decoded.marked_locations,
+        decoded.image_mark_locations,
     )
 
 
 def require_finite_features(
-    features: npt.NDArray[np.float32], backbone_spec: str, locations: Sequence[str]
+    features: npt.NDArray[np.float32], backbone_spec: str, sample_locations: Sequence[str]
 ) -> None:
     """Raise an error that names the first image whose features, shape (n, D), are not finite.
 
@@ -145,6 +145,6 @@ def require_finite_features(
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise InputError(
-            f"{backbone_spec} gives features that are not finite for {locations[int(bad[0])]}: check the "
-            f"weights of the backbone, or remove the image"
+            f"{backbone_spec} gives features that are not finite for {sample_locations[int(bad[0])]}: check "
+            f"the weights of the backbone, or remove the image"
         )

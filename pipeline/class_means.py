@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor
 
-from sfm.pipeline.feature_scaling import FeatureScaling, convert_to_raw_features
+from sfm.pipeline.feature_scaling import FeaturesAndLabels, FeatureScaling, convert_classifier_to_raw_features
 from sfm.pipeline.logistic import LogisticFit, compute_cross_entropies
 from sfm.pipeline.runtime import one_torch_thread
 from sfm.pipeline.staged_features import StagedFeatures
@@ -21,7 +20,7 @@ LOG_FACTOR_RANGE = 16.0
 
 
 def fit_nearest_mean_classifier(
-    standardised_rows: Iterable[tuple[Tensor, Tensor]], class_count: int, feature_count: int
+    standardised_rows: Iterable[FeaturesAndLabels], class_count: int, feature_count: int
 ) -> LogisticFit:
     """Return "the class whose mean is nearest" as a linear classifier of standardised features.
 
@@ -49,11 +48,11 @@ def scale_logits(fit: LogisticFit, logit_factor: float) -> LogisticFit:
 
 
 def compute_sample_losses(
-    fit: LogisticFit, scaling: FeatureScaling, samples: StagedFeatures
+    fit: LogisticFit, scaling: FeatureScaling, raw_samples: StagedFeatures
 ) -> npt.NDArray[np.float64]:
     """Return the cross-entropy of a classifier of standardised features on every raw sample."""
-    weight, bias = convert_to_raw_features(fit.weight, fit.bias, scaling)
-    return compute_cross_entropies(samples, weight.float().numpy(), bias.float().numpy())
+    weight, bias = convert_classifier_to_raw_features(fit.weight, fit.bias, scaling)
+    return compute_cross_entropies(raw_samples, weight.float().numpy(), bias.float().numpy())
 
 
 def choose_common_logit_factor(

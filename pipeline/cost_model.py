@@ -11,7 +11,7 @@ import torch
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import linear_classifier
 from sfm.pipeline.block_moments import compute_moments
-from sfm.pipeline.logistic import compute_loss_and_gradient, deterministic_thread_pool
+from sfm.pipeline.logistic import compute_loss_and_gradients, deterministic_thread_pool
 from sfm.pipeline.sub_class_centres import MAX_ROWS_PER_CLASS
 from sfm.stats_store.digests import BLOCK_ROWS
 
@@ -32,25 +32,25 @@ class StatisticsOperations:
 
     Attributes
     ----------
-    moments, penalty_selection, fitting, centres : float
+    moments, penalty_selection, final_fit, sub_class_centres : float
         Of the moments and their decomposition, of choosing the penalty, of the final fit, and of the
         sub-class centres.
     """
 
     moments: float
     penalty_selection: float
-    fitting: float
-    centres: float
+    final_fit: float
+    sub_class_centres: float
 
     @property
     def until_classifier_end(self) -> float:
         """Operations up to the end of the classifier: moments, selection and fitting."""
-        return self.moments + self.penalty_selection + self.fitting
+        return self.moments + self.penalty_selection + self.final_fit
 
     @property
     def total(self) -> float:
         """All operations."""
-        return self.until_classifier_end + self.centres
+        return self.until_classifier_end + self.sub_class_centres
 
 
 def count_classifier_pass_operations(row_count: int, feature_count: int, class_count: int) -> float:
@@ -73,7 +73,7 @@ def estimate_statistics_operations(
     feature_count: int,
     training_sample_count: int,
     images_per_sample: int,
-    sub_class_counts: Sequence[int],
+    sub_class_k_values: Sequence[int],
 ) -> StatisticsOperations:
     """Estimate the cost of an entry's statistics.
 
@@ -84,7 +84,7 @@ def estimate_statistics_operations(
         Training samples of the entry.
     images_per_sample : int
         One plus the number of views.
-    sub_class_counts : sequence of int
+    sub_class_k_values : sequence of int
         Numbers of sub-class centres, K.
     """
     rows = images_per_sample * training_sample_count
@@ -105,13 +105,17 @@ def estimate_statistics_operations(
         + scalings * EIGEN_COST * float(feature_count) ** 3,
         penalty_selection=passes
         * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count),
-        fitting=FITTING_PASSES * count_classifier_pass_operations(rows, feature_count, class_count),
-        centres=sum(count_centre_placing_operations(clustered, feature_count, k) for k in sub_class_counts)
-        + training_sample_count * float(feature_count) * sum(8 * k + ASSIGN_COST for k in sub_class_counts),
+        final_fit=FITTING_PASSES * count_classifier_pass_operations(rows, feature_count, class_count),
+        sub_class_centres=sum(
+            count_centre_placing_operations(clustered, feature_count, k) for k in sub_class_k_values
+        )
+        + training_sample_count * float(feature_count) * sum(8 * k + ASSIGN_COST for k in sub_class_k_values),
     )
 
 
-def measure_operations_per_second(class_count: int, feature_count: int, device: torch.device) -> float:
+def measure_statistics_operations_per_second(
+    class_count: int, feature_count: int, device: torch.device
+) -> float:
     """Return the operations per second of this machine, measured on random features."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((BLOCK_ROWS // 4, feature_count), dtype=np.float32)
@@ -123,7 +127,7 @@ def measure_operations_per_second(class_count: int, feature_count: int, device: 
         began = time.perf_counter()
         compute_moments(rows, labels, class_count)
         with deterministic_thread_pool(device) as threads:
-            compute_loss_and_gradient([block] * 8, 8 * len(rows), weight, bias, device, threads)
+            compute_loss_and_gradients([block] * 8, 8 * len(rows), weight, bias, device, threads)
         if attempt:  # The first attempt takes longer.
             seconds += time.perf_counter() - began
             operations += count_moments_operations(len(rows), feature_count)

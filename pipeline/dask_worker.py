@@ -32,13 +32,13 @@ class WorkerConfig:
     ----------
     source_spec : str
         Spec.
-    client_split_listings : tuple of str
-        Listings of both splits on the client.
+    client_split_listing_digests : tuple of str
+        `Split.listing` of both splits on the client.
     backbone_specs_and_hashes : tuple of (str, str)
         Specs, and the backbones' hashes on the client.
     image_size : int or None
     device : str
-    staging : str
+    staging_folder : str
         Absolute path.
     options : PassOptions
     cores_per_worker : int or None
@@ -48,11 +48,11 @@ class WorkerConfig:
     """
 
     source_spec: str
-    client_split_listings: tuple[str, ...]
+    client_split_listing_digests: tuple[str, ...]
     backbone_specs_and_hashes: tuple[tuple[str, str], ...]
     image_size: int | None
     device: str
-    staging: str
+    staging_folder: str
     options: PassOptions
     cores_per_worker: int | None
     local_gpus_to_share: tuple[str, ...]
@@ -70,13 +70,13 @@ def dask_setup(_: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def check_worker_and_get_device_type(config: WorkerConfig, probe_file_name: str) -> str:
+def check_worker_and_get_device_type(config: WorkerConfig, staging_check_file_name: str) -> str:
     """Check that this worker sees the client's data and weights, and return its device type.
 
     Parameters
     ----------
     config : WorkerConfig
-    probe_file_name : str
+    staging_check_file_name : str
         Name of a file that the client wrote to the staging folder.
 
     Raises
@@ -84,10 +84,10 @@ def check_worker_and_get_device_type(config: WorkerConfig, probe_file_name: str)
     InputError
         If source, backbones or staging folder are not those of the client.
     """
-    if not (Path(config.staging) / probe_file_name).is_file():
+    if not (Path(config.staging_folder) / staging_check_file_name).is_file():
         raise InputError(
-            f"the staging folder {config.staging} is not shared with this worker: choose a folder on a disk "
-            f"that all workers see, with --staging"
+            f"the staging folder {config.staging_folder} is not shared with this worker: choose a folder "
+            f"on a disk that all workers see, with --staging"
         )
     with TASK_LOCK:
         _, backbones, _ = open_worker_resources(config)
@@ -120,7 +120,7 @@ def open_worker_resources(config: WorkerConfig) -> tuple[Source, list[Backbone],
             int(number) % len(config.local_gpus_to_share)
         ]
     source = open_source(config.source_spec, require_held_out=False)
-    if tuple(split.listing_digest for split in source.splits.values()) != config.client_split_listings:
+    if tuple(split.listing_digest for split in source.splits.values()) != config.client_split_listing_digests:
         raise InputError(
             f"{config.source_spec} is not the same here as where the extraction was started: other files, "
             f"sizes, times or folders"
@@ -146,7 +146,7 @@ def stage_task(config: WorkerConfig, task: PartitionTask) -> PassIncrement:
     """Stage one task on this worker, and return its progress report."""
     with TASK_LOCK:
         source, backbones, runtime = open_worker_resources(config)
-        staging = Staging(Path(config.staging))
+        staging = Staging(Path(config.staging_folder))
         seconds: Counter[str] = Counter()
         images = skipped = 0
         try:

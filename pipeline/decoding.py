@@ -53,7 +53,7 @@ DECODING_ERRORS = (
 SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
 """Samples, each with its index in the task."""
 
-MarkedLocations = dict[str, dict[int, str]]
+LocationByIndexByMark = dict[str, dict[int, str]]
 """Locations of the samples that have an image mark: by mark, then by index in the task."""
 
 PixelArrays = dict[Preprocessing, npt.NDArray[np.uint8]]
@@ -92,27 +92,27 @@ class DecodedBatch:
     ----------
     kept_indices_in_task : list of int
         Indices in the task of the samples that could be decoded.
-    locations : list of str
+    kept_locations : list of str
         Their locations, for messages.
-    digests : ndarray of uint8, shape (n, 32)
-    encoded_sizes : list of int
+    sample_digests : ndarray of uint8, shape (n, 32)
+    encoded_bytes_per_sample : list of int
         Encoded bytes of these samples.
     skipped : list of SkippedSample
     thread_seconds : float
         Time of decoding and cropping in one thread.
     pixels : dict of Preprocessing to ndarray of uint8, shape (1 + views, n, y, x, channel)
-    marked_locations : dict of str to dict of int to str
+    image_mark_locations : dict of str to dict of int to str
         By mark (`sfm.pipeline.task_results.IMAGE_MARKS`), index and location of the samples that have it.
     """
 
     kept_indices_in_task: list[int]
-    locations: list[str]
-    digests: npt.NDArray[np.uint8]
-    encoded_sizes: list[int]
+    kept_locations: list[str]
+    sample_digests: npt.NDArray[np.uint8]
+    encoded_bytes_per_sample: list[int]
     skipped: list[SkippedSample]
     thread_seconds: float
     pixels: PixelArrays
-    marked_locations: MarkedLocations = field(default_factory=dict)
+    image_mark_locations: LocationByIndexByMark = field(default_factory=dict)
 
 
 BatchDecoder = Callable[[SampleBatch, DecodingOptions], AbstractContextManager[DecodedBatch]]
@@ -149,7 +149,7 @@ def decode_batch(
     decoded: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
     skipped: list[SkippedSample] = []
-    marked_locations: MarkedLocations = {}
+    image_mark_locations: LocationByIndexByMark = {}
     indices, samples = [index for index, _ in batch], (sample for _, sample in batch)
     for index, sample in zip(indices, prefetch_samples(samples, BATCH_READER_THREADS), strict=True):
         began = time.perf_counter()
@@ -165,7 +165,7 @@ def decode_batch(
             decoded.append((index, sample.location, digest, len(sample.data)))
             for mark in IMAGE_MARKS:
                 if getattr(rendered, mark):
-                    marked_locations.setdefault(mark, {})[index] = sample.location
+                    image_mark_locations.setdefault(mark, {})[index] = sample.location
         except DECODING_ERRORS as error:
             reason = get_first_error_line(error)[:MAX_REASON_CHARACTERS]
             if options.on_error == "fail":
@@ -177,21 +177,23 @@ def decode_batch(
         seconds += time.perf_counter() - began
     return DecodedBatch(
         kept_indices_in_task=[index for index, _, _, _ in decoded],
-        locations=[location for _, location, _, _ in decoded],
-        digests=np.array([list(digest) for _, _, digest, _ in decoded], dtype=np.uint8).reshape(-1, 32),
-        encoded_sizes=[size for _, _, _, size in decoded],
+        kept_locations=[location for _, location, _, _ in decoded],
+        sample_digests=np.array([list(digest) for _, _, digest, _ in decoded], dtype=np.uint8).reshape(
+            -1, 32
+        ),
+        encoded_bytes_per_sample=[size for _, _, _, size in decoded],
         skipped=skipped,
         thread_seconds=seconds,
         pixels={
             preprocessing: rows[:, : len(decoded)] for preprocessing, rows in pixel_arrays_to_fill.items()
         },
-        marked_locations=marked_locations,
+        image_mark_locations=image_mark_locations,
     )
 
 
-def merge_marked_locations(parts: Iterable[MarkedLocations]) -> MarkedLocations:
+def merge_image_mark_locations(parts: Iterable[LocationByIndexByMark]) -> LocationByIndexByMark:
     """Merge the image marks of several chunks of a batch, or batches of a task."""
-    merged: MarkedLocations = {}
+    merged: LocationByIndexByMark = {}
     for marked in parts:
         for mark, samples in marked.items():
             merged.setdefault(mark, {}).update(samples)

@@ -20,7 +20,7 @@ from itertools import pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import cloudpickle
 import numpy as np
@@ -36,7 +36,7 @@ from sfm.pipeline.decoding import (
     SampleBatch,
     count_pixel_bytes,
     decode_batch,
-    merge_marked_locations,
+    merge_image_mark_locations,
     split_into_pixel_arrays,
 )
 from sfm.pipeline.sources.sample import Sample, SampleFile
@@ -60,18 +60,18 @@ class SharedBuffer:
         self.file = file
         self.bytes = np.empty(0, dtype=np.uint8)
 
-    def map_at_least(self, min_bytes: int) -> npt.NDArray[np.uint8]:
+    def remap_if_smaller(self, min_bytes: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, mapped anew if it is smaller than a size that the file has."""
         if len(self.bytes) < min_bytes:
             self.bytes = np.frombuffer(mmap.mmap(self.file.fileno(), 0), dtype=np.uint8)
         return self.bytes
 
-    def grow_to_at_least(self, min_bytes: int) -> npt.NDArray[np.uint8]:
+    def grow_and_remap_if_smaller(self, min_bytes: int) -> npt.NDArray[np.uint8]:
         """Return the buffer, enlarged if it is smaller than a size."""
         if len(self.bytes) < min_bytes:
             # Reserve more: later batches may be larger, and untouched pages take no memory.
             self.file.truncate(min_bytes + min_bytes // 4)
-        return self.map_at_least(min_bytes)
+        return self.remap_if_smaller(min_bytes)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def decoding_process_pool(
             idle_processes.put(process)
 
     with ExitStack() as stack:
-        files = [stack.enter_context(create_memory_file()) for _ in range(max_open_batches)]
+        files = [stack.enter_context(create_memfd_file()) for _ in range(max_open_batches)]
         for numbered_buffer in enumerate(map(SharedBuffer, files)):
             free_buffers.put(numbered_buffer)
         buffer_descriptors = [file.fileno() for file in files]
@@ -126,10 +126,10 @@ def decoding_process_pool(
             number, buffer = free_buffers.get()
             futures: list[Future[DecodedBatch]] = []
             try:
-                samples, end = write_loaded_samples_to_buffer(batch, options, buffer)
+                samples, end = write_loaded_samples_behind_pixels(batch, options, buffer)
                 chunks = [
-                    BatchChunk(number, end, options, len(samples), *piece)
-                    for piece in split_into_chunks(samples, min_chunks)
+                    BatchChunk(number, end, options, len(samples), first, chunk_samples)
+                    for first, chunk_samples in split_into_chunks_by_first_index(samples, min_chunks).items()
                 ]
                 for chunk in chunks:
                     futures.append(threads.submit(decode_chunk, chunk))
@@ -162,7 +162,7 @@ def pickle_decode_function(decode: Callable[[bytes], Image.Image]) -> bytes:
     return pickled
 
 
-def create_memory_file() -> BinaryIO:
+def create_memfd_file() -> BinaryIO:
     """Return a new in-memory file."""
     return os.fdopen(os.memfd_create("sfm-pixels"), "r+b", buffering=0)
 
@@ -170,6 +170,21 @@ def create_memory_file() -> BinaryIO:
 SampleReference = tuple[int, str, str, tuple[int, int] | None]
 """Index of a sample in the task, its label, its name, and the start and end of its bytes in the buffer; None
 if it is a file of its own, of that name."""
+
+
+class BufferContents(NamedTuple):
+    """What a shared buffer holds behind the pixels of a batch.
+
+    Attributes
+    ----------
+    sample_references : list of SampleReference
+        All samples of the batch.
+    end_byte : int
+        End of the last sample, from the start of the buffer.
+    """
+
+    sample_references: list[SampleReference]
+    end_byte: int
 
 
 @dataclass(frozen=True)
@@ -198,20 +213,13 @@ ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
 """Decodes a chunk in another process; writes the pixels to the shared buffer."""
 
 
-def write_loaded_samples_to_buffer(
+def write_loaded_samples_behind_pixels(
     batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer
-) -> tuple[list[SampleReference], int]:
-    """Write the samples of a batch that are in memory to a shared buffer, behind the pixels.
-
-    Returns
-    -------
-    list of SampleReference
-    int
-        End of the last sample.
-    """
+) -> BufferContents:
+    """Write the samples of a batch that are in memory to a shared buffer, behind the pixels."""
     end = count_pixel_bytes(options, len(batch))
     encoded_bytes = sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
-    memory = buffer.grow_to_at_least(end + encoded_bytes)
+    memory = buffer.grow_and_remap_if_smaller(end + encoded_bytes)
     locations: list[SampleReference] = []
     for index, sample in batch:
         span = None
@@ -220,13 +228,13 @@ def write_loaded_samples_to_buffer(
             memory.data[slice(*span)] = sample.data
             end = span[1]
         locations.append((index, sample.class_id, sample.location, span))
-    return locations, end
+    return BufferContents(locations, end)
 
 
-def split_into_chunks(
+def split_into_chunks_by_first_index(
     sample_references: list[SampleReference], min_chunk_count: int
-) -> list[tuple[int, list[SampleReference]]]:
-    """Split samples into chunks of about equal size, each with the index of its first sample.
+) -> dict[int, list[SampleReference]]:
+    """Split samples into chunks of about equal size, by the index of the first sample of each.
 
     Parameters
     ----------
@@ -237,42 +245,42 @@ def split_into_chunks(
         math.ceil(len(sample_references) / CHUNK_IMAGES), min(len(sample_references), min_chunk_count)
     )
     bounds = np.linspace(0, len(sample_references), count + 1).round().astype(int).tolist()
-    return [(first, sample_references[first:last]) for first, last in pairwise(bounds)]
+    return {first: sample_references[first:last] for first, last in pairwise(bounds)}
 
 
 def merge_decoded_chunks(
-    chunks: Sequence[DecodedBatch], first_indices: Sequence[int], pixels: PixelArrays
+    chunks: Sequence[DecodedBatch], first_indices_in_batch: Sequence[int], batch_pixels: PixelArrays
 ) -> DecodedBatch:
     """Merge decoded chunks into one batch.
 
     Parameters
     ----------
-    first_indices : sequence of int
-        Index in the batch of the first sample of each chunk.
-    pixels : dict of Preprocessing to ndarray of uint8
-        Pixel arrays of the batch; within a chunk they have no gaps.
+    first_indices_in_batch : sequence of int
+        Index of the first sample of each chunk.
+    batch_pixels : dict of Preprocessing to ndarray of uint8
+        Pixel arrays; within a chunk they have no gaps.
     """
     skipped = [skipped for chunk in chunks for skipped in chunk.skipped]
     if skipped:
-        pixels = {
+        batch_pixels = {
             preprocessing: np.concatenate(
                 [
                     rows[:, first : first + len(chunk.kept_indices_in_task)]
-                    for chunk, first in zip(chunks, first_indices, strict=True)
+                    for chunk, first in zip(chunks, first_indices_in_batch, strict=True)
                 ],
                 axis=1,
             )
-            for preprocessing, rows in pixels.items()
+            for preprocessing, rows in batch_pixels.items()
         }
     return DecodedBatch(
         kept_indices_in_task=[index for chunk in chunks for index in chunk.kept_indices_in_task],
-        locations=[location for chunk in chunks for location in chunk.locations],
-        digests=np.concatenate([chunk.digests for chunk in chunks]),
-        encoded_sizes=[size for chunk in chunks for size in chunk.encoded_sizes],
+        kept_locations=[location for chunk in chunks for location in chunk.kept_locations],
+        sample_digests=np.concatenate([chunk.sample_digests for chunk in chunks]),
+        encoded_bytes_per_sample=[size for chunk in chunks for size in chunk.encoded_bytes_per_sample],
         skipped=skipped,
         thread_seconds=sum(chunk.thread_seconds for chunk in chunks),
-        pixels=pixels,
-        marked_locations=merge_marked_locations(chunk.marked_locations for chunk in chunks),
+        pixels=batch_pixels,
+        image_mark_locations=merge_image_mark_locations(chunk.image_mark_locations for chunk in chunks),
     )
 
 
@@ -342,7 +350,7 @@ def serve_decoding_requests(connection_descriptor: int, buffer_descriptors: Sequ
         pickled_decode, decode = connection.recv_bytes(), None
         while True:
             chunk: BatchChunk = connection.recv()
-            memory = buffers[chunk.buffer_index].map_at_least(chunk.buffer_bytes)
+            memory = buffers[chunk.buffer_index].remap_if_smaller(chunk.buffer_bytes)
             batch: SampleBatch = [
                 (
                     index,

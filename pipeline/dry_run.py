@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
-from sfm.pipeline.cost_model import estimate_statistics_operations, measure_operations_per_second
+from sfm.pipeline.cost_model import estimate_statistics_operations, measure_statistics_operations_per_second
 from sfm.pipeline.decoding import SampleBatch
 from sfm.pipeline.entry_rows import list_entry_roles
 from sfm.pipeline.extract_config import ExtractConfig
@@ -111,6 +111,16 @@ class ExtractionEstimate:
     classes_met: int = 0
 
 
+class SampleCountEstimate(NamedTuple):
+    """Number of samples by split, and of the classes met while the samples of first shards were counted.
+
+    Where labels are known, the numbers of samples are exact, and `classes_met` is 0.
+    """
+
+    samples_by_split: dict[str, int]
+    classes_met: int
+
+
 @dataclass(frozen=True)
 class ProbeResult:
     """Speed and problems of decoding and computing a few images.
@@ -119,14 +129,14 @@ class ProbeResult:
     ----------
     image_count, undecodable_count : int
     images_per_second : float
-    mark_counts : dict of str to int
+    image_mark_counts : dict of str to int
         By `sfm.pipeline.task_results.IMAGE_MARKS`.
     """
 
     image_count: int
     undecodable_count: int
     images_per_second: float
-    mark_counts: dict[str, int]
+    image_mark_counts: dict[str, int]
 
 
 def estimate_extraction(
@@ -154,13 +164,13 @@ def estimate_extraction(
         for spec in dict.fromkeys(config.backbone)
     ]
     tasks = make_tasks(source, selection)
-    samples, classes_met = count_or_extrapolate_samples_by_split(source, selection, progress)
+    samples, classes_met = count_or_extrapolate_samples(source, selection, progress)
     total = sum(samples.values())
     files = estimate_file_counts_before_pass(source, selection, total)
     if config.hold_out is not None:
-        samples = estimate_samples_after_hold_out(selection, samples, config.hold_out)
+        samples = estimate_samples_by_split_after_hold_out(selection, samples, config.hold_out)
     progress(Progress("probe", 0, 1, "parts"))
-    probe = probe_images(source, tasks, backbones, config, total)
+    probe = time_probe_images(source, tasks, backbones, config, total)
     progress(Progress("probe", 1, 1, "parts", {"images/s": probe.images_per_second}))
     classes = None if source.class_ids is None else len(source.class_ids)
     if selection is not None:
@@ -175,7 +185,7 @@ def estimate_extraction(
         for e in estimates
     ]
     return ExtractionEstimate(
-        **probe.mark_counts,
+        **probe.image_mark_counts,
         source=source.spec,
         classes=classes,
         samples=samples,
@@ -208,7 +218,7 @@ def estimate_statistics_seconds(
     for backbone in backbones:
         features = backbone.card.features
         with limit_cpu_threads(config.threads):
-            rate = measure_operations_per_second(class_count, features, backbone.device)
+            rate = measure_statistics_operations_per_second(class_count, features, backbone.device)
         for role in list_entry_roles(config):
             rows = (
                 round(training_sample_count * (1 - (config.tune_fraction or 0.0)))
@@ -222,15 +232,17 @@ def estimate_statistics_seconds(
     return seconds
 
 
-def count_or_extrapolate_samples_by_split(
+def count_or_extrapolate_samples(
     source: Source, selection: SampleSelection | None, progress: ProgressCallback
-) -> tuple[dict[str, int], int]:
-    """Return the number of samples by split, and the number of classes seen while counting.
+) -> SampleCountEstimate:
+    """Return the number of samples by split, and the number of classes met while counting.
 
     If labels are not known, the count of the first shard is multiplied by the number of shards.
     """
     if selection is not None:
-        return {name: len(selection.list_used_positions(name)) for name in source.splits}, 0
+        return SampleCountEstimate(
+            {name: len(selection.list_used_positions(name)) for name in source.splits}, classes_met=0
+        )
     counts = {}
     classes: set[str] = set()
     for done, (name, split) in enumerate(source.splits.items()):
@@ -240,18 +252,18 @@ def count_or_extrapolate_samples_by_split(
             counts[name] += len(split.shards)
             classes.add(sample.class_id)
     progress(Progress("first shards", len(counts), len(counts), "splits"))
-    return counts, len(classes)
+    return SampleCountEstimate(counts, len(classes))
 
 
-def estimate_samples_after_hold_out(
-    selection: SampleSelection | None, sample_counts: dict[str, int], held_out_fraction: float
+def estimate_samples_by_split_after_hold_out(
+    selection: SampleSelection | None, sample_counts_by_split: dict[str, int], held_out_fraction: float
 ) -> dict[str, int]:
     """Return the number of samples by split once a share of the training split is held out."""
-    held_out = round(held_out_fraction * sample_counts["train"])
+    held_out = round(held_out_fraction * sample_counts_by_split["train"])
     if selection is not None:
-        labels = selection.labels["train"]
+        labels = selection.labels_by_split["train"]
         held_out = int(count_held_out_per_class(np.bincount(labels[labels >= 0]), held_out_fraction).sum())
-    return {"train": sample_counts["train"] - held_out, "test": held_out}
+    return {"train": sample_counts_by_split["train"] - held_out, "test": held_out}
 
 
 def estimate_file_counts_before_pass(
@@ -276,22 +288,26 @@ def estimate_file_counts_before_pass(
 
 def read_probe_samples(source: Source, tasks: Sequence[PartitionTask], max_samples: int) -> Iterator[Sample]:
     """Yield evenly spaced training samples of a source whose labels are known, or else its first samples."""
-    rows_by_task = [task.rows for task in tasks if task.rows is not None and task.split == "train"]
+    rows_by_task = [
+        task.positions_in_split
+        for task in tasks
+        if task.positions_in_split is not None and task.split == "train"
+    ]
     if rows_by_task:
         rows = np.concatenate(rows_by_task)
         chosen = np.unique(np.linspace(0, len(rows) - 1, max_samples).astype(np.int64))
         yield from source.train.read(rows[chosen])
     else:
-        streams = (task.list_samples(source) for task in tasks)
+        streams = (task.iterate_samples(source) for task in tasks)
         yield from prefetch_samples(itertools.islice(itertools.chain.from_iterable(streams), max_samples))
 
 
-def probe_images(
+def time_probe_images(
     source: Source,
     tasks: Sequence[PartitionTask],
     backbones: Sequence[Backbone],
     config: ExtractConfig,
-    total_image_count: int,
+    dataset_image_count: int,
 ) -> ProbeResult:
     """Time decoding and features of a few images, computed as in the pass."""
     backbones = optimize_for_inference(backbones, config.precision, config.execution)
@@ -299,7 +315,7 @@ def probe_images(
     options = PassOptions(
         None, "skip", config.precision, config.views, config.seed, source.rendering, config.execution
     )
-    max_samples = min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, round(PROBE_SHARE * total_image_count)))
+    max_samples = min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, round(PROBE_SHARE * dataset_image_count)))
     samples = list(enumerate(read_probe_samples(source, tasks, max_samples)))
     with (
         one_torch_thread(),
@@ -325,7 +341,10 @@ def probe_images(
         len(samples),
         sum(len(result.skipped) for result in results),
         images_per_second,
-        {mark: sum(len(result.marked_locations.get(mark, ())) for result in results) for mark in IMAGE_MARKS},
+        {
+            mark: sum(len(result.image_mark_locations.get(mark, ())) for result in results)
+            for mark in IMAGE_MARKS
+        },
     )
 
 
@@ -334,13 +353,13 @@ def estimate_entry_bytes(
     feature_count: int,
     image_size: int,
     class_count: int,
-    sample_counts: dict[str, int],
+    sample_counts_by_split: dict[str, int],
 ) -> int:
     """Return the size of an entry's arrays: features in two bytes, everything else as in the schema."""
     class_bytes = (
         feature_count * (8 + 8 + 4) + sum(k * (4 * feature_count + 8) for k in config.sub_classes) + 12
     )
     size = class_count * class_bytes + 8 * feature_count * feature_count
-    size += 0 if config.no_held_out else sample_counts["test"] * (2 * feature_count + 4)
-    size += sample_counts["train"] * (2 * feature_count + 4) if config.keep_train_features else 0
+    size += 0 if config.no_held_out else sample_counts_by_split["test"] * (2 * feature_count + 4)
+    size += sample_counts_by_split["train"] * (2 * feature_count + 4) if config.keep_train_features else 0
     return size + class_count * config.exemplars * (3 * image_size * image_size + 9)

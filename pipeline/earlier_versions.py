@@ -52,7 +52,7 @@ def describe_entries_that_dropped_transparency(
             f"the earlier one: {format_removal_commands(store, unknown)}"
         )
     composited = [p.summary for p, card in zip(published, cards, strict=True) if card.composited]
-    superseded = find_superseded_entries(store, composited) if composited else []
+    superseded = find_entries_superseded_by_composited(store, composited) if composited else []
     if superseded:
         notes.append(
             f"{format_entry_pins(superseded)} is of the same images and of an earlier version, which dropped "
@@ -61,7 +61,9 @@ def describe_entries_that_dropped_transparency(
     return notes
 
 
-def find_superseded_entries(store: Store, composited_entries: Collection[Summary]) -> list[Summary]:
+def find_entries_superseded_by_composited(
+    store: Store, composited_entries: Collection[Summary]
+) -> list[Summary]:
     """Return the entries of the same images, backbone, role and name that dropped transparency."""
 
     def get_identity(summary: Summary) -> tuple[str, ...]:

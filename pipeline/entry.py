@@ -32,7 +32,7 @@ from sfm.pipeline.pass_result import PassResult
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.pipeline.staging import Staging
-from sfm.pipeline.sub_class_centres import compute_sub_class_centres
+from sfm.pipeline.sub_class_centres import SubClassCentres, compute_sub_class_centres
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
 from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
@@ -59,8 +59,8 @@ class EntryContext:
     pass_summary : PassSummary
         Cost of the pass over the images.
     pass_result : PassResult
-    flow_cosines : dict of str to (float or None)
-        Agreement of the flows with those in float32, by backbone hash; empty for float32.
+    flow_cosines_with_float32 : dict of str to (float or None)
+        Cosine of the flows with those in float32, by backbone hash; empty for float32.
     """
 
     config: ExtractConfig
@@ -71,7 +71,7 @@ class EntryContext:
     device_type: str
     pass_summary: PassSummary
     pass_result: PassResult
-    flow_cosines: dict[str, float | None]
+    flow_cosines_with_float32: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class EntryStatistics:
 
     Attributes
     ----------
-    centres_by_k : dict of int to (centre, count)
-        Sub-class centres, by number of sub-classes.
+    centres_by_k : dict of int to SubClassCentres
+        By number of sub-classes.
     held_out_top1, held_out_top5 : float or None
         Accuracy of the classifier on the held-out features, as fractions.
     seconds : float
@@ -90,7 +90,7 @@ class EntryStatistics:
 
     moments: ClassMoments
     classifier: LinearClassifier
-    centres_by_k: dict[int, tuple[Any, Any]]
+    centres_by_k: dict[int, SubClassCentres]
     held_out_top1: float | None
     held_out_top5: float | None
     seconds: float
@@ -107,9 +107,11 @@ def compute_and_publish_entry(
     try:
         write_statistics_arrays(draft, statistics)
         if not context.config.no_held_out:
-            write_features_and_labels(draft, "test", test, statistics.classifier)
+            dtype = choose_feature_dtype(test, statistics.classifier)
+            write_features_and_labels(draft, "test", test, backbone.card.features, dtype)
         if context.config.keep_train_features:
-            write_features_and_labels(draft, "train", train, statistics.classifier)
+            dtype = choose_feature_dtype(train, statistics.classifier)
+            write_features_and_labels(draft, "train", train, backbone.card.features, dtype)
         if context.config.exemplars:
             write_exemplars(draft, context, backbone, entry_rows, train, statistics.moments)
         return publish_draft(
@@ -139,13 +141,15 @@ def compute_entry_statistics(
     began = time.perf_counter()
     config = context.config
     classes, features = len(context.pass_result.selection.class_ids), backbone.card.features
-    labels, sub_class_counts = train.concatenate_labels(), config.sub_classes
+    labels, sub_class_k_values = train.concatenate_labels(), config.sub_classes
     array_names = PassOptions(views=config.views, seed=config.seed).list_feature_array_names(
         backbone.card.hash, "train"
     )
     views = [entry_rows.open_train_features(context.staging, name) for name in array_names[1:]]
     stage = f"{'tuning ' if entry_rows.role == 'tuning' else ''}statistics of {backbone.card.spec}"
-    cost = estimate_statistics_operations(classes, features, len(labels), len(array_names), sub_class_counts)
+    cost = estimate_statistics_operations(
+        classes, features, len(labels), len(array_names), sub_class_k_values
+    )
     meter = StatisticsProgress(progress, stage, cost)
     meter.report_if_changed()
 
@@ -165,7 +169,7 @@ def compute_entry_statistics(
     top1, top5 = measure_top1_and_top5(test, classifier)
     meter.advance_to_phase_end(cost.until_classifier_end)
     centres = compute_sub_class_centres(
-        train, labels, classes, features, sub_class_counts, config.seed, report_placed_centres
+        train, labels, classes, features, sub_class_k_values, config.seed, report_placed_centres
     )
     meter.finish(**({} if top1 is None else {"top-1 %": 100 * top1}))
     return EntryStatistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
@@ -185,12 +189,14 @@ def write_statistics_arrays(draft: Draft, statistics: EntryStatistics) -> None:
 
 
 def write_features_and_labels(
-    draft: Draft, split: str, rows: StagedFeatures, classifier: LinearClassifier
+    draft: Draft, split: str, rows: StagedFeatures, feature_count: int, feature_dtype: np.dtype[Any]
 ) -> None:
     """Write the features and labels of a split."""
-    labels, dtype = rows.concatenate_labels(), choose_feature_dtype(rows, classifier)
-    shape = (len(labels), classifier.weight.shape[1])
-    draft.write_array_blocks(f"{split}/feature", rows.iterate_blocks(dtype), shape, dtype)
+    labels = rows.concatenate_labels()
+    shape = (len(labels), feature_count)
+    draft.write_array_blocks(
+        f"{split}/feature", rows.iterate_feature_blocks(feature_dtype), shape, feature_dtype
+    )
     draft.write_array(f"{split}/label", labels)
 
 
@@ -219,14 +225,14 @@ def write_exemplars(
     """Choose, read and write the arrays under ``exemplar/``."""
     config = context.config
     choice = choose_exemplars(train, train.concatenate_labels(), moments.mean, config.exemplars, config.seed)
-    rows = np.flatnonzero(entry_rows.train_mask)[choice.sample_rows]
+    rows = np.flatnonzero(entry_rows.train_mask)[choice.train_row_indices]
     positions = np.concatenate([p.positions_in_split for p in entry_rows.train_partitions])[rows]
-    sample = np.where(choice.sample_rows < 0, -1, positions)
+    sample = np.where(choice.train_row_indices < 0, -1, positions)
     digests = read_row_digests(context.staging, entry_rows.train_partitions, rows)
-    shard_sizes = context.pass_result.shard_sizes["train"]
+    shard_sizes = context.pass_result.shard_sizes_by_split["train"]
     images = read_exemplar_images(context.source, sample, digests, shard_sizes, backbone.card.preprocessing)
     draft.write_array("exemplar/image", images)
-    draft.write_array("exemplar/role", choice.selection_roles)
+    draft.write_array("exemplar/role", choice.nearest_random_or_none)
     draft.write_array("exemplar/sample", sample)
 
 
@@ -268,14 +274,14 @@ def make_extraction_card(
         statistics_seconds=statistics.seconds,
         images_per_second=context.pass_summary.images_per_second,
         listing=context.listing_digest,
-        skipped=truncate_skipped_lines(context.pass_result.skipped),
+        skipped=truncate_skipped_lines(context.pass_result.skipped_lines),
         train_bytes=entry_rows.encoded_train_bytes,
-        flow_cosine=context.flow_cosines.get(backbone.card.hash),
+        flow_cosine=context.flow_cosines_with_float32.get(backbone.card.hash),
         composited=entry_rows.mark_counts["composited"].count,
         composited_example=entry_rows.mark_counts["composited"].example_location,
         dark=entry_rows.mark_counts["dark"].count,
         dark_example=entry_rows.mark_counts["dark"].example_location,
-        files=context.pass_result.files,
+        files=context.pass_result.file_counts,
     )
 
 
@@ -292,7 +298,7 @@ def truncate_skipped_lines(skipped_lines: Sequence[str]) -> list[str]:
 def make_classifier_card(statistics: EntryStatistics) -> ClassifierCard:
     """Return the card of the classifier's training and accuracy."""
     return ClassifierCard(
-        solver=statistics.classifier.solver,
+        solver=statistics.classifier.solver_description,
         l2=statistics.classifier.l2,
         iterations=statistics.classifier.iterations,
         converged=statistics.classifier.converged,

@@ -90,7 +90,7 @@ def make_entry_options(
     return options if config.hold_out is None else options | {"hold_out": config.hold_out}
 
 
-def iterate_digests(
+def iterate_digests_by_partition(
     staging: Staging, partitions: Sequence[StagedPartition]
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the sample digests of partitions, one array of shape (n, 32) each."""
@@ -104,7 +104,7 @@ def read_row_digests(
     """Return the sample digests of some rows of partitions, of any shape (…): shape (…, 32)."""
     found = np.zeros((*row_indices.shape, 32), dtype=np.uint8)
     start = 0
-    for digests in iterate_digests(staging, partitions):
+    for digests in iterate_digests_by_partition(staging, partitions):
         here = (row_indices >= start) & (row_indices < start + len(digests))
         found[here] = digests[row_indices[here] - start]
         start += len(digests)
@@ -117,13 +117,13 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
     test = [p for p in result.partitions if p.split == "test"]
     labels = np.concatenate([p.labels for p in train])
     class_ids = result.selection.class_ids
-    sizes = np.concatenate([staging.read_sizes(partition) for partition in train])
+    sizes = np.concatenate([staging.read_encoded_bytes_per_sample(partition) for partition in train])
     in_use = labels != UNUSED_LABEL
     if config.hold_out is None:
         test_in_use = np.concatenate([p.labels for p in test]) != UNUSED_LABEL
         builder = FingerprintBuilder()
         for partition, digests in zip(
-            (*train, *test), iterate_digests(staging, (*train, *test)), strict=True
+            (*train, *test), iterate_digests_by_partition(staging, (*train, *test)), strict=True
         ):
             rows = partition.labels != UNUSED_LABEL
             builder.add_samples(partition.split, class_ids, partition.labels[rows], digests[rows])
@@ -143,27 +143,34 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
         ]
     else:
         keys = np.concatenate(
-            [make_hold_out_keys(digests, config.seed) for digests in iterate_digests(staging, train)]
+            [
+                make_hold_out_keys(digests, config.seed)
+                for digests in iterate_digests_by_partition(staging, train)
+            ]
         )
         held_out = make_held_out_mask(labels, keys, class_ids, config.hold_out)
         in_use = in_use & ~held_out
-        entries = [make_held_out_entry_rows("full", train, in_use, held_out, class_ids, sizes, staging)]
+        entries = [
+            make_entry_rows_within_train_split("full", train, in_use, held_out, class_ids, sizes, staging)
+        ]
         labels = np.where(held_out, UNUSED_LABEL, labels).astype(np.int32)
     if config.tune_fraction is not None:
-        held_out = draw_held_out_mask(labels, class_ids, config.tune_fraction, config.seed)
+        held_out = draw_tuning_held_out_mask(labels, class_ids, config.tune_fraction, config.seed)
         entries.append(
-            make_held_out_entry_rows("tuning", train, in_use & ~held_out, held_out, class_ids, sizes, staging)
+            make_entry_rows_within_train_split(
+                "tuning", train, in_use & ~held_out, held_out, class_ids, sizes, staging
+            )
         )
     return entries
 
 
-def make_held_out_entry_rows(
+def make_entry_rows_within_train_split(
     role: EntryRole,
     train_partitions: list[StagedPartition],
     train_mask: npt.NDArray[np.bool_],
     held_out_mask: npt.NDArray[np.bool_],
     class_ids: Sequence[str],
-    encoded_sizes: npt.NDArray[np.int64],
+    encoded_bytes_per_sample: npt.NDArray[np.int64],
     staging: Staging,
 ) -> EntryRows:
     """Return the rows of an entry whose training and held-out rows both come from the training split.
@@ -172,17 +179,19 @@ def make_held_out_entry_rows(
     ----------
     train_mask, held_out_mask : ndarray of bool, shape (n,)
         Which rows are for training, and which are held out.
-    encoded_sizes : ndarray of int64, shape (n,)
+    encoded_bytes_per_sample : ndarray of int64, shape (n,)
         Encoded bytes of the samples.
     """
     builder, start = FingerprintBuilder(), 0
-    for partition, digests in zip(train_partitions, iterate_digests(staging, train_partitions), strict=True):
+    for partition, digests in zip(
+        train_partitions, iterate_digests_by_partition(staging, train_partitions), strict=True
+    ):
         own = slice(start, start + len(partition.labels))
         start = own.stop
         for split, rows in (("train", train_mask[own]), ("test", held_out_mask[own])):
             builder.add_samples(split, class_ids, partition.labels[rows], digests[rows])
     marked = count_samples_by_image_mark([(train_partitions, train_mask | held_out_mask)])
-    encoded_train_bytes = int(encoded_sizes[train_mask].sum())
+    encoded_train_bytes = int(encoded_bytes_per_sample[train_mask].sum())
     return EntryRows(
         role,
         train_partitions,
@@ -195,7 +204,7 @@ def make_held_out_entry_rows(
     )
 
 
-def draw_held_out_mask(
+def draw_tuning_held_out_mask(
     labels: npt.NDArray[np.int32], class_ids: Sequence[str], held_out_fraction: float, seed: int
 ) -> npt.NDArray[np.bool_]:
     """Mark a random fraction of every class, at least one sample and not all.

@@ -24,14 +24,14 @@ class ExemplarChoice:
 
     Attributes
     ----------
-    sample_rows : ndarray of int64, shape (C, E)
+    train_row_indices : ndarray of int64, shape (C, E)
         Indices of training rows; -1 where a class has too few.
-    selection_roles : ndarray of uint8, shape (C, E)
+    nearest_random_or_none : ndarray of uint8, shape (C, E)
         ``NEAREST`` to the class mean, nearest first, then ``RANDOM``; ``NONE`` where there is no sample.
     """
 
-    sample_rows: npt.NDArray[np.int64]
-    selection_roles: npt.NDArray[np.uint8]
+    train_row_indices: npt.NDArray[np.int64]
+    nearest_random_or_none: npt.NDArray[np.uint8]
 
 
 def choose_exemplars(

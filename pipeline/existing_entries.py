@@ -23,7 +23,7 @@ def digest_source_listing(config: ExtractConfig, source: Source) -> str:
     return compute_digest(*parts)
 
 
-def digest_listing_with_skipped(listing_digest: str) -> str:
+def derive_listing_digest_with_skipped(listing_digest: str) -> str:
     """Return the listing digest of an entry that lacks unreadable samples.
 
     Only extractions that may skip samples accept such an entry.
@@ -31,7 +31,7 @@ def digest_listing_with_skipped(listing_digest: str) -> str:
     return compute_digest(listing_digest, "skipped")
 
 
-def find_existing_entries(
+def find_existing_entries_by_backbone_hash(
     store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing_digest: str
 ) -> dict[str, list[PublishResult]]:
     """Return the complete sets of entries of this listing and these options, by backbone hash.
@@ -46,7 +46,7 @@ def find_existing_entries(
         for role in list_entry_roles(config)
     ]
     listings = (
-        {listing_digest, digest_listing_with_skipped(listing_digest)}
+        {listing_digest, derive_listing_digest_with_skipped(listing_digest)}
         if config.on_error == "skip"
         else {listing_digest}
     )

@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,10 +23,10 @@ from sfm.pipeline.earlier_versions import (
 from sfm.pipeline.entry import EntryContext, compute_and_publish_entry
 from sfm.pipeline.entry_rows import EntryRows, select_entry_rows
 from sfm.pipeline.existing_entries import (
+    derive_listing_digest_with_skipped,
     describe_display_name_changes_by_dataset,
-    digest_listing_with_skipped,
     digest_source_listing,
-    find_existing_entries,
+    find_existing_entries_by_backbone_hash,
     require_same_dataset_name,
     require_same_licence,
 )
@@ -33,11 +34,11 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import (
     PassIncrement,
     PassSummary,
-    find_unstaged_backbones,
+    find_unstaged_backbones_unless_complete,
     run_and_track_pass,
     stage_tasks,
 )
-from sfm.pipeline.flow_agreement import compare_flows_with_float32
+from sfm.pipeline.flow_agreement import compute_flow_cosines_with_float32
 from sfm.pipeline.hold_out import open_extraction_source
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.pass_result import PassResult, collect_pass_result
@@ -45,7 +46,7 @@ from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_i
 from sfm.pipeline.selection import select_samples_if_labels_known
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import compute_digest
-from sfm.pipeline.staging import Staging, open_staging
+from sfm.pipeline.staging import Staging, open_staging_and_delete_on_success
 from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.location import parse_local_path
 from sfm.stats_store.publication import PublishResult
@@ -89,6 +90,32 @@ class ExtractionResult:
     files: FileCounts | None = None
 
 
+class CompletedPass(NamedTuple):
+    """What a pass over all tasks leaves, besides the staged features.
+
+    Attributes
+    ----------
+    device_type : str
+        Kind of device that the backbones ran on.
+    summary : PassSummary
+    result : PassResult
+    flow_cosines_with_float32 : dict of str to (float or None)
+        Cosine of the flows with those in float32, by backbone hash; empty for float32.
+    """
+
+    device_type: str
+    summary: PassSummary
+    result: PassResult
+    flow_cosines_with_float32: dict[str, float | None]
+
+
+class PassIncrementStream(NamedTuple):
+    """A pass that runs as its increments are consumed, and the kind of device that the backbones run on."""
+
+    device_type: str
+    increments: Iterator[PassIncrement]
+
+
 def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> ExtractionResult:
     """Stream a dataset once through backbones and publish its statistics.
 
@@ -130,7 +157,7 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
         existing = (
             {}
             if config.replace or config.rehash
-            else find_existing_entries(store, config, source, backbones.values(), listing)
+            else find_existing_entries_by_backbone_hash(store, config, source, backbones.values(), listing)
         )
         existing_entries = [published for entries in existing.values() for published in entries]
         require_same_dataset_name(config, existing_entries)
@@ -153,21 +180,24 @@ def extract_missing_entries(
     config: ExtractConfig,
     source: Source,
     tasks: Sequence[PartitionTask],
-    backbones: Mapping[str, Backbone],
+    backbones_by_spec: Mapping[str, Backbone],
     store: Store,
-    existing_entries: Mapping[str, list[PublishResult]],
+    existing_entries_by_backbone_hash: Mapping[str, list[PublishResult]],
     progress: ProgressCallback,
 ) -> ExtractionResult:
     """Run the pass and publish the entries of the backbones that have none.
 
     Parameters
     ----------
-    backbones : mapping of str to Backbone
-        All requested backbones, by spec.
-    existing_entries : mapping of str to list of PublishResult
-        Existing entries, by backbone hash.
+    backbones_by_spec : mapping of str to Backbone
+        All requested backbones.
+    existing_entries_by_backbone_hash : mapping of str to list of PublishResult
     """
-    missing = {spec: b for spec, b in backbones.items() if b.card.hash not in existing_entries}
+    missing = {
+        spec: b
+        for spec, b in backbones_by_spec.items()
+        if b.card.hash not in existing_entries_by_backbone_hash
+    }
     listing = digest_source_listing(config, source)
     options = PassOptions(
         config.limit_per_class,
@@ -180,11 +210,11 @@ def extract_missing_entries(
     )
     like = None if config.staging else parse_local_path(config.store)
     key = make_staging_key(config, source, listing)
-    with open_staging(choose_staging_parent_folder(config), key, like) as staging:
+    with open_staging_and_delete_on_success(choose_staging_parent_folder(config), key, like) as staging:
         device, summary, result, cosines = run_pass(
             config, source, tasks, missing, staging, options, progress
         )
-        final_listing = digest_listing_with_skipped(listing) if result.skipped else listing
+        final_listing = derive_listing_digest_with_skipped(listing) if result.skipped_lines else listing
         context = EntryContext(
             config, source, store, staging, final_listing, device, summary, result, cosines
         )
@@ -197,7 +227,11 @@ def extract_missing_entries(
             for backbone in missing.values()
         }
         statistics_seconds = time.perf_counter() - began
-    published = [entry for b in backbones.values() for entry in ({**existing_entries, **new})[b.card.hash]]
+    published = [
+        entry
+        for b in backbones_by_spec.values()
+        for entry in ({**existing_entries_by_backbone_hash, **new})[b.card.hash]
+    ]
     require_same_dataset_name(config, published)
     require_same_licence(config, store, published)
     cards = read_extraction_cards_with_image_mark_counts(store, published, new, entry_rows)
@@ -205,12 +239,12 @@ def extract_missing_entries(
     return ExtractionResult(
         published,
         summary,
-        result.skipped,
+        result.skipped_lines,
         cosines,
         cards,
         collect_notes(source, store, published, cards),
         statistics_seconds,
-        result.files,
+        result.file_counts,
     )
 
 
@@ -218,28 +252,19 @@ def run_pass(
     config: ExtractConfig,
     source: Source,
     tasks: Sequence[PartitionTask],
-    backbones: Mapping[str, Backbone],
+    backbones_by_spec: Mapping[str, Backbone],
     staging: Staging,
     options: PassOptions,
     progress: ProgressCallback,
-) -> tuple[str, PassSummary, PassResult, dict[str, float | None]]:
-    """Stage the features of all tasks, and collect their results.
-
-    Returns
-    -------
-    str
-        Kind of device that the backbones ran on.
-    PassSummary
-    PassResult
-    dict of str to (float or None)
-        Agreement of the flows with those in float32, by backbone hash; empty for float32.
-    """
+) -> CompletedPass:
+    """Stage the features of all tasks, and collect their results."""
     pending = [
         task
         for task in tasks
-        if find_unstaged_backbones(task, backbones.values(), staging, options) is not None
+        if find_unstaged_backbones_unless_complete(task, backbones_by_spec.values(), staging, options)
+        is not None
     ]
-    with pass_increment_stream(config, source, pending, backbones, staging, options, progress) as (
+    with pass_increment_stream(config, source, pending, backbones_by_spec, staging, options, progress) as (
         device,
         steps,
     ):
@@ -247,11 +272,11 @@ def run_pass(
     result = collect_pass_result(config, source, tasks, staging)
     cosines = {}
     # Another kind of device than the workers' would round differently.
-    if config.precision != "float32" and all(b.device.type == device for b in backbones.values()):
-        cosines = compare_flows_with_float32(
-            source, tasks, list(backbones.values()), options, progress, config.threads
+    if config.precision != "float32" and all(b.device.type == device for b in backbones_by_spec.values()):
+        cosines = compute_flow_cosines_with_float32(
+            source, tasks, list(backbones_by_spec.values()), options, progress, config.threads
         )
-    return device, summary, result, cosines
+    return CompletedPass(device, summary, result, cosines)
 
 
 @contextmanager
@@ -259,37 +284,31 @@ def pass_increment_stream(
     config: ExtractConfig,
     source: Source,
     tasks: Sequence[PartitionTask],
-    backbones: Mapping[str, Backbone],
+    backbones_by_spec: Mapping[str, Backbone],
     staging: Staging,
     options: PassOptions,
     progress: ProgressCallback,
-) -> Iterator[tuple[str, Iterator[PassIncrement]]]:
-    """Stage tasks in this process, or on workers if the config asks for them.
-
-    Yields
-    ------
-    str, iterator of PassIncrement
-        Kind of device that the backbones run on, and reports that drive the work.
-    """
+) -> Iterator[PassIncrementStream]:
+    """Stage tasks in this process, or on workers if the config asks for them."""
     if tasks and (config.workers or config.scheduler):
         from sfm.pipeline.worker_pool import worker_pool
 
         with (
-            worker_pool(config, source, backbones, staging, options, progress) as workers,
+            worker_pool(config, source, backbones_by_spec, staging, options, progress) as workers,
             closing(workers.stage_tasks(tasks)) as steps,
         ):
-            yield workers.device_type, steps
+            yield PassIncrementStream(workers.device_type, steps)
         return
-    device = next(iter(backbones.values())).device.type
+    device = next(iter(backbones_by_spec.values())).device.type
     if not tasks:
-        yield device, iter(())
+        yield PassIncrementStream(device, iter(()))
         return
-    fast_backbones = optimize_for_inference(backbones.values(), options.precision, options.execution)
+    fast_backbones = optimize_for_inference(backbones_by_spec.values(), options.precision, options.execution)
     with (
         extraction_runtime(source, device, config.threads or count_cores()) as runtime,
         closing(stage_tasks(source, tasks, fast_backbones, staging, options, runtime)) as steps,
     ):
-        yield device, steps
+        yield PassIncrementStream(device, steps)
 
 
 def make_staging_key(config: ExtractConfig, source: Source, listing_digest: str) -> str:

@@ -14,7 +14,7 @@ from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
-from sfm.pipeline.decoding import SampleBatch, merge_marked_locations
+from sfm.pipeline.decoding import SampleBatch, merge_image_mark_locations
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, one_torch_thread
 from sfm.pipeline.sources import Source
@@ -77,7 +77,7 @@ def iterate_batches(
     task: PartitionTask,
     runtime: ExtractionRuntime,
     batch_size: int,
-    shard_limit_per_class: int | None,
+    max_class_samples_per_shard: int | None,
     labels_and_spellings_to_fill: list[tuple[str, str]],
 ) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
     """Yield the samples of a task in batches, each with its index; batches never span tasks.
@@ -86,7 +86,7 @@ def iterate_batches(
     ----------
     runtime : ExtractionRuntime
         Reads the files, or leaves that to its decoder.
-    shard_limit_per_class : int or None
+    max_class_samples_per_shard : int or None
         Maximum number of samples of a class to yield, if labels are not known.
     labels_and_spellings_to_fill : list of (str, str)
         Gets the label of every sample that is listed, and its spelling.
@@ -98,25 +98,27 @@ def iterate_batches(
     """
     batch: list[tuple[int, Sample | SampleFile]] = []
     class_counts: Counter[str] = Counter()
-    for index, sample in enumerate(runtime.load_samples(task.list_samples(source))):
+    for index, sample in enumerate(runtime.load_samples(task.iterate_samples(source))):
         labels_and_spellings_to_fill.append(
             (sample.class_id, sample.numeric_label_text if isinstance(sample, Sample) else "")
         )
         class_counts[sample.class_id] += 1
         if (
-            task.rows is not None
-            or shard_limit_per_class is None
-            or class_counts[sample.class_id] <= shard_limit_per_class
+            task.positions_in_split is not None
+            or max_class_samples_per_shard is None
+            or class_counts[sample.class_id] <= max_class_samples_per_shard
         ):
             batch.append((index, sample))
         # The composition of a batch may affect rounding, so it depends on the images only.
         if len(batch) == batch_size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
             yield batch
             batch = []
-    if task.rows is not None and len(labels_and_spellings_to_fill) != len(task.rows):
+    if task.positions_in_split is not None and len(labels_and_spellings_to_fill) != len(
+        task.positions_in_split
+    ):
         raise InputError(
             f"{source.spec} shrank while it was read: {len(labels_and_spellings_to_fill)} of "
-            f"{len(task.rows)} samples of partition {task.name} are there; run again"
+            f"{len(task.positions_in_split)} samples of partition {task.name} are there; run again"
         )
     if batch:
         yield batch
@@ -127,7 +129,7 @@ def count_encoded_bytes(batch: SampleBatch) -> int:
     return sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
 
 
-def find_unstaged_backbones(
+def find_unstaged_backbones_unless_complete(
     task: PartitionTask, backbones: Collection[Backbone], staging: Staging, options: PassOptions
 ) -> list[Backbone] | None:
     """Return the backbones whose features of a task are not staged; None if the task is complete."""
@@ -227,13 +229,13 @@ def stage_tasks(
     IncompleteExtractionError
         If a decoding process is lost.
     """
-    size, limit = BATCH_IMAGES[backbones[0].device.type], options.shard_limit_per_class
+    size, limit = BATCH_IMAGES[backbones[0].device.type], options.max_class_samples_per_shard
     queue = FeatureBatchQueue(2 * runtime.max_batches_in_flight + MAX_PENDING_BATCHES)
     threads = ThreadPoolExecutor(runtime.max_batches_in_flight, thread_name_prefix="features")
     with one_torch_thread(), tf32_disabled(), threads as pool:
         try:
             for task in tasks:
-                missing = find_unstaged_backbones(task, backbones, staging, options)
+                missing = find_unstaged_backbones_unless_complete(task, backbones, staging, options)
                 if missing is None:
                     continue
                 labels: list[tuple[str, str]] = []
@@ -242,7 +244,7 @@ def stage_tasks(
                     queue.add_batch(future, count_encoded_bytes(batch))
                     while queue.is_full():
                         yield queue.finish_next()
-                unused = {} if task.rows is not None else dict(task.get_shard(source).unused_by_kind)
+                unused = {} if task.positions_in_split is not None else dict(task.get_shard(source).unused_by_kind)
                 queue.add_task(
                     partial(write_task_files, staging, task, source, missing, options, labels, unused)
                 )
@@ -261,14 +263,14 @@ def write_task_files(
     backbones: Sequence[Backbone],
     options: PassOptions,
     labels_and_spellings: Sequence[tuple[str, str]],
-    unused_file_counts: dict[str, int],
+    unused_file_counts_by_kind: dict[str, int],
     feature_batches: Sequence[BatchFeatures],
 ) -> None:
     """Stage the arrays and the result of a task.
 
     Parameters
     ----------
-    unused_file_counts : dict of str to int
+    unused_file_counts_by_kind : dict of str to int
         Number of other files, by kind.
 
     Raises
@@ -278,9 +280,9 @@ def write_task_files(
     """
     require_one_spelling_per_class(source.spec, labels_and_spellings)
     digests = np.concatenate(
-        [np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in feature_batches)]
+        [np.zeros((0, 32), dtype=np.uint8), *(batch.sample_digests for batch in feature_batches)]
     )
-    if staging.has_other_digests(task, digests):
+    if staging.differs_from_staged_digests(task, digests):
         staging.delete_task_files(task)
         raise InputError(
             f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: "
@@ -291,23 +293,25 @@ def write_task_files(
         for name in options.list_feature_array_names(card.hash, task.split):
             rows = np.concatenate([empty, *(batch.features_by_array_name[name] for batch in feature_batches)])
             staging.write_array(name, task, rows)
-    sizes = np.array([size for batch in feature_batches for size in batch.encoded_sizes], dtype=np.int64)
+    sizes = np.array(
+        [size for batch in feature_batches for size in batch.encoded_bytes_per_sample], dtype=np.int64
+    )
     staging.write_array("sizes", task, sizes)
     staging.write_array("digests", task, digests)
     staging.write_result(
-        task, make_task_result(task, labels_and_spellings, unused_file_counts, feature_batches)
+        task, make_task_result(task, labels_and_spellings, unused_file_counts_by_kind, feature_batches)
     )
 
 
 def make_task_result(
     task: PartitionTask,
     labels_and_spellings: Sequence[tuple[str, str]],
-    unused_file_counts: dict[str, int],
+    unused_file_counts_by_kind: dict[str, int],
     feature_batches: Sequence[BatchFeatures],
 ) -> TaskResult:
     """Return the result of a task, from its labels and batches; see :func:`write_task_files`."""
-    known = task.rows is not None
-    marked = merge_marked_locations(batch.marked_locations for batch in feature_batches)
+    known = task.positions_in_split is not None
+    marked = merge_image_mark_locations(batch.image_mark_locations for batch in feature_batches)
     spellings: dict[str, set[str]] = {label: set() for label, _ in labels_and_spellings}
     for label, text in set(labels_and_spellings):
         spellings[label].add(text)
@@ -322,7 +326,7 @@ def make_task_result(
         marked={mark: sorted(samples) for mark, samples in marked.items()},
         # File names may not be valid UTF-8, but JSON must be.
         examples={mark: escape_non_utf8(samples[min(samples)]) for mark, samples in marked.items()},
-        unused=unused_file_counts,
+        unused=unused_file_counts_by_kind,
     )
 
 
@@ -348,7 +352,7 @@ def run_and_track_pass(
     pending = {task.name for task in pending_tasks}
     resumed = [result for task in tasks if task.name not in pending and (result := staging.read_result(task))]
     images_resumed = sum(len(result.kept) + len(result.skipped) for result in resumed)
-    sizes = [len(task.rows) for task in tasks if task.rows is not None]
+    sizes = [len(task.positions_in_split) for task in tasks if task.positions_in_split is not None]
     by_images = len(sizes) == len(tasks)
     total, unit = (sum(sizes), "images") if by_images else (len(tasks), "partitions")
     images = skipped = partitions = 0

@@ -22,6 +22,10 @@ MAX_DOUBLE_PRECISION_ROWS = 4096
 """Up to this number of rows, use float64: with a strong penalty, float32 hides changes of the loss."""
 
 
+FeaturesAndLabels = tuple[Tensor, Tensor]
+"""A block of standardised features, shape (n, D), and their labels, int64 of shape (n,)."""
+
+
 @dataclass(frozen=True)
 class FeatureScaling:
     """Scaling that standardises features, and their variance after it; all float64.
@@ -30,9 +34,9 @@ class FeatureScaling:
     ----------
     mean, std : Tensor, shape (D,)
         Standardised features are ``(x - mean) / std``.
-    variance : Tensor, shape (r,)
-        Variance of the standardised features along each of the axes.
-    axes : Tensor, shape (D, r)
+    axis_variances : Tensor, shape (r,)
+        Variance of the standardised features along each principal axis.
+    principal_axes : Tensor, shape (D, r)
         Principal axes of the standardised features, in columns; those of zero variance may be left out.
     common_scale : bool
         Whether all features are divided by the same number.
@@ -40,8 +44,8 @@ class FeatureScaling:
 
     mean: Tensor
     std: Tensor
-    variance: Tensor
-    axes: Tensor
+    axis_variances: Tensor
+    principal_axes: Tensor
     common_scale: bool = False
 
 
@@ -60,36 +64,30 @@ def compute_feature_scaling(
         Keep axes along which these samples have no variance; other samples (their views) may have some.
     """
     with find_blas_libraries().limit(limits=1):
-        return _compute_feature_scaling(moments, use_common_scale, keep_constant_axes)
+        n = moments.count.sum()
+        mean = moments.count @ moments.mean / n
+        deviation = moments.mean - mean
+        scatter = moments.within_scatter + (deviation * moments.count[:, None]).T @ deviation
+        own_std = np.sqrt(np.diagonal(scatter) / n)
+        varies = own_std > 1e-6 * own_std.max(initial=0.0)
+        std = np.where(varies, own_std, 1.0)
+        if use_common_scale and varies.any():
+            std = np.full_like(own_std, np.sqrt(np.square(own_std).mean()))
+        scatter = np.where(varies & varies[:, None], scatter / n / np.outer(std, std), 0.0)
+        variance, axes = compute_variances_and_principal_axes(scatter)
+        if not keep_constant_axes:
+            nonzero = variance > 1e-10 * variance.max(initial=0.0)
+            variance, axes = variance[nonzero], axes[:, nonzero]
+        return FeatureScaling(
+            mean=torch.from_numpy(mean),
+            std=torch.from_numpy(std),
+            axis_variances=torch.from_numpy(variance),
+            principal_axes=torch.from_numpy(np.ascontiguousarray(axes)),
+            common_scale=use_common_scale,
+        )
 
 
-def _compute_feature_scaling(
-    moments: ClassMoments, use_common_scale: bool, keep_constant_axes: bool
-) -> FeatureScaling:
-    n = moments.count.sum()
-    mean = moments.count @ moments.mean / n
-    deviation = moments.mean - mean
-    scatter = moments.within_scatter + (deviation * moments.count[:, None]).T @ deviation
-    own_std = np.sqrt(np.diagonal(scatter) / n)
-    varies = own_std > 1e-6 * own_std.max(initial=0.0)
-    std = np.where(varies, own_std, 1.0)
-    if use_common_scale and varies.any():
-        std = np.full_like(own_std, np.sqrt(np.square(own_std).mean()))
-    scatter = np.where(varies & varies[:, None], scatter / n / np.outer(std, std), 0.0)
-    variance, axes = compute_principal_axes(scatter)
-    if not keep_constant_axes:
-        nonzero = variance > 1e-10 * variance.max(initial=0.0)
-        variance, axes = variance[nonzero], axes[:, nonzero]
-    return FeatureScaling(
-        mean=torch.from_numpy(mean),
-        std=torch.from_numpy(std),
-        variance=torch.from_numpy(variance),
-        axes=torch.from_numpy(np.ascontiguousarray(axes)),
-        common_scale=use_common_scale,
-    )
-
-
-def compute_principal_axes(
+def compute_variances_and_principal_axes(
     scatter: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return variances and axes of a scatter matrix; the coordinate axes if it cannot be decomposed.
@@ -103,7 +101,9 @@ def compute_principal_axes(
     return np.maximum(variance, 0.0), axes
 
 
-def convert_to_raw_features(weight: Tensor, bias: Tensor, scaling: FeatureScaling) -> tuple[Tensor, Tensor]:
+def convert_classifier_to_raw_features(
+    weight: Tensor, bias: Tensor, scaling: FeatureScaling
+) -> tuple[Tensor, Tensor]:
     """Convert a classifier of ``(x - mean) / std`` to one of ``x``."""
     raw_weight = weight / scaling.std
     return raw_weight, bias - raw_weight @ scaling.mean
@@ -116,14 +116,14 @@ class StandardisedRows:
     Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: `dtype` (n, D) and int64 (n,).
     """
 
-    feature_sets: Sequence[StagedFeatures]
+    image_and_view_features: Sequence[StagedFeatures]
     scaling: FeatureScaling
     device: torch.device
     dtype: torch.dtype = torch.float32
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[FeaturesAndLabels]:
         mean, scale = (t.to(self.device, self.dtype) for t in (self.scaling.mean, 1 / self.scaling.std))
-        for features, labels in chain.from_iterable(self.feature_sets):
+        for features, labels in chain.from_iterable(self.image_and_view_features):
             for start in range(0, len(labels), BLOCK_ROWS):
                 block = slice(start, start + BLOCK_ROWS)
                 rows = torch.from_numpy(features[block]).to(self.device, self.dtype)
@@ -131,10 +131,13 @@ class StandardisedRows:
 
 
 def standardise_rows(
-    feature_sets: Sequence[StagedFeatures], sample_count: int, scaling: FeatureScaling, device: torch.device
-) -> Iterable[tuple[Tensor, Tensor]]:
+    image_and_view_features: Sequence[StagedFeatures],
+    row_count: int,
+    scaling: FeatureScaling,
+    device: torch.device,
+) -> Iterable[FeaturesAndLabels]:
     """Return standardised rows as a re-iterable, in memory if they fit."""
-    dtype = torch.float64 if sample_count <= MAX_DOUBLE_PRECISION_ROWS else torch.float32
-    rows = StandardisedRows(feature_sets, scaling, device, dtype)
+    dtype = torch.float64 if row_count <= MAX_DOUBLE_PRECISION_ROWS else torch.float32
+    rows = StandardisedRows(image_and_view_features, scaling, device, dtype)
     max_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else MAX_CACHED_BYTES
-    return list(rows) if 4 * sample_count * len(scaling.mean) <= max_bytes else rows
+    return list(rows) if 4 * row_count * len(scaling.mean) <= max_bytes else rows

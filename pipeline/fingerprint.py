@@ -30,7 +30,7 @@ class FingerprintBuilder:
         split: str,
         class_ids: Sequence[str],
         labels: npt.NDArray[np.int32],
-        digests: npt.NDArray[np.uint8],
+        sample_digests: npt.NDArray[np.uint8],
     ) -> None:
         """Add samples of a split.
 
@@ -40,10 +40,10 @@ class FingerprintBuilder:
         class_ids : sequence of str
         labels : ndarray of int32, shape (n,)
             Indices into `class_ids`.
-        digests : ndarray of uint8, shape (n, 32)
+        sample_digests : ndarray of uint8, shape (n, 32)
             One :func:`digest_sample` per sample.
         """
-        for label, digest in zip(labels.tolist(), digests, strict=True):
+        for label, digest in zip(labels.tolist(), sample_digests, strict=True):
             key = (split, class_ids[label])
             count, total = self._sums.get(key, (0, 0))
             self._sums[key] = (count + 1, (total + int.from_bytes(digest.tobytes(), "big")) % DIGEST_MODULUS)

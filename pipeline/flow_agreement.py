@@ -23,7 +23,7 @@ MIN_FAITHFUL_COSINE = 0.9999
 BATCH_SAMPLES = 16
 
 
-def compare_flows_with_float32(
+def compute_flow_cosines_with_float32(
     source: Source,
     tasks: Sequence[PartitionTask],
     backbones: Sequence[Backbone],

@@ -32,20 +32,20 @@ def open_extraction_source(config: ExtractConfig) -> Source:
 
 
 def count_held_out_per_class(
-    class_counts: npt.NDArray[np.int64], held_out_fraction: float
+    class_sizes: npt.NDArray[np.int64], held_out_fraction: float
 ) -> npt.NDArray[np.int64]:
     """Return how many samples of each class to hold out: at least one, and not all; none of a single one."""
     return np.clip(
-        np.round(held_out_fraction * class_counts).astype(np.int64), 1, np.maximum(class_counts - 1, 0)
+        np.round(held_out_fraction * class_sizes).astype(np.int64), 1, np.maximum(class_sizes - 1, 0)
     )
 
 
-def require_two_samples_per_class(class_ids: Sequence[str], class_counts: npt.NDArray[np.int64]) -> None:
+def refuse_single_sample_classes(class_ids: Sequence[str], class_sizes: npt.NDArray[np.int64]) -> None:
     """Refuse classes that have a single sample.
 
     Parameters
     ----------
-    class_counts : ndarray of int64, shape (C,)
+    class_sizes : ndarray of int64, shape (C,)
         Training images per class.
 
     Raises
@@ -53,20 +53,20 @@ def require_two_samples_per_class(class_ids: Sequence[str], class_counts: npt.ND
     InputError
         If there is one; names it.
     """
-    single = np.flatnonzero(class_counts == 1)
+    single = np.flatnonzero(class_sizes == 1)
     if len(single):
         raise InputError(f"class {class_ids[single[0]]} has one training image; --hold-out needs two or more")
 
 
-def make_hold_out_keys(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]:
+def make_hold_out_keys(sample_digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]:
     """Return a random number per sample that depends only on its digest and a seed.
 
     Parameters
     ----------
-    digests : ndarray of uint8, shape (n, 32)
+    sample_digests : ndarray of uint8, shape (n, 32)
     """
     salt = f"hold-out {seed}".encode()
-    keys = [hashlib.sha256(salt + digest.tobytes()).digest()[:8] for digest in digests]
+    keys = [hashlib.sha256(salt + digest.tobytes()).digest()[:8] for digest in sample_digests]
     return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64)
 
 
@@ -94,7 +94,7 @@ def make_held_out_mask(
         If a class has a single sample.
     """
     counts = np.bincount(labels[labels >= 0], minlength=len(class_ids))
-    require_two_samples_per_class(class_ids, counts)
+    refuse_single_sample_classes(class_ids, counts)
     held_out = np.zeros(len(labels), dtype=bool)
     for c, count in enumerate(count_held_out_per_class(counts, held_out_fraction).tolist()):
         own = np.flatnonzero(labels == c)

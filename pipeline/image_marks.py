@@ -29,7 +29,7 @@ def make_rendering_entry_options(rendering: Rendering, has_composited: bool) -> 
     return options if rendering.white is None else options | {"white": rendering.white}
 
 
-def make_image_mark_masks(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
+def make_masks_by_image_mark(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
     """Return, by mark, a mask of the staged samples of a task; unused marks are left out."""
     return {mark: np.isin(result.kept, places) for mark, places in result.marked.items()}
 
@@ -50,9 +50,9 @@ def count_samples_by_image_mark(
         for partition in partitions:
             is_used = in_use[start : start + len(partition.positions_in_split)]
             start += len(partition.positions_in_split)
-            for mark, mask in partition.marked.items():
+            for mark, mask in partition.masks_by_image_mark.items():
                 used_count = int((mask & is_used).sum())
                 count[mark] += used_count
                 if used_count and is_used[mask][0]:
-                    example[mark] = example[mark] or partition.examples[mark]
+                    example[mark] = example[mark] or partition.example_locations_by_image_mark[mark]
     return {mark: ImageMarkCount(count[mark], example[mark]) for mark in IMAGE_MARKS}

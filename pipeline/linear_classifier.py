@@ -7,7 +7,6 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.class_means import (
@@ -17,9 +16,10 @@ from sfm.pipeline.class_means import (
     scale_logits,
 )
 from sfm.pipeline.feature_scaling import (
+    FeaturesAndLabels,
     FeatureScaling,
     compute_feature_scaling,
-    convert_to_raw_features,
+    convert_classifier_to_raw_features,
     standardise_rows,
 )
 from sfm.pipeline.folds import Mask, make_even_per_class_mask, make_validation_masks
@@ -101,7 +101,7 @@ class LinearClassifier:
     shrinks_to_class_means: bool = False
 
     @property
-    def solver(self) -> str:
+    def solver_description(self) -> str:
         """Description of the training, for the entry's card."""
         scaling = "one scale for all features" if self.common_scale else "standardised features"
         return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.shrinks_to_class_means}"
@@ -121,7 +121,7 @@ class ValidationFold:
         Raw features, without views.
     """
 
-    training_rows: Iterable[tuple[Tensor, Tensor]]
+    training_rows: Iterable[FeaturesAndLabels]
     training_row_count: int
     validation_features: StagedFeatures
 
@@ -166,7 +166,7 @@ class ChosenPenalty:
 
 
 def make_validation_fold(
-    feature_sets: Sequence[StagedFeatures],
+    image_and_view_features: Sequence[StagedFeatures],
     labels: npt.NDArray[np.int32],
     held_out_mask: Mask,
     scaling: FeatureScaling,
@@ -178,15 +178,17 @@ def make_validation_fold(
     """
     classes = int(labels.max()) + 1
     fitted, validating = ~held_out_mask, held_out_mask.copy()
-    max_per_class = max(MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(feature_sets)))
-    if len(feature_sets) * len(labels) > MAX_SELECTION_ROWS:
+    max_per_class = max(
+        MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(image_and_view_features))
+    )
+    if len(image_and_view_features) * len(labels) > MAX_SELECTION_ROWS:
         fitted[fitted] = make_even_per_class_mask(labels[fitted], max_per_class)
         validating[validating] = make_even_per_class_mask(labels[validating], max_per_class)
-    samples = len(feature_sets) * int(fitted.sum())
+    samples = len(image_and_view_features) * int(fitted.sum())
     rows = standardise_rows(
-        [features.select_rows(fitted) for features in feature_sets], samples, scaling, device
+        [features.select_rows(fitted) for features in image_and_view_features], samples, scaling, device
     )
-    return ValidationFold(rows, samples, feature_sets[0].select_rows(validating))
+    return ValidationFold(rows, samples, image_and_view_features[0].select_rows(validating))
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class PenaltyScore:
     first_fold_fit: LogisticFit
 
 
-def count_standard_errors(worse: PenaltyScore, better: PenaltyScore) -> float:
+def count_standard_errors_between(worse: PenaltyScore, better: PenaltyScore) -> float:
     """Return how many standard errors one mean cross-entropy is above another, on the same samples."""
     difference = worse.validation_losses - better.validation_losses
     error = float(difference.std()) / len(difference) ** 0.5
@@ -247,11 +249,13 @@ def search_penalty_path(
         scores.append(score)
     if not candidate.shrinks_to_class_means:
         return scores[-1]
-    return next(score for score in scores if count_standard_errors(score, scores[-1]) <= TIE_STANDARD_ERRORS)
+    return next(
+        score for score in scores if count_standard_errors_between(score, scores[-1]) <= TIE_STANDARD_ERRORS
+    )
 
 
 def choose_scaling_and_penalty(
-    feature_sets: Sequence[StagedFeatures],
+    image_and_view_features: Sequence[StagedFeatures],
     candidates: Sequence[PenaltyPathCandidate],
     device: torch.device,
     report_pass_rows: PassRowsCallback = ignore_pass_rows,
@@ -266,12 +270,12 @@ def choose_scaling_and_penalty(
 
     Parameters
     ----------
-    feature_sets : sequence of StagedFeatures
+    image_and_view_features : sequence of StagedFeatures
         Training features, and those of their views.
     candidates : sequence of PenaltyPathCandidate
     device : torch.device
     """
-    labels = feature_sets[0].concatenate_labels()
+    labels = image_and_view_features[0].concatenate_labels()
     zero = make_zero_fit(int(labels.max()) + 1, len(candidates[0].scaling.mean))
     held_out_masks = make_validation_masks(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
     if not held_out_masks:
@@ -282,7 +286,7 @@ def choose_scaling_and_penalty(
     for candidate in candidates:
         scaling, factor = candidate.scaling, 0.0
         folds = [
-            make_validation_fold(feature_sets, labels, held_out, scaling, device)
+            make_validation_fold(image_and_view_features, labels, held_out, scaling, device)
             for held_out in held_out_masks
         ]
         priors = [zero] * len(folds)
@@ -291,25 +295,29 @@ def choose_scaling_and_penalty(
             factor = choose_common_logit_factor(means, [fold.validation_features for fold in folds], scaling)
             priors = [scale_logits(mean, factor) for mean in means]
         score = search_penalty_path(folds, priors, candidate, device, report_pass_rows)
-        if best_score is None or count_standard_errors(best_score, score) > MARGIN_STANDARD_ERRORS:
-            share = folds[0].training_row_count / (len(feature_sets) * int((~held_out_masks[0]).sum()))
+        if best_score is None or count_standard_errors_between(best_score, score) > MARGIN_STANDARD_ERRORS:
+            share = folds[0].training_row_count / (
+                len(image_and_view_features) * int((~held_out_masks[0]).sum())
+            )
             best_score, best = score, ChosenPenalty(score.l2 * share, scaling, score.first_fold_fit, factor)
     return best
 
 
 def list_penalty_path_candidates(
-    feature_sets: Sequence[StagedFeatures], moments: ClassMoments, l2_path: Sequence[float]
+    image_and_view_features: Sequence[StagedFeatures], moments: ClassMoments, l2_path: Sequence[float]
 ) -> list[PenaltyPathCandidate]:
     """Return the candidates that validation chooses from; for many samples, there is one."""
     if moments.count.sum() > MAX_SMALL_DATASET_ROWS:
         # Views may vary along axes along which the images themselves do not.
         return [
             PenaltyPathCandidate(
-                compute_feature_scaling(moments, keep_constant_axes=len(feature_sets) > 1), False, l2_path
+                compute_feature_scaling(moments, keep_constant_axes=len(image_and_view_features) > 1),
+                False,
+                l2_path,
             )
         ]
-    if len(feature_sets) > 1:
-        moments = accumulate_moments(chain.from_iterable(feature_sets), *moments.mean.shape)
+    if len(image_and_view_features) > 1:
+        moments = accumulate_moments(chain.from_iterable(image_and_view_features), *moments.mean.shape)
     common = compute_feature_scaling(moments, use_common_scale=True, keep_constant_axes=False)
     plain = compute_feature_scaling(moments, keep_constant_axes=False)
     return [
@@ -322,7 +330,7 @@ def train_classifier(
     train: StagedFeatures,
     moments: ClassMoments,
     device: torch.device,
-    view_feature_sets: Sequence[StagedFeatures] = (),
+    view_features: Sequence[StagedFeatures] = (),
     l2_path: Sequence[float] = L2_PATH,
     report_pass_rows: PassRowsCallback = ignore_pass_rows,
     gradient_tolerance: float = GRADIENT_TOLERANCE,
@@ -342,7 +350,7 @@ def train_classifier(
         Of the same samples; they standardise the features.
     device : torch.device
         Where products are computed.
-    view_feature_sets : sequence of StagedFeatures
+    view_features : sequence of StagedFeatures
         Features of augmented views of the same samples, in the same order; they are training
         samples, too.
     l2_path : sequence of float
@@ -352,12 +360,15 @@ def train_classifier(
     gradient_tolerance : float
         Of the final fit.
     """
-    feature_sets = [train, *view_feature_sets]
-    samples = len(feature_sets) * len(train.concatenate_labels())
+    image_and_view_features = [train, *view_features]
+    samples = len(image_and_view_features) * len(train.concatenate_labels())
     choice = choose_scaling_and_penalty(
-        feature_sets, list_penalty_path_candidates(feature_sets, moments, l2_path), device, report_pass_rows
+        image_and_view_features,
+        list_penalty_path_candidates(image_and_view_features, moments, l2_path),
+        device,
+        report_pass_rows,
     )
-    scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
+    scaling, rows = choice.scaling, standardise_rows(image_and_view_features, samples, choice.scaling, device)
     prior, start = None, choice.start_fit
     if choice.class_means_logit_factor:
         start = prior = scale_logits(
@@ -366,7 +377,9 @@ def train_classifier(
     final = fit_logistic(
         rows, samples, scaling, choice.l2, start, device, gradient_tolerance, report_pass_rows, prior
     )
-    weight, bias = (x.float().numpy() for x in convert_to_raw_features(final.weight, final.bias, scaling))
+    weight, bias = (
+        x.float().numpy() for x in convert_classifier_to_raw_features(final.weight, final.bias, scaling)
+    )
     return LinearClassifier(
         weight, bias, choice.l2, final.iterations, final.converged, scaling.common_scale, prior is not None
     )

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sfm.pipeline.feature_scaling import FeatureScaling
+from sfm.pipeline.feature_scaling import FeaturesAndLabels, FeatureScaling
 from sfm.pipeline.runtime import count_cores, find_blas_libraries, one_torch_thread
 
 GRADIENT_TOLERANCE = 1e-3
@@ -89,14 +89,14 @@ def map_in_order(
         yield pending.popleft().result()
 
 
-def split_rows_into_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def split_rows_into_pieces(rows: Iterable[FeaturesAndLabels]) -> Iterator[FeaturesAndLabels]:
     """Split blocks of rows into pieces for one core each."""
     for x, y in rows:
         yield from zip(torch.split(x, PIECE_ROWS), torch.split(y, PIECE_ROWS), strict=True)
 
 
-def compute_loss_and_gradient(
-    rows: Iterable[tuple[Tensor, Tensor]],
+def compute_loss_and_gradients(
+    rows: Iterable[FeaturesAndLabels],
     sample_count: int,
     weight: Tensor,
     bias: Tensor,
@@ -117,7 +117,7 @@ def compute_loss_and_gradient(
     weight_gradient = torch.zeros_like(w, dtype=torch.float64)
     bias_gradient = torch.zeros_like(b, dtype=torch.float64)
 
-    def compute_sums(piece: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def compute_sums(piece: FeaturesAndLabels) -> tuple[Tensor, Tensor, Tensor]:
         x, y = piece
         log_likelihood = torch.addmm(b.to(x.dtype), x, w.to(x.dtype).T).log_softmax(dim=1)
         likelihood = log_likelihood.gather(1, y[:, None]).sum(dtype=torch.float64)
@@ -153,7 +153,7 @@ class PenalisedLoss:
 
     def __init__(
         self,
-        rows: Iterable[tuple[Tensor, Tensor]],
+        rows: Iterable[FeaturesAndLabels],
         sample_count: int,
         scaling: FeatureScaling,
         l2: float,
@@ -168,9 +168,9 @@ class PenalisedLoss:
             device,
             report_pass_rows,
         )
-        self.axes, self.l2, self.bias_l2 = scaling.axes, l2, l2 if prior_fit else 0.0
+        self.axes, self.l2, self.bias_l2 = scaling.principal_axes, l2, l2 if prior_fit else 0.0
         self.prior = prior_fit or make_zero_fit(class_count, len(scaling.mean))
-        self.weight_scale = (scaling.variance / class_count + l2).rsqrt()
+        self.weight_scale = (scaling.axis_variances / class_count + l2).rsqrt()
         self.bias_scale = (1 / class_count + self.bias_l2) ** -0.5
         self.threads: ThreadPoolExecutor | None = None
         self.largest_gradient = float("inf")
@@ -190,7 +190,7 @@ class PenalisedLoss:
     def __call__(self, point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         """Return the loss and its gradient at a point, in one pass over the rows."""
         weight, bias = self.convert_point_to_weight_and_bias(point)
-        loss, weight_gradient, bias_gradient = compute_loss_and_gradient(
+        loss, weight_gradient, bias_gradient = compute_loss_and_gradients(
             self.rows, self.sample_count, weight, bias, self.device, self.threads
         )
         self.report_pass_rows(self.sample_count)
@@ -210,7 +210,7 @@ class PenalisedLoss:
 
 
 def fit_logistic(
-    rows: Iterable[tuple[Tensor, Tensor]],
+    rows: Iterable[FeaturesAndLabels],
     sample_count: int,
     scaling: FeatureScaling,
     l2: float,

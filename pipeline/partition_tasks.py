@@ -24,25 +24,25 @@ class PartitionTask:
     split : str
     number : int
         Of the partition; where labels are not known, also of the shard.
-    rows : ndarray of int64, shape (n,), or None
-        Positions in the split, ascending; None for a whole shard whose labels are known only once it is read.
+    positions_in_split : ndarray of int64, shape (n,), or None
+        Ascending; None for a whole shard whose labels are known only once it is read.
     """
 
     split: str
     number: int
-    rows: npt.NDArray[np.int64] | None
+    positions_in_split: npt.NDArray[np.int64] | None
 
     @property
     def name(self) -> str:
         """Name of the partition's files."""
         return f"{self.split}-{self.number:06d}"
 
-    def list_samples(self, source: Source) -> Iterator[Sample | SampleFile]:
+    def iterate_samples(self, source: Source) -> Iterator[Sample | SampleFile]:
         """Yield the samples; those that are files of their own are not read."""
         return (
             self.get_shard(source).read(None)
-            if self.rows is None
-            else source.splits[self.split].iter_samples(self.rows)
+            if self.positions_in_split is None
+            else source.splits[self.split].iter_samples(self.positions_in_split)
         )
 
     def get_shard(self, source: Source) -> Shard:
@@ -63,7 +63,7 @@ def make_tasks(source: Source, selection: SampleSelection | None) -> list[Partit
             tasks += [PartitionTask(name, number, None) for number in range(len(split.shards))]
             continue
         rows = selection.list_used_positions(name)
-        is_whole = len(rows) == len(selection.labels[name])
+        is_whole = len(rows) == len(selection.labels_by_split[name])
         shard_sizes = [0 if shard.labels is None else len(shard.labels) for shard in split.shards]
         cuts = np.cumsum(shard_sizes)[:-1] if is_whole else np.arange(MAX_TASK_ROWS, len(rows), MAX_TASK_ROWS)
         pieces = [piece for piece in np.split(rows, cuts) if len(piece)]

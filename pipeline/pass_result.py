@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.file_counts import count_used_and_unused_files
-from sfm.pipeline.image_marks import make_image_mark_masks
+from sfm.pipeline.image_marks import make_masks_by_image_mark
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.selection import SampleSelection, select_samples
 from sfm.pipeline.sources import Source
@@ -35,19 +35,19 @@ class PassResult:
         Samples that make up the entries.
     partitions : list of StagedPartition
         Staged partitions that hold their features.
-    shard_sizes : dict of str to list of int
-        Samples per shard, by split.
-    skipped : list of str
+    shard_sizes_by_split : dict of str to list of int
+        Samples per shard.
+    skipped_lines : list of str
         Samples that could not be decoded: location and reason.
-    files : FileCounts
+    file_counts : FileCounts
         Used and unused files of the dataset.
     """
 
     selection: SampleSelection
     partitions: list[StagedPartition]
-    shard_sizes: dict[str, list[int]]
-    skipped: list[str]
-    files: FileCounts
+    shard_sizes_by_split: dict[str, list[int]]
+    skipped_lines: list[str]
+    file_counts: FileCounts
 
 
 def collect_pass_result(
@@ -66,7 +66,7 @@ def collect_pass_result(
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
     positions = compute_sample_positions_by_task(source, results)
     if source.labels is None:
-        class_ids, labels = collect_class_ids_and_labels(source, results)
+        class_ids, labels = collect_class_ids_and_labels_by_split(source, results)
         shard_sizes = {
             name: [result.read for task, result in results if task.split == name] for name in source.splits
         }
@@ -96,8 +96,8 @@ def collect_pass_result(
     partitions = []
     for task, result in results:
         samples = positions[task.name][result.kept]
-        kept_labels = selection.labels[task.split][samples]
-        marked = make_image_mark_masks(result)
+        kept_labels = selection.labels_by_split[task.split][samples]
+        marked = make_masks_by_image_mark(result)
         partitions.append(
             StagedPartition(task.split, task.number, samples, kept_labels, marked, result.examples)
         )
@@ -129,12 +129,16 @@ def compute_sample_positions_by_task(
     start = dict.fromkeys(source.splits, 0)
     positions = {}
     for task, result in results:
-        positions[task.name] = start[task.split] + np.arange(result.read) if task.rows is None else task.rows
+        positions[task.name] = (
+            start[task.split] + np.arange(result.read)
+            if task.positions_in_split is None
+            else task.positions_in_split
+        )
         start[task.split] += result.read
     return positions
 
 
-def collect_class_ids_and_labels(
+def collect_class_ids_and_labels_by_split(
     source: Source, results: TasksWithResults
 ) -> tuple[list[str], dict[str, npt.NDArray[np.int32]]]:
     """Return the class ids of a source whose labels came with its samples, and all labels, by split.

@@ -27,7 +27,7 @@ def write_rows(file: IO[bytes], rows: npt.NDArray[Any]) -> None:
     file.write(rows.tobytes())
 
 
-def read_rows(
+def read_validated_rows(
     path: Path, dtype: npt.DTypeLike, row_count: int, row_shape: tuple[int, ...] | None = None
 ) -> npt.NDArray[Any]:
     """Read rows; nothing is unpickled, and no more memory is allocated than the file has.
@@ -68,6 +68,6 @@ def has_finite_rows(
 ) -> bool:
     """Return whether a file holds such rows, and finite values only."""
     try:
-        return bool(np.isfinite(read_rows(path, dtype, row_count, row_shape)).all())
+        return bool(np.isfinite(read_validated_rows(path, dtype, row_count, row_shape)).all())
     except DamagedRowsError:
         return False

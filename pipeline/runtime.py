@@ -160,7 +160,7 @@ class ExtractionRuntime:
         Reads sample files, or leaves that to the decoder.
     decode_batch : callable
         See `sfm.pipeline.decoding.BatchDecoder`.
-    compute_features : callable
+    compute_and_time_features : callable
         Signature and result of :func:`compute_and_time_pixel_features`; the seconds exclude waiting for the
         device.
     """
@@ -168,7 +168,9 @@ class ExtractionRuntime:
     max_batches_in_flight: int
     load_samples: Callable[[Iterable[Sample | SampleFile]], Iterable[Sample | SampleFile]]
     decode_batch: BatchDecoder
-    compute_features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
+    compute_and_time_features: Callable[
+        [Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]
+    ]
 
 
 @contextmanager
@@ -207,10 +209,10 @@ def extraction_runtime(source: Source, device_type: str, core_count: int) -> Ite
         def forward_in_thread(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
             return compute_thread.submit(forward_batch, backbone, images, precision).result()
 
-        def compute_features(
+        def compute_and_time_features(
             backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
         ) -> tuple[npt.NDArray[np.float32], float]:
             with device_slots:
                 return compute_and_time_pixel_features(backbone, pixels, precision, forward_in_thread)
 
-        yield ExtractionRuntime(batches, iter, decode_batch, compute_features)
+        yield ExtractionRuntime(batches, iter, decode_batch, compute_and_time_features)

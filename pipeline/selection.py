@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.hold_out import count_held_out_per_class, require_two_samples_per_class
+from sfm.pipeline.hold_out import count_held_out_per_class, refuse_single_sample_classes
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.class_labels import get_wordnet_names_or_ids
 from sfm.pipeline.sources.validation import require_distillable_classes
@@ -25,25 +25,25 @@ class SampleSelection:
     ----------
     class_ids, class_names : list of str
         Of the classes in use, both sorted by id.
-    labels : dict of str to ndarray of int32
-        By split, for every sample that the source has: index into `class_ids`, or ``UNUSED_LABEL``.
+    labels_by_split : dict of str to ndarray of int32
+        For every sample that the source has: index into `class_ids`, or ``UNUSED_LABEL``.
     """
 
     class_ids: list[str]
     class_names: list[str]
-    labels: dict[str, npt.NDArray[np.int32]]
+    labels_by_split: dict[str, npt.NDArray[np.int32]]
 
     def list_used_positions(self, split: str) -> npt.NDArray[np.int64]:
         """Return the positions of the samples in use, ascending."""
-        return np.flatnonzero(self.labels[split] != UNUSED_LABEL)
+        return np.flatnonzero(self.labels_by_split[split] != UNUSED_LABEL)
 
 
 def select_samples(
     config: ExtractConfig,
     class_ids: Sequence[str],
     class_names: Sequence[str] | None,
-    labels: Mapping[str, npt.NDArray[np.int32]],
-    undecodable_positions: Mapping[str, npt.NDArray[np.int64]],
+    labels_by_split: Mapping[str, npt.NDArray[np.int32]],
+    undecodable_positions_by_split: Mapping[str, npt.NDArray[np.int64]],
 ) -> SampleSelection:
     """Select samples and classes according to the config.
 
@@ -53,10 +53,10 @@ def select_samples(
         Sorted.
     class_names : sequence of str or None
         None: the names of WordNet ids, else the ids.
-    labels : mapping of str to ndarray of int32
-        By split, index into `class_ids` of every sample that the source has.
-    undecodable_positions : mapping of str to ndarray of int64
-        By split, positions of samples to leave out. They count towards ``--limit-per-class``, so that the
+    labels_by_split : mapping of str to ndarray of int32
+        Index into `class_ids` of every sample that the source has.
+    undecodable_positions_by_split : mapping of str to ndarray of int64
+        Positions of samples to leave out. They count towards ``--limit-per-class``, so that the
         selection of a sample does not depend on the content of others.
 
     Raises
@@ -66,16 +66,16 @@ def select_samples(
     """
     names = get_wordnet_names_or_ids(class_ids) if class_names is None else class_names
     labels_in_use = {}
-    for split, split_labels in labels.items():
+    for split, split_labels in labels_by_split.items():
         labels_in_use[split] = np.full(len(split_labels), UNUSED_LABEL, dtype=np.int32)
         first = list_first_positions_per_class(split_labels, config.limit_per_class)
         labels_in_use[split][first] = split_labels[first]
-        labels_in_use[split][undecodable_positions[split]] = UNUSED_LABEL
-    counts = count_used_per_class(labels_in_use, len(class_ids))
+        labels_in_use[split][undecodable_positions_by_split[split]] = UNUSED_LABEL
+    counts = count_used_per_class_by_split(labels_in_use, len(class_ids))
     if config.hold_out is not None:
         counts["test"] = count_held_out_per_class(counts["train"], config.hold_out)
         counts["train"] = counts["train"] - counts["test"]
-    left_out = sum(map(len, undecodable_positions.values()))
+    left_out = sum(map(len, undecodable_positions_by_split.values()))
     when = f" once the {left_out} unreadable ones are skipped" if left_out else ""
     keep = np.ones(len(class_ids), dtype=bool)
     min_count = config.min_count or 0
@@ -90,7 +90,7 @@ def select_samples(
     kept_classes = np.flatnonzero(keep).tolist()
     kept_ids = [class_ids[c] for c in kept_classes]
     if config.hold_out is not None:
-        require_two_samples_per_class(kept_ids, counts["train"][keep] + counts["test"][keep])
+        refuse_single_sample_classes(kept_ids, counts["train"][keep] + counts["test"][keep])
     require_distillable_classes(
         config.source, kept_ids, {split: count[keep] for split, count in counts.items()}, when
     )
@@ -116,13 +116,13 @@ def select_samples_if_labels_known(config: ExtractConfig, source: Source) -> Sam
     return select_samples(config, source.class_ids or [], source.class_names, source.labels, none)
 
 
-def count_used_per_class(
-    labels: Mapping[str, npt.NDArray[np.int32]], class_count: int
+def count_used_per_class_by_split(
+    labels_by_split: Mapping[str, npt.NDArray[np.int32]], class_count: int
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Return the samples in use per class, by split."""
     return {
         split: np.bincount(split_labels[split_labels != UNUSED_LABEL], minlength=class_count)
-        for split, split_labels in labels.items()
+        for split, split_labels in labels_by_split.items()
     }
 
 

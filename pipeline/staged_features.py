@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfm.pipeline.row_files import read_rows
+from sfm.pipeline.row_files import read_validated_rows
 from sfm.stats_store.digests import BLOCK_ROWS
 
 
@@ -24,18 +24,18 @@ class StagedPartition:
         Positions in the split.
     labels : ndarray of int32, shape (n,)
         ``selection.UNUSED_LABEL`` for samples that are part of no entry.
-    marked : dict of str to ndarray of bool, shape (n,)
+    masks_by_image_mark : dict of str to ndarray of bool, shape (n,)
         Which samples have one of `IMAGE_MARKS`; marks that no sample has are left out.
-    examples : dict of str to str
-        As in `TaskResult`.
+    example_locations_by_image_mark : dict of str to str
+        As `TaskResult.examples`.
     """
 
     split: str
     number: int
     positions_in_split: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32]
-    marked: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
+    masks_by_image_mark: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    example_locations_by_image_mark: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class StagedFeatures:
     def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32]]]:
         for i, file in enumerate(self.files):
             labels = self.labels[i]
-            rows = read_rows(file, np.float32, len(labels))
+            rows = read_validated_rows(file, np.float32, len(labels))
             if self.masks is not None:
                 rows, labels = rows[self.masks[i]], labels[self.masks[i]]
             if len(labels):
@@ -92,7 +92,7 @@ class StagedFeatures:
             masks.append(combined)
         return StagedFeatures(self.files, self.labels, tuple(masks))
 
-    def iterate_blocks(self, dtype: npt.DTypeLike) -> Iterator[npt.NDArray[Any]]:
+    def iterate_feature_blocks(self, dtype: npt.DTypeLike) -> Iterator[npt.NDArray[Any]]:
         """Yield the rows in blocks of ``BLOCK_ROWS``; only the last one may be shorter."""
         pending: list[npt.NDArray[Any]] = []
         size = 0

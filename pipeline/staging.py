@@ -22,7 +22,7 @@ from sfm.deletion import delete_without_following_links
 from sfm.errors import InputError
 from sfm.locking import acquire_file_lock
 from sfm.pipeline.partition_tasks import PartitionTask
-from sfm.pipeline.row_files import has_finite_rows, read_rows, write_rows
+from sfm.pipeline.row_files import has_finite_rows, read_validated_rows, write_rows
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
 from sfm.pipeline.task_results import (
     MAX_TASK_RESULT_BYTES,
@@ -67,20 +67,22 @@ class Staging:
         with atomic_staged_file(self.array_path(array_name, partition)) as file:
             write_rows(file, rows)
 
-    def read_sizes(self, partition: StagedPartition) -> npt.NDArray[np.int64]:
+    def read_encoded_bytes_per_sample(self, partition: StagedPartition) -> npt.NDArray[np.int64]:
         """Return the encoded bytes of the samples of a partition."""
-        return read_rows(self.array_path("sizes", partition), np.int64, len(partition.labels), ())
+        return read_validated_rows(self.array_path("sizes", partition), np.int64, len(partition.labels), ())
 
     def read_digests(self, partition: StagedPartition) -> npt.NDArray[np.uint8]:
         """Return the sample digests of a partition, shape (n, 32)."""
-        return read_rows(self.array_path("digests", partition), np.uint8, len(partition.labels), (32,))
+        return read_validated_rows(
+            self.array_path("digests", partition), np.uint8, len(partition.labels), (32,)
+        )
 
-    def has_other_digests(self, task: PartitionTask, digests: npt.NDArray[np.uint8]) -> bool:
+    def differs_from_staged_digests(self, task: PartitionTask, digests: npt.NDArray[np.uint8]) -> bool:
         """Return whether an earlier, complete pass over a task read other samples than these."""
         result, file = self.read_result(task), self.array_path("digests", task)
         if result is None or not has_finite_rows(file, np.uint8, len(result.kept), (32,)):
             return False
-        return not np.array_equal(read_rows(file, np.uint8, len(result.kept), (32,)), digests)
+        return not np.array_equal(read_validated_rows(file, np.uint8, len(result.kept), (32,)), digests)
 
     def result_path(self, task: PartitionTask) -> Path:
         """Return the file of a task's result."""
@@ -130,8 +132,8 @@ def atomic_staged_file(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_staging(
-    parent_folder: Path, staging_key: str, permissions_folder: Path | None = None
+def open_staging_and_delete_on_success(
+    parent_folder: Path, staging_key: str, permission_reference_folder: Path | None = None
 ) -> Iterator[Staging]:
     """Lock the staging folder of an extraction; it is deleted on success and kept on failure.
 
@@ -144,7 +146,7 @@ def open_staging(
         Parent of all staging folders.
     staging_key : str
         Equal for extractions that would compute the same features.
-    permissions_folder : Path, optional
+    permission_reference_folder : Path, optional
         A folder whose permissions all staged files get: the store's, if work is staged there, so that
         another member of a team can resume or collect it.
 
@@ -155,8 +157,8 @@ def open_staging(
     """
     with explained_staging_errors(parent_folder):
         parent_folder.mkdir(parents=True, exist_ok=True)
-    if permissions_folder:
-        copy_permissions(parent_folder, permissions_folder)
+    if permission_reference_folder:
+        copy_permissions(parent_folder, permission_reference_folder)
     with try_lock_staging(parent_folder / f"{staging_key}.lock") as locked:
         root = parent_folder / (
             staging_key
@@ -165,8 +167,8 @@ def open_staging(
         )
         with explained_staging_errors(parent_folder):
             root.mkdir(exist_ok=True)
-        if permissions_folder:
-            copy_permissions(root, permissions_folder)
+        if permission_reference_folder:
+            copy_permissions(root, permission_reference_folder)
         yield Staging(root)
         delete_without_following_links(parent_folder, root.name)
         if locked:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,20 @@ PlacedCentresCallback = Callable[[int, int], None]
 """Called for every class and K with the number of samples that placed the centres, and K."""
 
 
+class SubClassCentres(NamedTuple):
+    """K centres of every class, the one with the most samples first.
+
+    Attributes
+    ----------
+    centres : ndarray of float32, shape (C, K, D)
+        NaN where a class has too few samples.
+    sample_counts : ndarray of int64, shape (C, K)
+    """
+
+    centres: npt.NDArray[np.float32]
+    sample_counts: npt.NDArray[np.int64]
+
+
 def ignore_placed_centres(_samples: int, _k: int) -> None:
     """Do nothing."""
 
@@ -35,10 +50,10 @@ def compute_sub_class_centres(
     labels: npt.NDArray[np.int32],
     class_count: int,
     feature_count: int,
-    sub_class_counts: Sequence[int],
+    sub_class_k_values: Sequence[int],
     seed: int,
-    report_progress: PlacedCentresCallback = ignore_placed_centres,
-) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    report_placed_centres: PlacedCentresCallback = ignore_placed_centres,
+) -> dict[int, SubClassCentres]:
     """Compute the sub-class centres of every class, for each K.
 
     k-means++ and Lloyd's iterations on at most ``MAX_ROWS_PER_CLASS`` random samples of a class place the
@@ -51,41 +66,40 @@ def compute_sub_class_centres(
     train : StagedFeatures
     labels : ndarray of int32, shape (n,)
         Labels of all rows of `train`.
-    sub_class_counts : sequence of int
+    sub_class_k_values : sequence of int
         Values of K.
-    report_progress : callable, optional
+    report_placed_centres : callable, optional
         Called when centres of a class are placed.
 
     Returns
     -------
-    dict of int to (centre, count)
-        By K: float32 (C, K, D) and int64 (C, K), largest first. Surplus centres of small classes are NaN
-        with count 0.
+    dict of int to SubClassCentres
+        By K. Surplus centres of small classes are NaN with count 0.
     """
-    if not sub_class_counts:
+    if not sub_class_k_values:
         return {}
-    centres_by_k = place_centres(
-        train, labels, class_count, feature_count, sub_class_counts, seed, report_progress
+    centres_by_k = place_centres_on_sampled_rows(
+        train, labels, class_count, feature_count, sub_class_k_values, seed, report_placed_centres
     )
-    sums = {k: np.zeros((class_count, k, feature_count)) for k in sub_class_counts}
-    counts = {k: np.zeros((class_count, k), dtype=np.int64) for k in sub_class_counts}
+    sums = {k: np.zeros((class_count, k, feature_count)) for k in sub_class_k_values}
+    counts = {k: np.zeros((class_count, k), dtype=np.int64) for k in sub_class_k_values}
     # A single thread, because sums depend on the number of threads.
     with threadpool_limits(limits=1, user_api="blas"):
         for rows, block_labels in train:
             for c in np.unique(block_labels):
                 own = rows[block_labels == c].astype(np.float64)
-                for k in sub_class_counts:
+                for k in sub_class_k_values:
                     nearest = find_nearest_centres(own, centres_by_k[k][c])
                     sums[k][c] += (nearest == np.arange(k)[:, None]).astype(np.float64) @ own
                     counts[k][c] += np.bincount(nearest, minlength=k)
     result = {}
-    for k in sub_class_counts:
+    for k in sub_class_k_values:
         order = np.argsort(-counts[k], axis=1, kind="stable")
         count = np.take_along_axis(counts[k], order, axis=1)
         total = np.take_along_axis(sums[k], order[:, :, None], axis=1)
         centre = np.full(total.shape, np.nan)
         np.divide(total, count[:, :, None], out=centre, where=count[:, :, None] > 0)
-        result[k] = (centre.astype(np.float32), count)
+        result[k] = SubClassCentres(centre.astype(np.float32), count)
     return result
 
 
@@ -98,20 +112,20 @@ def find_nearest_centres(
     return nearest
 
 
-def place_centres(
+def place_centres_on_sampled_rows(
     train: StagedFeatures,
     labels: npt.NDArray[np.int32],
     class_count: int,
     feature_count: int,
-    sub_class_counts: Sequence[int],
+    sub_class_k_values: Sequence[int],
     seed: int,
-    report_progress: PlacedCentresCallback = ignore_placed_centres,
+    report_placed_centres: PlacedCentresCallback = ignore_placed_centres,
 ) -> dict[int, npt.NDArray[np.float64]]:
     """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples.
 
     Classes and values of K are distributed over cores.
     """
-    centres_by_k = {k: np.full((class_count, k, feature_count), np.nan) for k in sub_class_counts}
+    centres_by_k = {k: np.full((class_count, k, feature_count), np.nan) for k in sub_class_k_values}
     class_sizes = np.minimum(np.bincount(labels, minlength=class_count), MAX_ROWS_PER_CLASS)
     with pool_of_single_threaded_threads() as pool, warnings.catch_warnings():
         # Fewer distinct rows than centres: the empty ones end up with count 0, which says the same.
@@ -128,11 +142,11 @@ def place_centres(
                 for c in np.unique(block_labels):
                     rows_by_class[int(c)].append(rows[block_labels == c])
             samples = [(np.concatenate(rows_by_class.pop(c)), c) for c in members]
-            jobs = [(sample, k, c) for sample, c in samples for k in sub_class_counts]
+            jobs = [(sample, k, c) for sample, c in samples for k in sub_class_k_values]
             results = pool.map(lambda job: run_k_means(job[0], job[1], seed, job[2]), jobs)
             for (sample, k, c), centres in zip(jobs, results, strict=True):
                 centres_by_k[k][c, : len(centres)] = centres
-                report_progress(len(sample), k)
+                report_placed_centres(len(sample), k)
     return centres_by_k
 
 

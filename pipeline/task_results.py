@@ -77,10 +77,10 @@ def is_plausible_result(result: TaskResult, task: PartitionTask) -> bool:
     kept, read = np.array(result.kept, dtype=np.int64), result.read
     skipped = [sample.place for sample in result.skipped]
     labels = np.array(result.labels, dtype=np.int64)
-    known = task.rows is not None
+    known = task.positions_in_split is not None
     return (
         read >= 0
-        and (task.rows is None or read == len(task.rows))
+        and (task.positions_in_split is None or read == len(task.positions_in_split))
         and len(labels) == (0 if known else read)
         and are_ascending_indices(kept, read)
         and are_ascending_indices(np.array(skipped, dtype=np.int64), read)

@@ -110,7 +110,7 @@ class WorkerPool:
 def worker_pool(
     config: ExtractConfig,
     source: Source,
-    backbones: Mapping[str, Backbone],
+    backbones_by_spec: Mapping[str, Backbone],
     staging: Staging,
     options: PassOptions,
     progress: ProgressCallback,
@@ -119,8 +119,7 @@ def worker_pool(
 
     Parameters
     ----------
-    backbones : mapping of str to Backbone
-        By spec.
+    backbones_by_spec : mapping of str to Backbone
 
     Raises
     ------
@@ -133,16 +132,20 @@ def worker_pool(
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     worker_config = WorkerConfig(
         source_spec=config.source,
-        client_split_listings=tuple(split.listing_digest for split in source.splits.values()),
-        backbone_specs_and_hashes=tuple((spec, backbone.card.hash) for spec, backbone in backbones.items()),
+        client_split_listing_digests=tuple(split.listing_digest for split in source.splits.values()),
+        backbone_specs_and_hashes=tuple(
+            (spec, backbone.card.hash) for spec, backbone in backbones_by_spec.items()
+        ),
         image_size=config.image_size,
         device=config.device,
-        staging=str(staging.root.resolve()),
+        staging_folder=str(staging.root.resolve()),
         options=options,
         cores_per_worker=max(1, (config.threads or count_cores()) // count) if local else None,
         local_gpus_to_share=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
-    large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT
+    large = (
+        max(backbone.card.preprocessing.input_size for backbone in backbones_by_spec.values()) > LARGE_INPUT
+    )
     connection = (
         local_cluster_client(count, large) if config.scheduler is None else scheduler_client(config.scheduler)
     )
@@ -150,9 +153,11 @@ def worker_pool(
         thread_counts = client.nthreads()
         link = f", dashboard {client.dashboard_link}" if client.dashboard_link else ""
         progress(Progress("starting", 0, len(thread_counts), f"workers{link}"))
-        for address, versions in run_on_each_worker(client, make_version_query()).items():
+        for address, versions in run_on_each_worker(client, make_package_version_query()).items():
             require_same_versions(address, versions)
-        check = functools.partial(check_worker_and_get_device_type, worker_config, write_probe_file(staging))
+        staging_check_file_name = f"probe-{uuid.uuid4().hex}"
+        write_staging_check_file(staging, staging_check_file_name)
+        check = functools.partial(check_worker_and_get_device_type, worker_config, staging_check_file_name)
         devices = run_on_each_worker(client, check)
         kinds = sorted(set(devices.values()))
         if len(kinds) > 1:
@@ -171,16 +176,18 @@ def worker_pool(
 
 
 @contextmanager
-def local_cluster_client(worker_count: int, share_heap: bool) -> Iterator[Client]:
+def local_cluster_client(worker_count: int, share_heap_among_threads: bool) -> Iterator[Client]:
     """Start workers on this machine, each a process that takes one task at a time, and connect to them.
 
     Parameters
     ----------
     worker_count : int
-    share_heap : bool
+    share_heap_among_threads : bool
         Whether images are so large that each worker's threads should share a heap.
     """
-    environment = {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if share_heap else {}
+    environment = (
+        {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if share_heap_among_threads else {}
+    )
     with (
         dask.config.set(environment),
         LocalCluster(
@@ -244,7 +251,7 @@ def run_on_each_worker(client: Client, function: Callable[[], Any]) -> dict[str,
     return results
 
 
-def make_version_query() -> Callable[[], dict[str, str]]:
+def make_package_version_query() -> Callable[[], dict[str, str]]:
     """Return a function that returns package versions; nested, so that workers without sfm can run it."""
     packages = FEATURE_PACKAGES
 
@@ -282,8 +289,6 @@ def require_same_versions(worker_address: str, worker_versions: Mapping[str, str
         )
 
 
-def write_probe_file(staging: Staging) -> str:
-    """Write a file by which workers check that they share the staging folder; return its name."""
-    name = f"probe-{uuid.uuid4().hex}"
-    (staging.root / name).write_text(platform.node())
-    return name
+def write_staging_check_file(staging: Staging, file_name: str) -> None:
+    """Write a file by which workers check that they share the staging folder."""
+    (staging.root / file_name).write_text(platform.node())

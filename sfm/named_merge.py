@@ -111,7 +111,7 @@ def make_disk_staging_trainer(device: str, threads: int | None) -> ClassifierTra
         return MergedClassifier(
             trained.weight,
             trained.bias,
-            f"{trained.solver}, on the stored training features of all parts",
+            f"{trained.solver_description}, on the stored training features of all parts",
             trained.l2,
             trained.iterations,
             trained.converged,

@@ -28,7 +28,7 @@ from sfm.distill.run_files import write_run_folder
 from sfm.distill.state_dict import gather_state, make_state
 from sfm.distill.train_step import DistillState, LossTerm, init_distill_state, train_step
 from sfm.errors import InputError
-from sfm.pipeline.entry_rows import draw_held_out_mask
+from sfm.pipeline.entry_rows import draw_tuning_held_out_mask
 from sfm.pipeline.selection import UNUSED_LABEL, select_samples_if_labels_known
 from sfm.pipeline.sources import Source, open_source
 from sfm.stats_store.store import Entry
@@ -120,11 +120,11 @@ def select_training_rows(config: ExtractConfig, source: Source, role: Role) -> n
     """Return the ascending positions of the training images that the entry of a role was computed from."""
     selection = select_samples_if_labels_known(config, source)
     assert selection is not None
-    labels = selection.labels["train"]
+    labels = selection.labels_by_split["train"]
     used = labels != UNUSED_LABEL
     if role == "tuning":
         assert config.tune_fraction is not None
-        used &= ~draw_held_out_mask(labels, selection.class_ids, config.tune_fraction, config.seed)
+        used &= ~draw_tuning_held_out_mask(labels, selection.class_ids, config.tune_fraction, config.seed)
     return np.flatnonzero(used)
 
 

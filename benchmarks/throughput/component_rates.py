@@ -143,8 +143,8 @@ def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int)
         parts = [
             rows
             for task in make_tasks(source, select_samples_if_labels_known(config, source))
-            if task.split == "train" and task.rows is not None
-            for rows in np.array_split(task.rows, 4 * processes)
+            if task.split == "train" and task.positions_in_split is not None
+            for rows in np.array_split(task.positions_in_split, 4 * processes)
         ]
         tasks = [PartitionTask("train", number, rows) for number, rows in enumerate(parts)]
         staging = Staging(Path(folder))

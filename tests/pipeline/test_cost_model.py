@@ -8,7 +8,7 @@ import torch
 from sfm.pipeline.cost_model import (
     StatisticsProgress,
     estimate_statistics_operations,
-    measure_operations_per_second,
+    measure_statistics_operations_per_second,
 )
 from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
@@ -21,11 +21,11 @@ def test_estimated_operations_grow_with_every_argument():
         assert estimate_statistics_operations(*more).total > least
     assert estimate_statistics_operations(10, 64, 1000, 3, (5,)).total > least
     assert estimate_statistics_operations(10, 64, 1000, 1, (5, 10)).total > least
-    assert estimate_statistics_operations(10, 64, 1000, 1, ()).centres == 0
+    assert estimate_statistics_operations(10, 64, 1000, 1, ()).sub_class_centres == 0
 
 
 def test_operations_per_second_are_measured():
-    assert measure_operations_per_second(3, 16, torch.device("cpu")) > 0
+    assert measure_statistics_operations_per_second(3, 16, torch.device("cpu")) > 0
 
 
 def test_progress_reports_each_percent_once_and_stays_within_a_phase():

@@ -26,9 +26,13 @@ from sfm.pipeline import dask_worker, partition_tasks
 from sfm.pipeline import extract as extract_module
 from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.decoding import DecodingOptions, decode_batch
-from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool, split_into_chunks
+from sfm.pipeline.decoding_processes import (
+    CHUNK_IMAGES,
+    decoding_process_pool,
+    split_into_chunks_by_first_index,
+)
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.feature_pass import find_unstaged_backbones, stage_tasks
+from sfm.pipeline.feature_pass import find_unstaged_backbones_unless_complete, stage_tasks
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
 from sfm.pipeline.selection import select_samples_if_labels_known
@@ -80,12 +84,12 @@ def test_decoding_processes_match_decoding_in_the_caller(wanted):
                     == here.kept_indices_in_task
                     == list(range(first, first + count))
                 )
-                assert (there.locations, there.encoded_sizes, there.skipped) == (
-                    here.locations,
-                    here.encoded_sizes,
+                assert (there.kept_locations, there.encoded_bytes_per_sample, there.skipped) == (
+                    here.kept_locations,
+                    here.encoded_bytes_per_sample,
                     [],
                 )
-                np.testing.assert_array_equal(there.digests, here.digests)
+                np.testing.assert_array_equal(there.sample_digests, here.sample_digests)
                 assert list(there.pixels) == list(here.pixels) == list(wanted.preprocessings)
                 for preprocessing, pixels in here.pixels.items():
                     assert pixels.shape[:3] == (1 + wanted.views, count, preprocessing.input_size)
@@ -105,7 +109,7 @@ def test_decoding_processes_skip_or_report_undecodable_images(count):
                 assert found.kept_indices_in_task == good
                 assert [skipped.where for skipped in found.skipped] == ["0.png", "3.png", f"{count - 1}.png"]
                 np.testing.assert_array_equal(found.pixels[SMALL], whole.pixels[SMALL])
-                np.testing.assert_array_equal(found.digests, whole.digests)
+                np.testing.assert_array_equal(found.sample_digests, whole.sample_digests)
 
         skip()
         problem = r"cannot decode 0.png: .*--on-error skip"
@@ -125,12 +129,12 @@ def test_decoding_processes_read_sample_files(tmp_path):
     here = decode_batch(batch, decode_image, DecodingOptions((SMALL,)))
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         with decoding(listed, DecodingOptions((SMALL,))) as there:
-            assert (there.kept_indices_in_task, there.encoded_sizes) == (
+            assert (there.kept_indices_in_task, there.encoded_bytes_per_sample) == (
                 here.kept_indices_in_task,
-                here.encoded_sizes,
+                here.encoded_bytes_per_sample,
             )
-            assert there.locations == [str(tmp_path / location) for location in here.locations]
-            np.testing.assert_array_equal(there.digests, here.digests)
+            assert there.kept_locations == [str(tmp_path / location) for location in here.kept_locations]
+            np.testing.assert_array_equal(there.sample_digests, here.sample_digests)
             np.testing.assert_array_equal(there.pixels[SMALL], here.pixels[SMALL])
         # A file that cannot be read is no image that cannot be decoded.
         (tmp_path / "9.png").unlink()
@@ -168,10 +172,10 @@ def test_memory_is_reusable_after_a_reported_failure(tmp_path):
 )
 def test_a_batch_is_split_into_chunks_of_nearly_equal_size(count, min_chunks, chunks):
     rows = [(place, "bag", str(place), None) for place in range(count)]
-    found = split_into_chunks(rows, min_chunks)
-    assert [row for _, chunk in found for row in chunk] == rows
-    assert [rows[first] for first, _ in found] == [chunk[0] for _, chunk in found]
-    sizes = [len(chunk) for _, chunk in found]
+    found = split_into_chunks_by_first_index(rows, min_chunks)
+    assert [row for chunk in found.values() for row in chunk] == rows
+    assert [rows[first] for first in found] == [chunk[0] for chunk in found.values()]
+    sizes = [len(chunk) for chunk in found.values()]
     assert len(sizes) == chunks
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= CHUNK_IMAGES
@@ -335,7 +339,10 @@ def test_a_pass_with_a_killed_decoding_process_stops_and_can_be_resumed(tmp_path
         staging.root.mkdir()
 
     def left() -> int:
-        return sum(find_unstaged_backbones(task, backbones, cut, PassOptions()) is not None for task in tasks)
+        return sum(
+            find_unstaged_backbones_unless_complete(task, backbones, cut, PassOptions()) is not None
+            for task in tasks
+        )
 
     with extraction_runtime(source, "cuda", 1) as runtime:
         list(stage_tasks(source, tasks, backbones, whole, PassOptions(), runtime))

@@ -243,8 +243,8 @@ def test_decoding_processes_composite_and_count_as_the_caller_does(count):
     here = decode_batch(batch, decode_image, wanted)
     with decoding_process_pool(decode_image, 2, 1) as decoding, decoding(batch, wanted) as there:
         assert (
-            there.marked_locations
-            == here.marked_locations
+            there.image_mark_locations
+            == here.image_mark_locations
             == {"composited": {p + 5: f"{p}.png" for p in range(1, count, 2)}}
         )
         np.testing.assert_array_equal(there.pixels[rule], here.pixels[rule])

@@ -20,7 +20,7 @@ from sfm.pipeline.decoding import DecodedBatch, DecodingOptions, SampleBatch
 from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.feature_pass import find_unstaged_backbones, stage_tasks
+from sfm.pipeline.feature_pass import find_unstaged_backbones_unless_complete, stage_tasks
 from sfm.pipeline.fingerprint import FingerprintBuilder, digest_sample
 from sfm.pipeline.flow_agreement import compute_flow_cosine
 from sfm.pipeline.partition_tasks import make_tasks
@@ -41,7 +41,7 @@ from sfm.pipeline.sources.class_subsets import (
 )
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.sample import SampleFile
-from sfm.pipeline.staging import Staging, open_staging, try_lock_staging
+from sfm.pipeline.staging import Staging, open_staging_and_delete_on_success, try_lock_staging
 from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.store import Entry, open_store
 
@@ -352,7 +352,9 @@ def test_a_source_that_shrinks_while_being_read_is_named_in_the_error(tmp_path):
     problem = "shrank while it was read: 19 of 20 samples of partition test"
     with extraction_runtime(shrunk, "cpu", 1) as runtime, pytest.raises(InputError, match=problem):
         list(stage_tasks(shrunk, tasks, [backbone], Staging(tmp_path), PassOptions(), runtime))
-    assert find_unstaged_backbones(tasks[0], [backbone], Staging(tmp_path), PassOptions()) == [backbone]
+    assert find_unstaged_backbones_unless_complete(
+        tasks[0], [backbone], Staging(tmp_path), PassOptions()
+    ) == [backbone]
 
 
 def test_images_that_changed_between_two_runs_are_refused(tmp_path, image_folder, single_thread_runtime):
@@ -367,7 +369,7 @@ def test_images_that_changed_between_two_runs_are_refused(tmp_path, image_folder
     with pytest.raises(InputError, match="changed between two runs"):
         list(stage_tasks(source, tasks, backbones, staging, PassOptions(), single_thread_runtime))
     # What was staged of them is forgotten, so that the next run reads them anew.
-    assert find_unstaged_backbones(tasks[0], backbones, staging, PassOptions()) == backbones
+    assert find_unstaged_backbones_unless_complete(tasks[0], backbones, staging, PassOptions()) == backbones
 
 
 def test_damaged_staged_files_are_recomputed(tmp_path, image_folder, single_thread_runtime):
@@ -380,11 +382,14 @@ def test_damaged_staged_files_are_recomputed(tmp_path, image_folder, single_thre
     files = sorted(file for file in tmp_path.glob(f"*/{tasks[0].name}.*"))
     sound = {file: file.read_bytes() for file in files}
     assert len(files) == 4
-    assert find_unstaged_backbones(tasks[0], [backbone], staging, PassOptions()) is None
+    assert find_unstaged_backbones_unless_complete(tasks[0], [backbone], staging, PassOptions()) is None
     for file in files:
         for damaged in (b"", sound[file][:-1], sound[file] + b" 1", b"[" * 100_000):
             file.write_bytes(damaged)
-            assert find_unstaged_backbones(tasks[0], [backbone], staging, PassOptions()) is not None
+            assert (
+                find_unstaged_backbones_unless_complete(tasks[0], [backbone], staging, PassOptions())
+                is not None
+            )
             list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), single_thread_runtime))
             assert {file: file.read_bytes() for file in files} == sound
 
@@ -448,6 +453,6 @@ def test_a_locked_staging_folder_is_reused_once_its_holder_exits(tmp_path):
     holder = threading.Thread(target=dying)
     holder.start()
     entered.wait()
-    with open_staging(tmp_path, "key") as staging:
+    with open_staging_and_delete_on_success(tmp_path, "key") as staging:
         assert staging.root.name == "key"
     holder.join()

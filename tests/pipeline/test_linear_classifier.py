@@ -9,10 +9,14 @@ from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.pipeline import feature_scaling, logistic
 from sfm.pipeline import linear_classifier as module
 from sfm.pipeline.block_moments import accumulate_moments, compute_moments
-from sfm.pipeline.feature_scaling import compute_feature_scaling, convert_to_raw_features, standardise_rows
+from sfm.pipeline.feature_scaling import (
+    compute_feature_scaling,
+    convert_classifier_to_raw_features,
+    standardise_rows,
+)
 from sfm.pipeline.folds import make_even_per_class_mask, make_fold_mask, make_validation_masks
 from sfm.pipeline.linear_classifier import LinearClassifier, measure_top1_and_top5, train_classifier
-from sfm.pipeline.logistic import LogisticFit, compute_loss_and_gradient, fit_logistic
+from sfm.pipeline.logistic import LogisticFit, compute_loss_and_gradients, fit_logistic
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres
@@ -73,7 +77,7 @@ def test_a_classifier_of_standardised_features_is_converted_to_raw_features(stag
     _, features, labels = staged_toy_features
     spread = compute_feature_scaling(compute_moments(features, labels, 5))
     weight, bias = torch.randn(5, 12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
-    raw_weight, raw_bias = convert_to_raw_features(weight, bias, spread)
+    raw_weight, raw_bias = convert_classifier_to_raw_features(weight, bias, spread)
     rows = torch.from_numpy(features).double()
     torch.testing.assert_close(
         rows @ raw_weight.T + raw_bias, (rows - spread.mean) / spread.std @ weight.T + bias
@@ -92,7 +96,7 @@ def test_logistic_regression_gradients_match_autograd(staged_toy_features):
     rows = list(standardise_rows([train], 600, spread, CPU))
     torch.manual_seed(0)
     weight, bias = torch.randn(5, 12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
-    loss, outer, total = compute_loss_and_gradient(rows, 600, weight, bias, CPU)
+    loss, outer, total = compute_loss_and_gradients(rows, 600, weight, bias, CPU)
     x, y = torch.cat([x for x, _ in rows]).double(), torch.cat([y for _, y in rows])
     weight.requires_grad_(), bias.requires_grad_()
     expected = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
@@ -106,7 +110,7 @@ def test_the_scaling_axes_diagonalise_the_standardised_scatter(staged_toy_featur
     _, features, labels = staged_toy_features
     spread = compute_feature_scaling(compute_moments(features, labels, 5))
     rows = (torch.from_numpy(features).double() - spread.mean) / spread.std
-    scatter = spread.axes @ torch.diag(spread.variance) @ spread.axes.T
+    scatter = spread.principal_axes @ torch.diag(spread.axis_variances) @ spread.principal_axes.T
     torch.testing.assert_close(scatter, rows.T @ rows / 900, atol=1e-6, rtol=1e-6)
 
 
@@ -262,7 +266,7 @@ def test_with_few_samples_the_classifier_is_no_worse_than_the_class_mean(tmp_pat
         classifier = train_classifier(stage_partition(tmp_path, features, labels), moments, CPU)
         assert classifier.converged
         assert classifier.common_scale
-        assert "one scale for all features" in classifier.solver
+        assert "one scale for all features" in classifier.solver_description
         # One sample per class: nothing is left to validate on, and nothing is drawn to the class means.
         assert classifier.shrinks_to_class_means == (per_class > 1)
         found.append(measure_top1_and_top5(held, classifier)[0])

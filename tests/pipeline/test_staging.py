@@ -12,9 +12,9 @@ from peak_memory import peak_memory
 from sfm.deletion import DeletionThroughLinkError
 from sfm.errors import InputError
 from sfm.pipeline.partition_tasks import PartitionTask
-from sfm.pipeline.row_files import has_finite_rows, read_rows
+from sfm.pipeline.row_files import has_finite_rows, read_validated_rows
 from sfm.pipeline.staged_features import StagedPartition
-from sfm.pipeline.staging import Staging, open_staging
+from sfm.pipeline.staging import Staging, open_staging_and_delete_on_success
 from sfm.pipeline.task_results import TaskResult
 from sfm.stats_store.digests import BLOCK_ROWS
 
@@ -50,7 +50,7 @@ def test_all_blocks_but_the_last_are_full(tmp_path):
     rng = np.random.default_rng(0)
     whole, rows, _ = stage_random_rows(tmp_path, [BLOCK_ROWS, BLOCK_ROWS, 10], rng)
     keep = rng.random(len(rows)) < 0.7
-    blocks = list(whole.select_rows(keep).iterate_blocks(np.float32))
+    blocks = list(whole.select_rows(keep).iterate_feature_blocks(np.float32))
     assert [len(b) for b in blocks[:-1]] == [BLOCK_ROWS] * (len(blocks) - 1)
     np.testing.assert_array_equal(np.concatenate(blocks), rows[keep])
 
@@ -66,7 +66,10 @@ def test_a_partially_written_array_is_not_valid(tmp_path):
 
 
 def test_concurrent_extractions_of_one_key_use_separate_staging_and_clean_up(tmp_path):
-    with open_staging(tmp_path, "key") as first, open_staging(tmp_path, "key") as second:
+    with (
+        open_staging_and_delete_on_success(tmp_path, "key") as first,
+        open_staging_and_delete_on_success(tmp_path, "key") as second,
+    ):
         assert first.root != second.root
         assert second.root.is_dir()
     assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
@@ -74,12 +77,12 @@ def test_concurrent_extractions_of_one_key_use_separate_staging_and_clean_up(tmp
 
 def test_a_failed_extraction_keeps_its_staging(tmp_path):
     try:
-        with open_staging(tmp_path, "key") as staging:
+        with open_staging_and_delete_on_success(tmp_path, "key") as staging:
             (staging.root / "work").write_text("half")
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         pass
-    with open_staging(tmp_path, "key") as again:
+    with open_staging_and_delete_on_success(tmp_path, "key") as again:
         assert (again.root / "work").read_text() == "half"
 
 
@@ -121,7 +124,7 @@ def test_missing_row_files_and_pipes_raise_an_input_error(tmp_path):
     os.mkfifo(tmp_path / "pipe.npy")
     for name in ("pipe", "gone"):
         with pytest.raises(InputError, match=f"{name}.npy is damaged or gone: run again"):
-            read_rows(tmp_path / f"{name}.npy", np.float32, 3)
+            read_validated_rows(tmp_path / f"{name}.npy", np.float32, 3)
 
 
 VALID_RESULT = {"read": 3, "kept": [0, 2], "skipped": [{"place": 1, "where": "b.png", "why": "it is empty"}]}
@@ -182,7 +185,7 @@ def test_a_symlinked_staging_folder_is_left_unchanged_and_another_is_used(tmp_pa
     link = tmp_path / "staging" / "key" / inside
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(victim)
-    with open_staging(tmp_path / "staging", "key") as staging:
+    with open_staging_and_delete_on_success(tmp_path / "staging", "key") as staging:
         assert staging.root.name.startswith("key-")
         staging.write_array(
             "backbone", StagedPartition("train", 0, np.arange(1), np.zeros(1, np.int32)), np.zeros((1, 2))
@@ -198,7 +201,7 @@ def test_staged_files_are_not_deleted_through_a_later_symlink(tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "train-000000.npy").write_bytes(b"mine")
-    with open_staging(tmp_path / "staging", "key") as staging:
+    with open_staging_and_delete_on_success(tmp_path / "staging", "key") as staging:
         (staging.root / "backbone").symlink_to(victim)
         with pytest.raises(DeletionThroughLinkError):
             staging.delete_task_files(PartitionTask("train", 0, None))

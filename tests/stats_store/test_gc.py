@@ -25,7 +25,7 @@ from toy_entries import (
 )
 
 from sfm.errors import DamageError, InputError
-from sfm.pipeline.staging import open_staging
+from sfm.pipeline.staging import open_staging_and_delete_on_success
 from sfm.stats_store.commits import encode_commit_with_digest, make_commit_path
 from sfm.stats_store.entry_history import read_commit_statuses, remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage, parse_duration
@@ -52,7 +52,7 @@ def list_run_ids(store: Store) -> set[str]:
 
 def abandon_staging(folder: Path, key: str) -> None:
     """Begin an extraction that does not end."""
-    with open_staging(folder, key) as staging:
+    with open_staging_and_delete_on_success(folder, key) as staging:
         (staging.root / "rows.npy").write_bytes(bytes(100))
         raise RuntimeError("killed")
 
@@ -227,7 +227,7 @@ def test_gc_deletes_abandoned_staging_and_keeps_locked_staging(tmp_path):
     store = open_or_create_store(str(tmp_path))
     with pytest.raises(RuntimeError, match="killed"):
         abandon_staging(tmp_path / "staging", "old")
-    with open_staging(tmp_path / "staging", "busy") as staging:
+    with open_staging_and_delete_on_success(tmp_path / "staging", "busy") as staging:
         (staging.root / "rows.npy").write_bytes(bytes(100))
         assert collect_garbage(store).deleted == []
         age_files(tmp_path / "staging")

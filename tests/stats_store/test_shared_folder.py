@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from sfm.cli import app
 from sfm.errors import InputError
 from sfm.pipeline.partition_tasks import PartitionTask
-from sfm.pipeline.staging import open_staging
+from sfm.pipeline.staging import open_staging_and_delete_on_success
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
@@ -47,7 +47,7 @@ def team_store() -> Iterator[Path]:
 
 def leave_staging(folder: Path, key: str, like: Path | None = None) -> None:
     """Begin an extraction that does not end."""
-    with suppress(RuntimeError), open_staging(folder, key, like) as staging:
+    with suppress(RuntimeError), open_staging_and_delete_on_success(folder, key, like) as staging:
         staging.write_array("kind", TASK, np.zeros((1, 2)))
         raise RuntimeError
 
@@ -149,7 +149,7 @@ def test_unreadable_staging_of_another_user_does_not_block_extraction_or_gc(team
             make_private(team_store / "staging" / path)
         (team_store / "staging").chmod(0o2775)
     with act_as_user(BEN, 0o022):
-        with open_staging(team_store / "staging", "key", team_store) as staging:
+        with open_staging_and_delete_on_success(team_store / "staging", "key", team_store) as staging:
             assert staging.root.name.startswith("key-")
         age_own_files(team_store / "staging")
         assert collect_garbage(open_store(str(team_store)), min_age=NOTHING).deleted == []
@@ -164,7 +164,10 @@ def age_own_files(folder: Path) -> None:
 def test_staging_left_by_one_user_is_resumed_by_another(team_store: Path) -> None:
     with act_as_user(CLEO, 0o077):
         leave_staging(team_store / "staging", "key", team_store)
-    with act_as_user(BEN, 0o077), open_staging(team_store / "staging", "key", team_store) as staging:
+    with (
+        act_as_user(BEN, 0o077),
+        open_staging_and_delete_on_success(team_store / "staging", "key", team_store) as staging,
+    ):
         assert staging.has_valid_array("kind", TASK, np.float64, 1, (2,))
         staging.write_array("kind", TASK, np.ones((1, 2)))
     assert list((team_store / "staging").iterdir()) == []
