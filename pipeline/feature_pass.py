@@ -244,7 +244,9 @@ def stage_tasks(
                     queue.add_batch(future, count_encoded_bytes(batch))
                     while queue.is_full():
                         yield queue.finish_next()
-                unused = {} if task.positions_in_split is not None else dict(task.get_shard(source).unused_by_kind)
+                unused = (
+                    {} if task.positions_in_split is not None else dict(task.get_shard(source).unused_by_kind)
+                )
                 queue.add_task(
                     partial(write_task_files, staging, task, source, missing, options, labels, unused)
                 )
