@@ -29,9 +29,7 @@ def pull_the_plug(event: Progress) -> None:
         raise PulledPlugError
 
 
-def spread_means(
-    entry: Entry, classes: np.ndarray, centres: ClassCentres, config: DistillConfig
-) -> ClassCentres:
+def spread_means(entry: Entry, centres: ClassCentres) -> ClassCentres:
     """Move class means away from their mean."""
     middle = centres.class_means.mean(0)
     return ClassCentres(2 * centres.class_means - middle, 2 * centres.own_centres - middle)
