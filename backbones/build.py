@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -27,6 +27,13 @@ from sfm.text import get_first_error_line, sanitize_line
 
 # Common names of the backbone inside a larger model.
 _USUAL_PREFIX_PARTS = frozenset({"", "module", "model", "backbone", "encoder"})
+
+
+class _TensorsAndMismatches(NamedTuple):
+    """Tensors by the model's names, and a line for each that does not fit the model."""
+
+    tensors: dict[str, Tensor]
+    mismatches: list[str]
 
 
 class FeatureModel(nn.Module):
@@ -277,7 +284,7 @@ def _load_weights_with_prefix_note(
 ) -> str:
     """Load weights into a model, ignoring its classifier; return the prefix if several would fit."""
     choice = ""
-    fitted, faults = _translate_and_list_mismatches(model, tensors, unused_module_names)
+    fitted, faults = _translate_tensors_and_resize_model(model, tensors, unused_module_names)
     if faults:
         tensors_by_prefix = group_tensors_by_prefix(
             tensors, select_feature_tensors(model.state_dict(), unused_module_names)
@@ -285,14 +292,14 @@ def _load_weights_with_prefix_note(
         fitting_prefixes = [
             prefix
             for prefix, prefixed in tensors_by_prefix.items()
-            if not _translate_and_list_mismatches(model, prefixed, unused_module_names)[1]
+            if not _translate_tensors_and_resize_model(model, prefixed, unused_module_names).mismatches
         ]
         prefix, choice = (
             _choose_prefix_with_note(fitting_prefixes, path, model_name)
             if fitting_prefixes
             else (next(iter(tensors_by_prefix), ""), "")
         )
-        fitted, faults = _translate_and_list_mismatches(
+        fitted, faults = _translate_tensors_and_resize_model(
             model, tensors_by_prefix.get(prefix, tensors), unused_module_names
         )
     if faults:
@@ -321,21 +328,22 @@ def _choose_prefix_with_note(fitting_prefixes: list[str], path: Path, model_name
     return usual[0], f"{chosen}, not {' or '.join(descriptions.values())}"
 
 
-def _translate_and_list_mismatches(
+def _translate_tensors_and_resize_model(
     model: Any, tensors: dict[str, Tensor], unused_module_names: Collection[str]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Translate tensors to the model's names; return them with the remaining mismatches."""
+) -> _TensorsAndMismatches:
+    """Translate tensors to the model's names, once the model has the resolution that they are stored in."""
     _resize_model_to_position_grid(model, tensors.get("pos_embed"))
     faults = _describe_tensor_mismatches(model, tensors, unused_module_names)
     # timm keeps the translation of the first publisher's checkpoints in the model's module.
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if not faults or translate is None:
-        return tensors, faults
+        return _TensorsAndMismatches(tensors, faults)
     try:
         translated = translate(dict(tensors), model)
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError):
-        return tensors, faults
-    return translated, faults if _describe_tensor_mismatches(model, translated, unused_module_names) else []
+        return _TensorsAndMismatches(tensors, faults)
+    still_unfit = _describe_tensor_mismatches(model, translated, unused_module_names)
+    return _TensorsAndMismatches(translated, faults if still_unfit else [])
 
 
 def _resize_model_to_position_grid(model: Any, stored_pos_embed: Tensor | None) -> None:

@@ -48,7 +48,7 @@ class Preprocessing(BaseModel):
     crop_mode: Literal["center", "pad", "squash", "border"] = "center"
 
     @model_serializer(mode="wrap")
-    def _serialize_without_default_crop(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize_without_default_crop_mode(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Hashes of earlier versions did not cover it, and their readers refuse a card that names it.
         fields: dict[str, Any] = handler(self)
         if fields.get("crop_mode") == "center":

@@ -71,10 +71,14 @@ def make_centre_crops(crop_count: int, image_pixels: int, crop_pixels: int) -> C
     return Crops(inset, inset, sides, sides, np.zeros(crop_count, dtype=bool))
 
 
-def select_crops(crops: Crops, views: slice) -> Crops:
-    """Return the boxes of a range of views."""
+def select_crops(crops: Crops, crop_slice: slice) -> Crops:
+    """Return the boxes of a slice of the views."""
     return Crops(
-        crops.top[views], crops.left[views], crops.height[views], crops.width[views], crops.flip[views]
+        crops.top[crop_slice],
+        crops.left[crop_slice],
+        crops.height[crop_slice],
+        crops.width[crop_slice],
+        crops.flip[crop_slice],
     )
 
 

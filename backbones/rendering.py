@@ -111,12 +111,12 @@ def render_image(image: Image.Image, rendering: Rendering = DEFAULT_RENDERING) -
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     alpha = get_alpha_unless_opaque(image)
-    opaque, dark = make_opaque_8bit_and_detect_dark(image, rendering.white)
+    opaque = convert_to_8bit_without_alpha(image, rendering.white)
     if alpha is None:
-        return RenderedImage(opaque, dark=dark)
+        return opaque
     background = Image.new("RGB", image.size, ImageColor.getrgb(rendering.background))
-    background.paste(opaque.convert("RGB"), mask=alpha)
-    return RenderedImage(background, composited=True, dark=dark)
+    background.paste(opaque.image.convert("RGB"), mask=alpha)
+    return RenderedImage(background, composited=True, dark=opaque.dark)
 
 
 def get_alpha_unless_opaque(image: Image.Image) -> Image.Image | None:
@@ -135,32 +135,28 @@ def get_alpha_unless_opaque(image: Image.Image) -> Image.Image | None:
     return None if alpha.getextrema()[0] == 255 else alpha
 
 
-def make_opaque_8bit_and_detect_dark(
-    image: Image.Image, white_value: float | None
-) -> tuple[Image.Image, bool]:
-    """Return an image without transparency, ``L`` or ``RGB``, and whether it is dark."""
+def convert_to_8bit_without_alpha(image: Image.Image, white_value: float | None) -> RenderedImage:
+    """Return the colours of an image as opaque 8-bit pixels; transparency is dropped, not composited."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return scale_grey_to_8bit_and_detect_dark(image, white_value)
+        return scale_grey_to_8bit(image, white_value)
     if image.mode == "L" and "transparency" not in image.info:
         # Grey images are resized as grey: a third of the work, and the same pixels.
-        return image, False
+        return RenderedImage(image)
     if image.mode == "P" and "transparency" in image.info:
         # Pillow warns about palettes with several transparent colours; this conversion avoids it.
         image = image.convert("RGBA")
     colours = image if image.mode == "RGB" and "transparency" not in image.info else image.convert("RGB")
     if image.info.get(DEEP_COLOUR_KEY) is not True:
-        return colours, False
+        return RenderedImage(colours)
     if white_value is not None:
         raise ValueError(
             f"its colours have 16 bits each, which white={white_value} cannot scale: convert it to 8 bits"
         )
-    return colours, bool(np.asarray(colours).max() < 256 * MAX_DARK_SHARE)
+    return RenderedImage(colours, dark=bool(np.asarray(colours).max() < 256 * MAX_DARK_SHARE))
 
 
-def scale_grey_to_8bit_and_detect_dark(
-    image: Image.Image, white_value: float | None
-) -> tuple[Image.Image, bool]:
-    """Scale a grey image of more than 8 bits to 8; return it and whether it is dark.
+def scale_grey_to_8bit(image: Image.Image, white_value: float | None) -> RenderedImage:
+    """Scale a grey image of more than 8 bits to 8.
 
     Pillow's own conversion clips at 255 instead.
     """
@@ -184,4 +180,5 @@ def scale_grey_to_8bit_and_detect_dark(
         )
     grey = np.clip(np.rint(values.astype(np.float32) / np.float32(most / 255)), 0, 255)
     unknown = white_value is None and not isinstance(declared, int)
-    return Image.fromarray(grey.astype(np.uint8)), unknown and bool(high < 65536 * MAX_DARK_SHARE)
+    is_dark = unknown and bool(high < 65536 * MAX_DARK_SHARE)
+    return RenderedImage(Image.fromarray(grey.astype(np.uint8)), dark=is_dark)

@@ -19,7 +19,7 @@ def choose_view_batch_size(backbone: Backbone) -> int:
     return max(1, batch_pixels // backbone.card.preprocessing.input_size**2)
 
 
-def compute_features_of_views(backbone: Backbone, images: Tensor, crops: Crops, views: slice) -> Tensor:
+def compute_features_of_views(backbone: Backbone, images: Tensor, crops: Crops, view_slice: slice) -> Tensor:
     """Compute the features of a range of views.
 
     Parameters
@@ -29,8 +29,8 @@ def compute_features_of_views(backbone: Backbone, images: Tensor, crops: Crops, 
         In [0, 1], on the backbone's device.
     crops : Crops
         As many views of every image: all of the first image, then all of the second, and so on.
-    views : slice
-        The range, by position in `crops`.
+    view_slice : slice
+        Which views, by position in `crops`.
 
     Returns
     -------
@@ -38,6 +38,8 @@ def compute_features_of_views(backbone: Backbone, images: Tensor, crops: Crops, 
     """
     views_per_image = len(crops.top) // len(images)
     with torch.inference_mode(), tf32_disabled():
-        image_indices = torch.arange(views.start, views.stop, device=backbone.device) // views_per_image
+        image_indices = (
+            torch.arange(view_slice.start, view_slice.stop, device=backbone.device) // views_per_image
+        )
         size = backbone.card.preprocessing.input_size
-        return backbone.features(apply_crops(images[image_indices], select_crops(crops, views), size))
+        return backbone.features(apply_crops(images[image_indices], select_crops(crops, view_slice), size))

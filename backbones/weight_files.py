@@ -238,9 +238,9 @@ def _find_weights_and_choice_note(content: Any, depth: int = 0) -> tuple[dict[st
     )
 
 
-def _describe_parts_with_tensors(loaded: Any) -> str:
+def _describe_parts_with_tensors(content: Any) -> str:
     """Describe the parts of a checkpoint that hold tensors, where none is known to be the weights."""
-    parts = loaded.items() if isinstance(loaded, Mapping) else ()
+    parts = content.items() if isinstance(content, Mapping) else ()
     named = [
         sanitize_line(str(key), 100)
         for key, part in parts

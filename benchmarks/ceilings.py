@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sfm.api import open_store
-from sfm.distill.backbone_entries import find_candidates
+from sfm.distill.backbone_entries import find_candidate_summaries
 from sfm.distill.corrected_means import CorrectionOptions, correct_centres, estimate_ceiling
 from sfm.distill.objective import ClassCentres, read_target_centres, read_within_covariance
-from sfm.distill.target_estimate import compute_target_cosine
+from sfm.distill.target_estimate import compute_target_flow_cosine
 from sfm.eval.head_accuracy import compute_accuracy_by_seed
 from sfm.eval.linear_probe import INITIAL_STD, train_linear_heads
 from sfm.eval.training import RandomStreamPurpose, draw_initial_weights_by_seed, make_batch_schedule
@@ -100,7 +100,7 @@ def measure_ceilings(entry: Entry, ipc: int) -> Iterator[dict[str, Any]]:
             "held_out": mean,
             "std": std,
             "drawn": 100 * estimate_ceiling(real.class_means, centres, covariance, 0),
-            "cosine": compute_target_cosine(real, ClassCentres(real.class_means + shift, centres)),
+            "cosine": compute_target_flow_cosine(real, ClassCentres(real.class_means + shift, centres)),
             "seconds": seconds,
         }
 
@@ -118,7 +118,9 @@ def main() -> None:
     rows = []
     table = Table("backbone", "ipc", "targets", "held out %", "drawn %", "cosine", "seconds")
     for backbone in arguments.backbone:
-        entry = store.open_entry(find_candidates(store, summaries, arguments.dataset, backbone, None)[0])
+        entry = store.open_entry(
+            find_candidate_summaries(store, summaries, arguments.dataset, backbone, None)[0]
+        )
         for ipc in arguments.ipc:
             for row in measure_ceilings(entry, ipc):
                 rows.append(row)

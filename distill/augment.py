@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.crops import Crops, draw_crops
+from sfm.backbones.crops import Crops, draw_crops, select_crops
 from sfm.distill.resample import apply_several_crops_per_image
 from sfm.random_streams import make_rng
 
@@ -37,14 +37,7 @@ class AugmentationParameters:
 
     def select_views(self, view_slice: slice) -> "AugmentationParameters":
         """Return the parameters of some of the views."""
-        c = self.crops
-        crops = Crops(
-            c.top[view_slice],
-            c.left[view_slice],
-            c.height[view_slice],
-            c.width[view_slice],
-            c.flip[view_slice],
-        )
+        crops = select_crops(self.crops, view_slice)
         return AugmentationParameters(crops, self.is_noisy[view_slice], self.noise_seeds[view_slice])
 
 

@@ -50,7 +50,7 @@ def open_entries_and_backbones(
     ------
     InputError
         If the store lacks an entry, several fit, or a backbone is not the one it was extracted with; or the
-        entries do not fit together, see :func:`require_same_data`.
+        entries do not fit together, see :func:`require_compatible_entries_and_backbones`.
     """
     store = open_store(config.store)
     summaries = list_visible_and_pinned_summaries(store, config.dataset)
@@ -58,9 +58,11 @@ def open_entries_and_backbones(
     backbones: list[Backbone] = []
     for spec, image_size in zip(config.backbone, config.image_size_of_each_backbone, strict=True):
         if entries:
-            candidates = find_candidates_of_same_data(store, summaries, entries[0].summary, spec, image_size)
+            candidates = find_candidate_summaries_of_same_data(
+                store, summaries, entries[0].summary, spec, image_size
+            )
         else:
-            candidates = find_candidates(store, summaries, config.dataset, spec, image_size)
+            candidates = find_candidate_summaries(store, summaries, config.dataset, spec, image_size)
         backbone = load_backbone(
             spec,
             image_size=candidates[0].image_size,
@@ -70,11 +72,11 @@ def open_entries_and_backbones(
         )
         entries.append(open_entry_of_backbone(store, candidates, backbone.card))
         backbones.append(backbone)
-        require_same_data(entries, backbones)
+        require_compatible_entries_and_backbones(entries, backbones)
     return entries, backbones
 
 
-def find_candidates(
+def find_candidate_summaries(
     store: Store, summaries: Sequence[Summary], dataset: PinnedName, spec: str, image_size: int | None
 ) -> list[Summary]:
     """Return the entries of a dataset through the model of a spec, all of one image size.
@@ -94,8 +96,8 @@ def find_candidates(
         raise InputError(f"{error}; to add it: {line}") from None
 
 
-def find_candidates_of_same_data(
-    store: Store, summaries: Sequence[Summary], first: Summary, spec: str, image_size: int | None
+def find_candidate_summaries_of_same_data(
+    store: Store, summaries: Sequence[Summary], first_summary: Summary, spec: str, image_size: int | None
 ) -> list[Summary]:
     """Return the entries through the model of a spec that are of the images and the role of another entry.
 
@@ -106,18 +108,22 @@ def find_candidates_of_same_data(
     InputError
         If there is none, or they are of several sizes.
     """
-    dataset = first.dataset if first.role == "full" else f"{first.dataset}@{first.role}"
-    candidates = find_candidates(store, summaries, dataset, spec, image_size)
-    same_data = [each for each in candidates if each.fingerprint == first.fingerprint]
+    dataset = (
+        first_summary.dataset
+        if first_summary.role == "full"
+        else f"{first_summary.dataset}@{first_summary.role}"
+    )
+    candidates = find_candidate_summaries(store, summaries, dataset, spec, image_size)
+    same_data = [each for each in candidates if each.fingerprint == first_summary.fingerprint]
     if not same_data:
         raise InputError(
-            f"the store holds no entry through {spec} of the images of {describe_entry(first)}, only "
+            f"the store holds no entry through {spec} of the images of {describe_entry(first_summary)}, only "
             f"{describe_entries(candidates)}: extract both backbones from the same data"
         )
-    return [each for each in same_data if each.options == first.options] or same_data
+    return [each for each in same_data if each.options == first_summary.options] or same_data
 
 
-def require_same_data(entries: Sequence[Entry], backbones: Sequence[Backbone]) -> None:
+def require_compatible_entries_and_backbones(entries: Sequence[Entry], backbones: Sequence[Backbone]) -> None:
     """Refuse entries that one set of images cannot be matched to together.
 
     Raises

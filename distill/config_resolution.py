@@ -12,10 +12,11 @@ from sfm.distill.activation_memory import (
     measure_free_memory_bytes,
 )
 from sfm.distill.config import DistillConfig
-from sfm.distill.execution_choice import choose_execution, keep_saved_execution
+from sfm.distill.execution_choice import choose_execution, require_resumable_execution_option
 from sfm.distill.objective import OBJECTIVES
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import MatchedBackbone, ResolvedDistillConfig, choose_growth_interval
+from sfm.distill.train_step import MicroBatching
 from sfm.errors import InputError
 
 COPIED_FIELDS = (
@@ -71,7 +72,7 @@ def resolve_distill_config(
     )
     largest_input = max(each.image_size for each in (first, *further))
     decay, default_decay = config.feature_decay, OBJECTIVES[config.objective].default_feature_decay
-    micro_batch, graphs = choose_micro_batching(config, len(class_ids), backbones, group, resume_from)
+    batching = choose_micro_batching(config, len(class_ids), backbones, group, resume_from)
     resolved = ResolvedDistillConfig(
         **{name: getattr(config, name) for name in COPIED_FIELDS},
         **first.model_dump(exclude={"execution"}),
@@ -79,8 +80,8 @@ def resolve_distill_config(
         further_backbones=further,
         feature_decay=default_decay if decay is None else decay,
         grow_every=config.grow_every or choose_growth_interval(config.steps, largest_input),
-        micro_batch=micro_batch,
-        graphs=graphs,
+        micro_batch=batching.micro_batch_size,
+        graphs=batching.kept_graph_image_count,
         device=backbones[0].device.type,
         devices=group.size,
         threads=config.threads or (resume_from.threads if resume_from else torch.get_num_threads()),
@@ -94,8 +95,8 @@ def choose_micro_batching(
     backbones: Sequence[Backbone],
     group: ProcessGroup,
     resume_from: ResolvedDistillConfig | None,
-) -> tuple[int, int]:
-    """Return micro-batch and graphs: as given or saved, else as the backbone of most activations allows."""
+) -> MicroBatching:
+    """Return the micro-batches: as given or saved, else as the backbone of most activations allows."""
     images = group.count_rows_per_process(class_count, config.ipc)[0]
     micro_batch, graphs = config.micro_batch, config.graphs
     if resume_from:
@@ -110,7 +111,7 @@ def choose_micro_batching(
         # The process with the least free memory decides for all.
         micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch_size(*memory))
         graphs = -group.all_reduce_max(-choose_kept_graph_image_count(*memory)) if graphs is None else graphs
-    return min(micro_batch, images), min(graphs, images)
+    return MicroBatching(min(micro_batch, images), config.gradient, min(graphs, images))
 
 
 def resolve_execution(
@@ -125,13 +126,13 @@ def resolve_execution(
     Raises
     ------
     InputError
-        See :func:`choose_execution` and :func:`keep_saved_execution`.
+        See :func:`choose_execution` and :func:`require_resumable_execution_option`.
     """
     count = len(resolved.matched_backbones)
     if resume_from is None:
         execution = choose_execution(resolved, config.execution, config.compile, device, group)
         return resolved.with_executions([execution] * count)
-    keep_saved_execution(resume_from, config.execution)
+    require_resumable_execution_option(resume_from, config.execution)
     saved = [each.execution for each in resume_from.matched_backbones]
     # A run of other backbones is refused when the configs are compared.
     update = {

@@ -75,8 +75,8 @@ def correct_centres(
     """Return centres near the real ones on which an early-stopped head is trained better.
 
     Minimizes ``error(head(M)) + weight * mean_i |M_i - m_i|^2 / D``, with the Mahalanobis norm, the head of
-    :func:`fit_early_stopped_head` and the error of :func:`bound_error`, by L-BFGS from the real centres m.
-    All centres of all classes are corrected together. Nothing is random.
+    :func:`fit_early_stopped_head` and the error of :func:`compute_head_error_bound`, by L-BFGS from the real
+    centres m. All centres of all classes are corrected together. Nothing is random.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def correct_centres(
     def compute_loss_and_gradient(flat: Float64Array) -> tuple[float, Float64Array]:
         moved = torch.from_numpy(flat).view(real.shape).requires_grad_()
         head = fit_early_stopped_head(real + moved @ to_features, steps)
-        loss = bound_error(head, means, covariance) + weight * moved.square().sum()
+        loss = compute_head_error_bound(head, means, covariance) + weight * moved.square().sum()
         (gradient,) = torch.autograd.grad(loss, moved)
         return loss.item(), gradient.flatten().numpy()
 
@@ -181,7 +181,7 @@ def fit_early_stopped_head(centres: Tensor, step_count: int) -> Tensor:
     return state[0]
 
 
-def bound_error(weight: Tensor, class_means: Tensor, within_covariance: Tensor) -> Tensor:
+def compute_head_error_bound(head_weight: Tensor, class_means: Tensor, within_covariance: Tensor) -> Tensor:
     """Return an upper bound of a head's error on Gaussian classes with a common covariance.
 
     A sample of class c is taken for j with the probability that ``(w_j - w_c) . x`` is positive, which is
@@ -191,7 +191,7 @@ def bound_error(weight: Tensor, class_means: Tensor, within_covariance: Tensor) 
 
     Parameters
     ----------
-    weight : Tensor, shape (C, D)
+    head_weight : Tensor, shape (C, D)
         Differentiable.
     class_means : Tensor, shape (C, D)
     within_covariance : Tensor, shape (D, D)
@@ -200,12 +200,12 @@ def bound_error(weight: Tensor, class_means: Tensor, within_covariance: Tensor) 
     -------
     Tensor, shape ()
     """
-    logits = class_means @ weight.T
-    products = weight @ within_covariance @ weight.T
+    logits = class_means @ head_weight.T
+    products = head_weight @ within_covariance @ head_weight.T
     variances = products.diagonal()
     difference_variance = variances[:, None] + variances - 2 * products
-    is_own = torch.eye(len(weight), dtype=torch.bool)
-    floor = torch.finfo(weight.dtype).tiny
+    is_own = torch.eye(len(head_weight), dtype=torch.bool)
+    floor = torch.finfo(head_weight.dtype).tiny
     scale = difference_variance.clamp_min(floor).masked_fill(is_own, 1.0).sqrt()
     margins = (logits - logits.diagonal()[:, None]) / scale
     probabilities: Tensor = torch.special.ndtr(margins)
@@ -213,7 +213,7 @@ def bound_error(weight: Tensor, class_means: Tensor, within_covariance: Tensor) 
 
 
 def estimate_ceiling(
-    class_means: Float64Array, centres: Float64Array, within_covariance: Float64Array, seed: int
+    real_class_means: Float64Array, target_centres: Float64Array, within_covariance: Float64Array, seed: int
 ) -> float:
     """Return the accuracy of a head trained on some centres, on samples drawn from Gaussian classes.
 
@@ -222,20 +222,20 @@ def estimate_ceiling(
 
     Parameters
     ----------
-    class_means : ndarray of float64, shape (C, D)
+    real_class_means : ndarray of float64, shape (C, D)
         Of the real features.
-    centres : ndarray of float64, shape (C, K, D)
+    target_centres : ndarray of float64, shape (C, K, D)
         What the head is trained on.
     within_covariance : ndarray of float64, shape (D, D)
     seed : int
         Of the samples.
     """
-    head = fit_early_stopped_head(torch.from_numpy(centres), CEILING_HEAD_STEPS).numpy()
-    return measure_drawn_accuracy(head, class_means, within_covariance, seed)
+    head = fit_early_stopped_head(torch.from_numpy(target_centres), CEILING_HEAD_STEPS).numpy()
+    return measure_accuracy_on_gaussian_samples(head, real_class_means, within_covariance, seed)
 
 
-def measure_drawn_accuracy(
-    weight: Float64Array, class_means: Float64Array, within_covariance: Float64Array, seed: int
+def measure_accuracy_on_gaussian_samples(
+    head_weight: Float64Array, class_means: Float64Array, within_covariance: Float64Array, seed: int
 ) -> float:
     """Return the accuracy of a head on samples drawn from ``N(mu_c, Sigma)``, equally many of each class.
 
@@ -243,14 +243,14 @@ def measure_drawn_accuracy(
 
     Parameters
     ----------
-    weight, class_means : ndarray of float64, shape (C, D)
+    head_weight, class_means : ndarray of float64, shape (C, D)
     within_covariance : ndarray of float64, shape (D, D)
     seed : int
     """
-    classes = len(weight)
+    classes = len(head_weight)
     per_class = max(MIN_SAMPLES_PER_CLASS, DRAWN_SAMPLES // classes)
-    means = class_means @ weight.T
-    spectrum, vectors = eigendecompose_symmetric(weight @ within_covariance @ weight.T)
+    means = class_means @ head_weight.T
+    spectrum, vectors = eigendecompose_symmetric(head_weight @ within_covariance @ head_weight.T)
     root: Float64Array = vectors * np.sqrt(spectrum.clip(0))
     correct = 0
     for index, mean in enumerate(means):

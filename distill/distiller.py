@@ -15,24 +15,24 @@ from sfm.backbones.execution.determinism import (
     tf32_disabled,
 )
 from sfm.backbones.execution.modes import ExecutionMode
-from sfm.backbones.execution.preparation import Prepared, count_cuda_graph_bytes, optimize_backbone
-from sfm.distill.backbone_entries import open_entries_and_backbones, require_same_data
+from sfm.backbones.execution.preparation import PreparedModel, count_cuda_graph_bytes, optimize_backbone
+from sfm.distill.backbone_entries import open_entries_and_backbones, require_compatible_entries_and_backbones
 from sfm.distill.class_indices import find_class_indices
 from sfm.distill.config import DistillConfig
 from sfm.distill.config_resolution import resolve_distill_config
 from sfm.distill.distilled_images import iterate_decoded_pixels
 from sfm.distill.execution_choice import should_compile
 from sfm.distill.mixed_precision import convert_precision
-from sfm.distill.objective import OBJECTIVES, ClassCentres, make_objective, read_targets_of_backbones
+from sfm.distill.objective import OBJECTIVES, ClassCentres, make_objective, read_or_compute_targets
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig
 from sfm.distill.state_dict import (
-    describe_invalid_values,
+    describe_invalid_state_values,
     gather_levels,
     gather_state,
-    is_per_image,
+    has_row_per_image,
     list_expected_state_tensors,
-    make_state,
+    make_state_from_tensors,
 )
 from sfm.distill.target_file import compute_targets_digest
 from sfm.distill.train_step import LossTerm, StepOutput, init_distill_state, train_step
@@ -71,7 +71,7 @@ class Distiller:
     entries : list of Entry
     backbones : list of Backbone
         In their precision; prepared for their execution modes once :meth:`prepare` was called.
-    prepared : list of Prepared
+    prepared : list of PreparedModel
         What :meth:`prepare` returned; empty before.
     computed_targets : list of ClassCentres
         The centres that the features of each backbone are matched to, if the objective computes them.
@@ -105,7 +105,7 @@ class Distiller:
     ) -> None:
         self.entries = [entry] if isinstance(entry, Entry) else list(entry)
         self.backbones = [backbone] if isinstance(backbone, Backbone) else list(backbone)
-        require_same_data(self.entries, self.backbones)
+        require_compatible_entries_and_backbones(self.entries, self.backbones)
         self.group = group
         self.backbones = [convert_precision(each, config.precision) for each in self.backbones]
         dataset = self.entries[0].dataset
@@ -113,14 +113,14 @@ class Distiller:
         if OBJECTIVES[config.objective].compute_targets:
             # Other processors compute other last bits.
             targets = group.call_on_rank0(
-                lambda: targets or read_targets_of_backbones(self.entries, config, indices, progress)
+                lambda: targets or read_or_compute_targets(self.entries, config, indices, progress)
             )
         else:
-            targets = targets or read_targets_of_backbones(self.entries, config, indices)
+            targets = targets or read_or_compute_targets(self.entries, config, indices)
         class_ids = [dataset.class_ids[index] for index in indices]
         views = config.steps * len(class_ids) * config.ipc * config.views
         device = self.backbone.device
-        self._optimized: list[tuple[Backbone, Prepared]] = []
+        self._optimized: list[tuple[Backbone, PreparedModel]] = []
         if config.execution != "eager" and not should_compile(config.compile, views, device, group):
             self._optimized = [optimize_backbone(each, 1, "input-grad") for each in self.backbones]
         measured = [each for each, _ in self._optimized] or self.backbones
@@ -131,7 +131,7 @@ class Distiller:
             update = {"targets": compute_targets_digest(self.computed_targets)}
             self.config = self.config.model_copy(update=update)
         self.objectives = [make_objective(self.config, each, device) for each in targets]
-        self.prepared: list[Prepared] = []
+        self.prepared: list[PreparedModel] = []
         self.state = init_distill_state(self.config, device, group)
 
     @classmethod
@@ -160,12 +160,12 @@ class Distiller:
         """Length of each backbone's features."""
         return [backbone.card.features for backbone in self.backbones]
 
-    def prepare(self) -> list[Prepared]:
+    def prepare(self) -> list[PreparedModel]:
         """Prepare the backbones for the config's execution modes; the first step calls this if needed.
 
         Returns
         -------
-        list of Prepared
+        list of PreparedModel
             One for each backbone. `reason` explains a fallback to another mode, which the config then has,
             too.
         """
@@ -173,7 +173,7 @@ class Distiller:
             return self.prepared
         choices = [each.execution for each in self.config.matched_backbones]
         with self._computation_settings():
-            repeatable = all(map(is_repeatable, self.backbones))
+            repeatable = all(map(supports_deterministic_algorithms, self.backbones))
             with deterministic_algorithms(self.backbone.device) if repeatable else nullcontext():
                 ready = [
                     self._get_or_optimize_backbone(index, each.mode) for index, each in enumerate(choices)
@@ -190,7 +190,7 @@ class Distiller:
             torch.cuda.reset_peak_memory_stats(self.backbone.device)
         return self.prepared
 
-    def _get_or_optimize_backbone(self, index: int, mode: ExecutionMode) -> tuple[Backbone, Prepared]:
+    def _get_or_optimize_backbone(self, index: int, mode: ExecutionMode) -> tuple[Backbone, PreparedModel]:
         if self._optimized and mode == "input-grad":
             return self._optimized[index]
         views = self.config.micro_batch * self.config.views
@@ -255,19 +255,19 @@ class Distiller:
         if tensors.keys() != expected.keys():
             names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
             raise InputError(f"the state is not of this config after {step} steps: check {names}")
-        rows = self.group.own_rows(len(self.config.classes), self.config.ipc)
+        rows = self.group.get_own_row_slice(len(self.config.classes), self.config.ipc)
         for name, (_, shape) in expected.items():
-            if is_per_image(name):
+            if has_row_per_image(name):
                 if len(tensors[name]) == shape[0]:
                     tensors[name] = tensors[name][rows]
                 shape = (rows.stop - rows.start, *shape[1:])
             if tensors[name].shape != shape:
                 found = tuple(tensors[name].shape)
                 raise InputError(f"the state is not of this config: {name} has shape {found}, not {shape}")
-        problem = describe_invalid_values(tensors, step)
+        problem = describe_invalid_state_values(tensors, step)
         if problem:
             raise InputError(f"the state holds {problem}")
-        self.state = make_state(step, tensors, self.backbone.device, len(self.backbones))
+        self.state = make_state_from_tensors(step, tensors, self.backbone.device, len(self.backbones))
 
     def gather_levels(self) -> list[Tensor]:
         """Return the pyramids, shapes (C * K, 3, r, r); in a group, rank 0 has all of them."""
@@ -299,7 +299,7 @@ class Distiller:
             yield
 
 
-def is_repeatable(backbone: Backbone) -> bool:
+def supports_deterministic_algorithms(backbone: Backbone) -> bool:
     """Return whether a backbone's operations have deterministic algorithms on its device."""
     with deterministic_if_supported(backbone) as repeatable:
         return repeatable

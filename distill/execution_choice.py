@@ -6,7 +6,7 @@ import torch
 
 from sfm.backbones.execution.compilation import can_compile_for
 from sfm.backbones.execution.modes import ExecutionOption
-from sfm.backbones.execution.preparation import Prepared
+from sfm.backbones.execution.preparation import PreparedModel
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import UNKNOWN_EXECUTION_REASON, ExecutionChoice, ResolvedDistillConfig
 from sfm.errors import InputError
@@ -88,10 +88,10 @@ def choose_execution(
     return ExecutionChoice(mode="cuda-graph", reason="on a GPU")
 
 
-def keep_saved_execution(
+def require_resumable_execution_option(
     saved_config: ResolvedDistillConfig, execution_option: ExecutionOption
-) -> ExecutionChoice:
-    """Return the execution mode of a saved run, which a resumed one keeps.
+) -> None:
+    """Refuse an option that contradicts the execution mode of a saved run, which a resumed one keeps.
 
     Raises
     ------
@@ -103,10 +103,11 @@ def keep_saved_execution(
             f"cannot resume the run: --execution was auto (mode {saved_config.execution.mode}) and is eager "
             "now; repeat its own options, or choose another --out"
         )
-    return saved_config.execution
 
 
-def require_no_unwanted_fallback(prepared: Prepared, choice: ExecutionChoice, *, is_resumed: bool) -> None:
+def require_no_unwanted_fallback(
+    prepared: PreparedModel, choice: ExecutionChoice, *, is_resumed: bool
+) -> None:
     """Refuse a fallback where the run was begun in another mode, or was to be compiled.
 
     Raises

@@ -29,7 +29,7 @@ def update_feature_average(average: Tensor | None, features: Tensor, decay: floa
     return own if average is None else decay * average + own
 
 
-def take_gradient_at_average(
+def make_objective_at_feature_average(
     objective: Callable[[Tensor], Tensor], average: Tensor | None, decay: float, step_count: int
 ) -> Callable[[Tensor], Tensor]:
     """Return an objective that computes loss and gradient at the moving average of the features.

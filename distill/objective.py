@@ -106,9 +106,7 @@ def read_within_covariance(entry: Entry) -> Float64Array | None:
     return scatter / degrees_of_freedom if degrees_of_freedom > 0 and np.trace(scatter) > 0 else None
 
 
-def compute_corrected_targets(
-    entry: Entry, class_indices: npt.NDArray[np.int64], centres: ClassCentres, config: DistillConfig
-) -> ClassCentres:
+def compute_corrected_targets(entry: Entry, centres: ClassCentres) -> ClassCentres:
     """Return centres on which a head is trained better, see :func:`correct_centres`; no option shapes them.
 
     Raises
@@ -129,8 +127,8 @@ def compute_corrected_targets(
     return ClassCentres(centres.class_means + (own - centres.own_centres).mean(axis=1), own)
 
 
-TargetFunction = Callable[[Entry, npt.NDArray[np.int64], ClassCentres, DistillConfig], ClassCentres]
-"""From an entry, indices of its classes, their centres and the config to centres of equal shapes to match."""
+TargetFunction = Callable[[Entry, ClassCentres], ClassCentres]
+"""From an entry and the centres of some of its classes to centres of equal shapes to match."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ class ObjectiveKind:
     Attributes
     ----------
     make_loss : callable
-        From the run's config and target centres (float64, on the CPU) to the loss of features on a device.
+        From target centres (float64, on the CPU), a device and ``--alpha`` to the loss of features on it.
     default_feature_decay : float
         ``--feature-decay`` where none is given.
     compute_targets : callable or None
@@ -148,41 +146,41 @@ class ObjectiveKind:
         centres are the targets. Computed targets are written to the run directory.
     """
 
-    make_loss: Callable[[ResolvedDistillConfig, ClassCentres, torch.device], Objective]
+    make_loss: Callable[[ClassCentres, torch.device, float], Objective]
     default_feature_decay: float = 0.0
     compute_targets: TargetFunction | None = None
 
 
-def make_flow_loss(config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device) -> Objective:
+def make_flow_loss(centres: ClassCentres, device: torch.device) -> Objective:
     """Return the cosine distance between the flow of features and that of the target centres."""
     own, means = torch.from_numpy(centres.own_centres), torch.from_numpy(centres.class_means)
     return partial(sfm_loss, target_flow=compute_flow(own, means).float().to(device))
 
 
-def make_decoupled_loss(
-    config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device
-) -> Objective:
+def make_decoupled_loss(centres: ClassCentres, device: torch.device, own_centres_weight: float) -> Objective:
     """Return the squared distance of features to own and other-class centres."""
     own, means = torch.from_numpy(centres.own_centres), torch.from_numpy(centres.class_means)
     return partial(
         decoupled_loss,
         own_centres=own.float().to(device),
         class_means=means.float().to(device),
-        own_centres_weight=config.alpha,
+        own_centres_weight=own_centres_weight,
     )
 
 
 OBJECTIVES: dict[str, ObjectiveKind] = {
-    "sfm": ObjectiveKind(make_flow_loss),
+    "sfm": ObjectiveKind(lambda centres, device, _alpha: make_flow_loss(centres, device)),
     "sfm-decoupled": ObjectiveKind(make_decoupled_loss),
     "sfm-corrected": ObjectiveKind(
-        make_flow_loss, default_feature_decay=0.9, compute_targets=compute_corrected_targets
+        lambda centres, device, _alpha: make_flow_loss(centres, device),
+        default_feature_decay=0.9,
+        compute_targets=compute_corrected_targets,
     ),
 }
 """The objectives by the names that ``DistillConfig.objective`` takes."""
 
 
-def read_targets_of_backbones(
+def read_or_compute_targets(
     entries: Sequence[Entry],
     config: DistillConfig,
     class_indices: npt.NDArray[np.int64],
@@ -203,19 +201,19 @@ def read_targets_of_backbones(
     use_sub_classes = config.centres == "sub-class"
     compute_targets = OBJECTIVES[config.objective].compute_targets
     for index, entry in enumerate(entries):
-        images = count_target_images(config.ipc, index, use_sub_classes)
+        images = count_target_centres_per_class(config.ipc, index, use_sub_classes)
         centres = read_target_centres(entry, images, class_indices, use_sub_classes)
         if compute_targets:
             progress(Progress("targets", index, len(entries), "backbones"))
-            centres = compute_targets(entry, class_indices, centres, config)
+            centres = compute_targets(entry, centres)
         targets.append(centres)
     if compute_targets:
         progress(Progress("targets", len(entries), len(entries), "backbones"))
     return targets
 
 
-def count_target_images(images_per_class: int, backbone_index: int, use_sub_classes: bool) -> int:
-    """Return the number of target centres per class of a backbone, see :func:`read_targets_of_backbones`."""
+def count_target_centres_per_class(images_per_class: int, backbone_index: int, use_sub_classes: bool) -> int:
+    """Return the number of target centres per class of a backbone, see :func:`read_or_compute_targets`."""
     return 1 if backbone_index and use_sub_classes else images_per_class
 
 
@@ -224,7 +222,7 @@ def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device:
 
     If classes have one centre for several images, the mean of the images is matched to it.
     """
-    loss = OBJECTIVES[config.objective].make_loss(config, centres, device)
+    loss = OBJECTIVES[config.objective].make_loss(centres, device, config.alpha)
     if centres.own_centres.shape[1] == config.ipc:
         return loss
     return lambda features: loss(features.mean(dim=1, keepdim=True))

@@ -118,7 +118,7 @@ def draw_preview_png(
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, margin), _shorten_to_width(title, heading, width - 2 * margin), "#111111", heading)
     for index, (paths, label) in enumerate(
-        zip(shown, strip_common_caption_prefix(class_labels), strict=False)
+        zip(shown, strip_numbers_and_common_prefix(class_labels), strict=False)
     ):
         for place, path in enumerate(paths):
             row, column = (index, place) if many else divmod(index, columns)
@@ -147,7 +147,7 @@ def _shorten_to_width(
     return text.rstrip() + "…"
 
 
-def strip_common_caption_prefix(names: Sequence[str]) -> list[str]:
+def strip_numbers_and_common_prefix(names: Sequence[str]) -> list[str]:
     """Remove leading numbers and the words that all names begin with.
 
     "001.Black_footed_Albatross", "002.Laysan_Albatross" become "Black_footed_Albatross", "Laysan_Albatross";

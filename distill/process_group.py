@@ -74,7 +74,7 @@ class ProcessGroup:
         """Return the number of rows of each process; see :meth:`split_rows`."""
         return [rows.stop - rows.start for rows in self.split_rows(class_count, rows_per_class)]
 
-    def own_rows(self, class_count: int, rows_per_class: int = 1) -> slice:
+    def get_own_row_slice(self, class_count: int, rows_per_class: int = 1) -> slice:
         """Return which rows are this process's; see :meth:`split_rows`."""
         return self.split_rows(class_count, rows_per_class)[self.rank]
 

@@ -49,7 +49,7 @@ def make_decorrelated_to_rgb_matrix() -> Tensor:
 
 
 @cache
-def _make_doubled_rgb_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
+def _make_doubled_decorrelated_to_rgb_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
     return 2 * make_decorrelated_to_rgb_matrix().to(device, dtype)
 
 
@@ -65,7 +65,7 @@ def _make_width_upsampling_matrix(
 
 
 @lru_cache(maxsize=4)
-def _make_sparse_height_upsampling(
+def _make_sparse_height_upsampling_matrix(
     level_sides: tuple[int, ...], canvas_pixels: int, plane_count: int, device: torch.device
 ) -> SparseMatrix:
     """Return the sparse matrix that upsamples the height of levels and adds them up.
@@ -92,7 +92,7 @@ def _make_sparse_height_upsampling(
 
 
 @cache
-def _make_dense_height_upsampling(
+def _make_dense_height_upsampling_matrix(
     level_sides: tuple[int, ...], canvas_pixels: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Return the same matrix for one plane, dense, shape (canvas, rows of all levels)."""
@@ -125,9 +125,11 @@ def upsample_rows(
     """
     planes, device = len(stacked_levels), stacked_levels.device
     if use_dense_matrices:
-        matrix = _make_dense_height_upsampling(level_sides, canvas_pixels, device, stacked_levels.dtype)
+        matrix = _make_dense_height_upsampling_matrix(
+            level_sides, canvas_pixels, device, stacked_levels.dtype
+        )
         return torch.bmm(matrix.expand(planes, -1, -1), stacked_levels)
-    sparse = _make_sparse_height_upsampling(level_sides, canvas_pixels, planes, device)
+    sparse = _make_sparse_height_upsampling_matrix(level_sides, canvas_pixels, planes, device)
     return multiply_sparse_without_autograd(stacked_levels.view(-1, canvas_pixels), sparse).view(
         planes, canvas_pixels, canvas_pixels
     )
@@ -152,9 +154,9 @@ def upsample_rows_backward(
     """
     planes, device = len(gradient), gradient.device
     if use_dense_matrices:
-        matrix = _make_dense_height_upsampling(level_sides, canvas_pixels, device, gradient.dtype)
+        matrix = _make_dense_height_upsampling_matrix(level_sides, canvas_pixels, device, gradient.dtype)
         return torch.bmm(matrix.T.expand(planes, -1, -1), gradient)
-    sparse = _make_sparse_height_upsampling(level_sides, canvas_pixels, planes, device)
+    sparse = _make_sparse_height_upsampling_matrix(level_sides, canvas_pixels, planes, device)
     return multiply_transposed_without_autograd(gradient.view(-1, canvas_pixels), sparse).view(
         planes, -1, canvas_pixels
     )
@@ -167,24 +169,24 @@ class _DecodePyramid(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, canvas: int, *levels: Tensor) -> Tensor:
+    def forward(ctx: Any, canvas_pixels: int, *levels: Tensor) -> Tensor:
         count, device, dtype = len(levels[0]), levels[0].device, levels[0].dtype
-        coarse = [level for level in levels if level.shape[-1] < canvas]
+        coarse = [level for level in levels if level.shape[-1] < canvas_pixels]
         sides = tuple(level.shape[-1] for level in coarse)
         stacked = [
-            (level.reshape(-1, side) @ _make_width_upsampling_matrix(side, canvas, device, dtype)).view(
-                -1, side, canvas
-            )
+            (
+                level.reshape(-1, side) @ _make_width_upsampling_matrix(side, canvas_pixels, device, dtype)
+            ).view(-1, side, canvas_pixels)
             for level, side in zip(coarse, sides, strict=True)
         ]
         dense = device.type == "cuda"
-        total = upsample_rows(torch.cat(stacked, dim=1), sides, canvas, use_dense_matrices=dense).view(
+        total = upsample_rows(torch.cat(stacked, dim=1), sides, canvas_pixels, use_dense_matrices=dense).view(
             count, 3, -1
         )
         if len(coarse) < len(levels):
             total += levels[-1].flatten(2)
-        colours = _make_doubled_rgb_matrix(device, dtype).expand(count, -1, -1)
-        images = torch.bmm(colours, total).sigmoid_().view(count, 3, canvas, canvas)
+        colours = _make_doubled_decorrelated_to_rgb_matrix(device, dtype).expand(count, -1, -1)
+        images = torch.bmm(colours, total).sigmoid_().view(count, 3, canvas_pixels, canvas_pixels)
         ctx.save_for_backward(images)
         ctx.sides, ctx.colours, ctx.dense = sides, colours, dense
         ctx.has_finest = len(coarse) < len(levels)
@@ -194,15 +196,18 @@ class _DecodePyramid(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (images,) = ctx.saved_tensors
-        count, _, canvas, _ = images.shape
+        count, _, canvas_pixels, _ = images.shape
         grad_colours = torch.ops.aten.sigmoid_backward(gradient, images).reshape(count, 3, -1)
         total = torch.bmm(ctx.colours.mT, grad_colours)
         stacked = upsample_rows_backward(
-            total.view(-1, canvas, canvas), ctx.sides, canvas, use_dense_matrices=ctx.dense
+            total.view(-1, canvas_pixels, canvas_pixels),
+            ctx.sides,
+            canvas_pixels,
+            use_dense_matrices=ctx.dense,
         )
-        matrix_options = canvas, images.device, images.dtype
+        matrix_options = canvas_pixels, images.device, images.dtype
         levels = [
-            (rows.reshape(-1, canvas) @ _make_width_upsampling_matrix(side, *matrix_options).T).view(
+            (rows.reshape(-1, canvas_pixels) @ _make_width_upsampling_matrix(side, *matrix_options).T).view(
                 count, 3, side, side
             )
             for rows, side in zip(torch.split(stacked, ctx.sides, dim=1), ctx.sides, strict=True)
@@ -232,7 +237,7 @@ def decode_pyramid(levels: Sequence[Tensor], canvas_pixels: int) -> Tensor:
     return images
 
 
-def append_level_and_rescale(
+def append_noise_level_and_rescale(
     levels: Sequence[Tensor],
     level_pixels: int,
     total_image_count: int,

@@ -39,12 +39,12 @@ class SparseMatrix:
     weights: Tensor
     transposed_columns: Tensor
     transposed_weights: Tensor
-    transposed_starts: Tensor
+    transposed_row_starts: Tensor
 
 
 def make_sparse_matrix(
-    entry_columns: npt.NDArray[np.int64],
-    entry_values: npt.NDArray[np.float64],
+    tap_columns: npt.NDArray[np.int64],
+    tap_weights: npt.NDArray[np.float64],
     column_count: int,
     device: torch.device,
 ) -> SparseMatrix:
@@ -52,19 +52,19 @@ def make_sparse_matrix(
 
     Parameters
     ----------
-    entry_columns, entry_values : ndarray, shape (rows, taps)
-        Columns of the entries of each row, and their values.
+    tap_columns, tap_weights : ndarray, shape (rows, taps)
+        Columns and values of the entries of each row.
     column_count : int
         Number of columns.
     device : torch.device
     """
-    flat_columns, values = entry_columns.ravel(), entry_values.astype(np.float32)
+    flat_columns, values = tap_columns.ravel(), tap_weights.astype(np.float32)
     order = np.argsort(flat_columns, kind="stable")
     starts = np.zeros(column_count, dtype=np.int64)
     np.cumsum(np.bincount(flat_columns, minlength=column_count)[:-1], out=starts[1:])
-    indices = (each.astype(np.int32) for each in (entry_columns, order // entry_columns.shape[1], starts))
-    row_columns, transposed_columns, transposed_starts = indices
-    arrays = (row_columns, values, transposed_columns, values.ravel()[order], transposed_starts)
+    indices = (each.astype(np.int32) for each in (tap_columns, order // tap_columns.shape[1], starts))
+    row_columns, transposed_columns, transposed_row_starts = indices
+    arrays = (row_columns, values, transposed_columns, values.ravel()[order], transposed_row_starts)
     return SparseMatrix(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
@@ -78,15 +78,15 @@ def multiply_transposed_without_autograd(dense: Tensor, matrix: SparseMatrix) ->
     """Multiply the transpose of a matrix by a table, shape (rows, width), without autograd."""
     weights = matrix.transposed_weights.to(dense.dtype)
     return F.embedding_bag(
-        matrix.transposed_columns, dense, matrix.transposed_starts, mode="sum", per_sample_weights=weights
+        matrix.transposed_columns, dense, matrix.transposed_row_starts, mode="sum", per_sample_weights=weights
     )
 
 
 class _ResampleRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, matrix: SparseMatrix) -> Tensor:
+    def forward(ctx: Any, dense: Tensor, matrix: SparseMatrix) -> Tensor:
         ctx.matrix = matrix
-        return multiply_sparse_without_autograd(table, matrix)
+        return multiply_sparse_without_autograd(dense, matrix)
 
     @staticmethod
     @once_differentiable

@@ -33,7 +33,7 @@ class ExecutionChoice(BaseModel):
 
 
 class MatchedBackbone(BaseModel):
-    """A backbone after the first that the images of a run are matched to.
+    """A backbone that the images of a run are matched to.
 
     Attributes
     ----------
@@ -184,8 +184,8 @@ class ResolvedDistillConfig(BaseModel):
         cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * cosine)
 
-    def max_state_bytes(self) -> int:
-        """Maximum size of the tensors of a state, in bytes."""
+    def compute_max_state_bytes(self) -> int:
+        """Return the maximum size of the tensors of a state, in bytes."""
         pixels = sum(side**2 for side in list_level_resolutions(self.canvas_pixels))
         features = (1 + len(self.further_backbones)) * (self.views + 1) * MAX_FEATURES
         # Levels with two moments each, the last features and their average, and the optimizer's steps.

@@ -41,7 +41,7 @@ from sfm.distill.run_checkpoints import (
     find_newest_intact_checkpoint,
     read_state_dict,
     require_resumable_config,
-    save_checkpoint,
+    save_checkpoint_and_delete_old,
 )
 from sfm.distill.run_files import (
     log_write_errors_as_warnings,
@@ -49,7 +49,7 @@ from sfm.distill.run_files import (
     write_run_file,
     write_run_folder,
 )
-from sfm.distill.run_labels import add_soft_labels, require_classifier_if_labelled
+from sfm.distill.run_labels import require_classifier_for_soft_labels, write_soft_labels_and_update_record
 from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt
 from sfm.distill.stop_signals import catch_stop_signals
 from sfm.distill.target_estimate import estimate_targets
@@ -139,19 +139,22 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     """Distil as one process of a group."""
     saved = find_resumable_checkpoint(config.out, config.resume)
     entries, backbones = open_entries_and_backbones(config, progress)
-    require_classifier_if_labelled(config, entries[0])
+    require_classifier_for_soft_labels(config, entries[0])
     resume_from = saved[1].config if saved else None
     targets = read_saved_targets(config.out, resume_from, backbones)
-    start = time.perf_counter()
+    perf_counter_start = time.perf_counter()
     distiller = Distiller(config, entries, backbones, group, resume_from, targets, progress)
     if resume_from:
         require_resumable_config(resume_from, distiller.config, config.out)
         if (config.out / "run.json").exists():
             record = read_run_record(config.out / "run.json")
-            return DistillResult(config.out, complete_run(config, distiller, backbones[0], record, progress))
+            return DistillResult(
+                config.out,
+                add_target_estimates_and_soft_labels(config, distiller, backbones[0], record, progress),
+            )
     with limit_cpu_threads(distiller.config.threads):
-        checkpoint = start_or_resume_run(config, distiller, saved, start)
-        checkpoint = run_steps(config, distiller, checkpoint, progress)
+        checkpoint = prepare_and_load_or_save_checkpoint(config, distiller, saved, perf_counter_start)
+        checkpoint = run_remaining_steps(config, distiller, checkpoint, progress)
     levels = distiller.gather_levels()
     peak = read_peak_memory_bytes(distiller.backbone.device) + distiller.count_cuda_graph_bytes()
     peak = group.all_reduce_max(peak)
@@ -162,13 +165,15 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
         record |= {"loss": checkpoint.loss, "wall_seconds": checkpoint.seconds, "peak_memory_bytes": peak}
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
         record = escape_non_utf8_in_json(record)
-        write_results(config.out, distiller, levels, record)
+        write_results_and_delete_old_checkpoints(config.out, distiller, levels, record)
     record = group.broadcast_object(record)
     # After the broadcast: no other process waits, which could exceed its time limit.
-    return DistillResult(config.out, complete_run(config, distiller, backbones[0], record, progress))
+    return DistillResult(
+        config.out, add_target_estimates_and_soft_labels(config, distiller, backbones[0], record, progress)
+    )
 
 
-def complete_run(
+def add_target_estimates_and_soft_labels(
     config: DistillConfig,
     distiller: Distiller,
     backbone: Backbone,
@@ -195,7 +200,7 @@ def complete_run(
     Raises
     ------
     InputError
-        See :func:`add_soft_labels`; or if ``run.json`` cannot be written.
+        See :func:`write_soft_labels_and_update_record`; or if ``run.json`` cannot be written.
     """
     if not distiller.group.is_rank0:
         return record
@@ -206,12 +211,17 @@ def complete_run(
         record = record | {"targets": targets}
         write_run_file(config.out / "run.json", json.dumps(record, indent=1).encode())
     if config.soft_labels:
-        record = add_soft_labels(config, distiller.config, distiller.entry, backbone, record, progress)
+        record = write_soft_labels_and_update_record(
+            config, distiller.config, distiller.entry, backbone, record, progress
+        )
     return record
 
 
-def start_or_resume_run(
-    config: DistillConfig, distiller: Distiller, saved: tuple[Path, RunCheckpoint] | None, start: float
+def prepare_and_load_or_save_checkpoint(
+    config: DistillConfig,
+    distiller: Distiller,
+    saved: tuple[Path, RunCheckpoint] | None,
+    perf_counter_start: float,
 ) -> RunCheckpoint:
     """Prepare the distiller and load the saved state into it, or save its first one.
 
@@ -221,7 +231,7 @@ def start_or_resume_run(
     distiller : Distiller
     saved : tuple of Path and RunCheckpoint, or None
         The checkpoint to resume from.
-    start : float
+    perf_counter_start : float
         Time of ``time.perf_counter`` before the distiller was made.
 
     Returns
@@ -251,15 +261,15 @@ def start_or_resume_run(
         if distiller.group.is_rank0:
             with translate_run_write_errors(config.out):
                 config.out.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(config.out / "checkpoint", checkpoint, state_dict)
+            save_checkpoint_and_delete_old(config.out / "checkpoint", checkpoint, state_dict)
     target_file = config.out / TARGET_FILE
     if distiller.group.is_rank0 and distiller.computed_targets and not target_file.exists():
         write_run_file(target_file, encode_targets(distiller.computed_targets))
-    seconds = checkpoint.seconds + time.perf_counter() - start
+    seconds = checkpoint.seconds + time.perf_counter() - perf_counter_start
     return checkpoint.model_copy(update={"seconds": seconds})
 
 
-def run_steps(
+def run_remaining_steps(
     config: DistillConfig, distiller: Distiller, checkpoint: RunCheckpoint, progress: ProgressCallback
 ) -> RunCheckpoint:
     """Do the remaining steps; write history, growth sheets and checkpoints.
@@ -301,14 +311,16 @@ def run_steps(
                 state_dict = distiller.state_dict()
                 if history:
                     sync_history(history)
-                    save_checkpoint(config.out / "checkpoint", checkpoint, state_dict)
+                    save_checkpoint_and_delete_old(config.out / "checkpoint", checkpoint, state_dict)
             if stop and not is_last:
                 raise DistillInterrupt(output.step, total, config.out)
     return checkpoint
 
 
-def write_results(out: Path, distiller: Distiller, levels: Sequence[Tensor], record: dict[str, Any]) -> None:
-    """Write images, class list and record, with which the run is finished, then the preview.
+def write_results_and_delete_old_checkpoints(
+    out: Path, distiller: Distiller, levels: Sequence[Tensor], record: dict[str, Any]
+) -> None:
+    """Write images, class list, and the record that marks the run as finished; then the preview.
 
     Raises
     ------

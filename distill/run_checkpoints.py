@@ -20,8 +20,8 @@ from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.run_files import translate_run_write_errors, write_run_folder
 from sfm.distill.state_dict import (
     LAST_FEATURES,
-    describe_invalid_values,
-    is_per_image,
+    describe_invalid_state_values,
+    has_row_per_image,
     list_expected_state_tensors,
 )
 from sfm.errors import DamageError, InputError
@@ -70,7 +70,9 @@ class RunCheckpoint(BaseModel):
     sha256: str = ""
 
 
-def save_checkpoint(folder: Path, checkpoint: RunCheckpoint, state_dict: dict[str, Tensor]) -> None:
+def save_checkpoint_and_delete_old(
+    folder: Path, checkpoint: RunCheckpoint, state_dict: dict[str, Tensor]
+) -> None:
     """Write ``folder/step_<n>`` atomically, and delete all earlier checkpoints but the last one.
 
     Parameters
@@ -89,7 +91,7 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint, state_dict: dict[st
     tensors = {name: tensor.contiguous() for name, tensor in state_dict.items() if name != "step"}
     with write_run_folder(folder / f"step_{checkpoint.step:08d}") as partial:
         save_file(tensors, partial / "state.safetensors")
-        card = checkpoint.model_copy(update={"sha256": _compute_sha256(partial / "state.safetensors")})
+        card = checkpoint.model_copy(update={"sha256": _compute_file_sha256(partial / "state.safetensors")})
         (partial / "checkpoint.json").write_text(card.model_dump_json(indent=1))
     delete_old_checkpoints(folder, CHECKPOINTS_TO_KEEP)
 
@@ -129,7 +131,7 @@ def find_newest_intact_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | 
     for path in paths:
         try:
             checkpoint = RunCheckpoint.model_validate_json(read_bounded_file(path / "checkpoint.json"))
-            if _is_intact(path / "state.safetensors", checkpoint):
+            if _is_intact_state_file(path / "state.safetensors", checkpoint):
                 return path, checkpoint
         except PermissionError:
             raise
@@ -154,21 +156,21 @@ def read_state_dict(
         If it is no state of this run: a step beyond its end, other tensors, or values that are not finite.
     """
     config, file = checkpoint.config, path / "state.safetensors"
-    rows = group.own_rows(len(config.classes), config.ipc)
+    rows = group.get_own_row_slice(len(config.classes), config.ipc)
     try:
         if checkpoint.step > config.steps:
             raise TensorFileError(f"{path} is of step {checkpoint.step} of {config.steps}")
-        with open_safetensors(file, "pt", config.max_state_bytes()) as opened:
+        with open_safetensors(file, "pt", config.compute_max_state_bytes()) as opened:
             expected = list_expected_state_tensors(config, checkpoint.step, feature_counts, group)
             dtype = read_tensor_specs(opened).get(LAST_FEATURES, ("", ()))[0]
             if LAST_FEATURES in expected and dtype in ("BF16", "F16"):
                 expected[LAST_FEATURES] = dtype, expected[LAST_FEATURES][1]
             require_tensor_specs(opened, expected, file)
             tensors = {
-                name: (opened.get_slice(name)[rows] if is_per_image(name) else opened.get_tensor(name))
+                name: (opened.get_slice(name)[rows] if has_row_per_image(name) else opened.get_tensor(name))
                 for name in expected
             }
-        problem = describe_invalid_values(tensors, checkpoint.step)
+        problem = describe_invalid_state_values(tensors, checkpoint.step)
         if problem:
             raise TensorFileError(f"{file} holds {problem}")
     except (FileNotFoundError, TensorFileError) as error:
@@ -187,7 +189,7 @@ def require_resumable_config(saved: ResolvedDistillConfig, config: ResolvedDisti
     InputError
         Lists the differences.
     """
-    before, now = (_list_fixed_values(each) for each in (saved, config))
+    before, now = (_get_values_fixed_on_resume(each) for each in (saved, config))
     changes = [
         f"{name} was {_shorten_value(before[name])} and is {_shorten_value(now[name])} now"
         for name in now
@@ -200,7 +202,7 @@ def require_resumable_config(saved: ResolvedDistillConfig, config: ResolvedDisti
         )
 
 
-def _list_fixed_values(config: ResolvedDistillConfig) -> dict[str, object]:
+def _get_values_fixed_on_resume(config: ResolvedDistillConfig) -> dict[str, object]:
     """Return what a resumed run may not change, by name."""
     values = {
         name: getattr(config, name) for name in type(config).model_fields if name not in CHANGEABLE_FIELDS
@@ -217,15 +219,15 @@ def _list_checkpoints_newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"), reverse=True)
 
 
-def _is_intact(path: Path, checkpoint: RunCheckpoint) -> bool:
+def _is_intact_state_file(state_path: Path, checkpoint: RunCheckpoint) -> bool:
     """Return whether a file is as it was written; a file that is too long for that is not read."""
-    status = path.stat()
-    max_bytes = checkpoint.config.max_state_bytes() + MAX_SAFETENSORS_HEADER_BYTES
+    status = state_path.stat()
+    max_bytes = checkpoint.config.compute_max_state_bytes() + MAX_SAFETENSORS_HEADER_BYTES
     is_small_file = stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes
-    return is_small_file and _compute_sha256(path) == checkpoint.sha256
+    return is_small_file and _compute_file_sha256(state_path) == checkpoint.sha256
 
 
-def _compute_sha256(path: Path) -> str:
+def _compute_file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -28,7 +28,7 @@ from sfm.tensor_files import TensorFileError
 from sfm.text import escape_non_utf8_in_json
 
 
-def require_classifier_if_labelled(config: DistillConfig, entry: Entry) -> None:
+def require_classifier_for_soft_labels(config: DistillConfig, entry: Entry) -> None:
     """Refuse `--soft-labels` where the entry holds no classifier of all real images.
 
     Raises
@@ -43,7 +43,7 @@ def require_classifier_if_labelled(config: DistillConfig, entry: Entry) -> None:
         )
 
 
-def add_soft_labels(
+def write_soft_labels_and_update_record(
     config: DistillConfig,
     resolved: ResolvedDistillConfig,
     entry: Entry,
@@ -92,9 +92,9 @@ def add_soft_labels(
         }
     )
     path = config.out / LABEL_FILE
-    if not holds_intact_labels(path, header, len(pixels)):
+    if not holds_labels_with_header(path, header, len(pixels)):
         with limit_cpu_threads(resolved.threads):
-            probabilities = compute_classifier_labels(entry, backbone, pixels, header, config, progress)
+            probabilities = compute_classifier_soft_labels(entry, backbone, pixels, header, config, progress)
         write_run_file(path, serialize_soft_labels(probabilities, header))
     options = {name: getattr(config, name) for name in ("soft_labels", "label_views", "label_temperature")}
     labelled: dict[str, Any] = record | {
@@ -120,7 +120,7 @@ def list_written_image_files(out: Path, resolved: ResolvedDistillConfig, entry: 
     return [out / "images" / folder / file for folder in folders for file in files]
 
 
-def holds_intact_labels(path: Path, header: SoftLabelHeader, image_count: int) -> bool:
+def holds_labels_with_header(path: Path, header: SoftLabelHeader, image_count: int) -> bool:
     """Return whether a file holds labels with this header."""
     try:
         return read_soft_labels(path, image_count, len(header.class_ids)).header == header
@@ -128,7 +128,7 @@ def holds_intact_labels(path: Path, header: SoftLabelHeader, image_count: int) -
         return False
 
 
-def compute_classifier_labels(
+def compute_classifier_soft_labels(
     entry: Entry,
     backbone: Backbone,
     pixels: npt.NDArray[np.uint8],

@@ -44,12 +44,12 @@ def gather_state(
     return tensors
 
 
-def make_backbone_tensor_name(name: str, index: int) -> str:
+def make_backbone_tensor_name(base_name: str, backbone_index: int) -> str:
     """Return the name of a tensor of one of several backbones."""
-    return f"{name}_{index}" if index else name
+    return f"{base_name}_{backbone_index}" if backbone_index else base_name
 
 
-def make_state(
+def make_state_from_tensors(
     step: int, tensors: Mapping[str, Tensor], device: torch.device, backbone_count: int = 1
 ) -> DistillState:
     """Return the state of one process's images from copies of its tensors; see :func:`gather_state`."""
@@ -106,12 +106,12 @@ def list_expected_state_tensors(
     return types
 
 
-def is_per_image(tensor_name: str) -> bool:
+def has_row_per_image(tensor_name: str) -> bool:
     """Return whether a tensor of a state has a row per image."""
     return tensor_name.endswith(("/level", "/adam/first", "/adam/second"))
 
 
-def describe_invalid_values(tensors: Mapping[str, Tensor], step: int) -> str | None:
+def describe_invalid_state_values(tensors: Mapping[str, Tensor], step: int) -> str | None:
     """Describe values that no run can have; None if all are valid."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all() or (name.endswith("/adam/second") and (tensor < 0).any()):

@@ -11,7 +11,7 @@ from sfm.distill.corrected_means import CorrectionOptions, estimate_ceiling
 from sfm.distill.flow import compute_flow
 from sfm.distill.objective import (
     ClassCentres,
-    count_target_images,
+    count_target_centres_per_class,
     read_target_centres,
     read_within_covariance,
 )
@@ -68,7 +68,7 @@ def estimate_targets(
     use_sub_classes = config.centres == "sub-class"
     estimates: list[TargetEstimate | None] = []
     for index, entry in enumerate(entries):
-        images = count_target_images(config.ipc, index, use_sub_classes)
+        images = count_target_centres_per_class(config.ipc, index, use_sub_classes)
         real = read_target_centres(entry, images, indices, use_sub_classes)
         computed = computed_targets[index] if computed_targets else None
         estimates.append(estimate_targets_of_backbone(entry, real, computed, config.seed))
@@ -76,20 +76,22 @@ def estimate_targets(
 
 
 def estimate_targets_of_backbone(
-    entry: Entry, real: ClassCentres, computed: ClassCentres | None, seed: int
+    entry: Entry, real_centres: ClassCentres, computed_centres: ClassCentres | None, seed: int
 ) -> TargetEstimate | None:
     """Estimate what real centres, and those computed from them, allow; see :func:`estimate_targets`."""
     covariance = read_within_covariance(entry)
     if covariance is None:
         return None
-    real_ceiling = estimate_ceiling(real.class_means, real.own_centres, covariance, seed)
-    if computed is None:
+    real_ceiling = estimate_ceiling(real_centres.class_means, real_centres.own_centres, covariance, seed)
+    if computed_centres is None:
         return TargetEstimate(1.0, TargetCeilings(real_ceiling, None))
-    corrected = estimate_ceiling(real.class_means, computed.own_centres, covariance, seed)
-    return TargetEstimate(compute_target_cosine(real, computed), TargetCeilings(real_ceiling, corrected))
+    corrected = estimate_ceiling(real_centres.class_means, computed_centres.own_centres, covariance, seed)
+    return TargetEstimate(
+        compute_target_flow_cosine(real_centres, computed_centres), TargetCeilings(real_ceiling, corrected)
+    )
 
 
-def compute_target_cosine(first: ClassCentres, second: ClassCentres) -> float:
+def compute_target_flow_cosine(first: ClassCentres, second: ClassCentres) -> float:
     """Return the cosine between the flows of two targets of the same shape."""
     first_flow, second_flow = (
         compute_flow(torch.from_numpy(each.own_centres), torch.from_numpy(each.class_means)).flatten()

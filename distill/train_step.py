@@ -33,9 +33,9 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 from sfm.distill.adam import AdamState, adam_step, init_adam
 from sfm.distill.augment import AugmentationParameters, augment, draw_augmentation
-from sfm.distill.feature_average import take_gradient_at_average, update_feature_average
+from sfm.distill.feature_average import make_objective_at_feature_average, update_feature_average
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import append_level_and_rescale, decode_pyramid, list_level_resolutions
+from sfm.distill.pyramid import append_noise_level_and_rescale, decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import InputError
 
@@ -145,7 +145,7 @@ class ImageBatch:
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
         The pyramids: images of the first class first. One process has all of them, N = C * K.
-    canvas_pixels, image_size : int
+    canvas_pixels, view_pixels : int
         Sides of the images and of their views, in pixels.
     augmentation : AugmentationParameters
         Of N * A views: those of the first image first.
@@ -157,7 +157,7 @@ class ImageBatch:
 
     levels: Sequence[Tensor]
     canvas_pixels: int
-    image_size: int
+    view_pixels: int
     augmentation: AugmentationParameters
     class_image_view_counts: tuple[int, int, int]
     group: ProcessGroup = SINGLE_PROCESS
@@ -171,7 +171,7 @@ class ImageBatch:
     def own_feature_rows(self) -> slice:
         """Rows of this process's features among those of all images."""
         classes, ipc, views = self.class_image_view_counts
-        return self.group.own_rows(classes, ipc * views)
+        return self.group.get_own_row_slice(classes, ipc * views)
 
     def get_view_slice(self, image_slice: slice) -> slice:
         """Return the rows of this process's views that belong to some of its images."""
@@ -220,8 +220,8 @@ def add_pyramid_level(
 ) -> list[Tensor]:
     """Return the levels with the next finer one added."""
     resolution = list_level_resolutions(config.canvas_pixels)[len(levels)]
-    rows = group.own_rows(len(config.classes), config.ipc)
-    return append_level_and_rescale(levels, resolution, config.image_count, config.seed, device, rows)
+    rows = group.get_own_row_slice(len(config.classes), config.ipc)
+    return append_noise_level_and_rescale(levels, resolution, config.image_count, config.seed, device, rows)
 
 
 def train_step(
@@ -244,7 +244,7 @@ def train_step(
 
     classes, ipc, views = shape = (len(config.classes), config.ipc, config.views)
     augmentation = draw_augmentation(config.seed, state.step, classes * ipc * views, config.canvas_pixels)
-    augmentation = augmentation.select_views(group.own_rows(classes, ipc * views))
+    augmentation = augmentation.select_views(group.get_own_row_slice(classes, ipc * views))
     batch = ImageBatch(state.levels, config.canvas_pixels, config.image_size, augmentation, shape, group)
     learning_rate = config.learning_rate_at(state.step)
 
@@ -299,13 +299,15 @@ def compute_joint_gradients(
     total_weight = math.fsum(term.weight for term in terms)
     states_before = state.features or [FeatureState()] * len(terms)
     joint_loss, feature_states = 0.0, []
-    callbacks = make_gradient_callbacks(len(terms), batch.levels, on_gradient)
+    callbacks = make_gradient_summing_callbacks(len(terms), batch.levels, on_gradient)
     for term, before, callback in zip(terms, states_before, callbacks, strict=True):
         objective = scale_objective(term.objective, term.weight / total_weight)
         if config.feature_decay:
             count = state.adam.step_count + 1
-            objective = take_gradient_at_average(objective, before.average, config.feature_decay, count)
-        own_batch = replace(batch, image_size=term.backbone.card.preprocessing.input_size)
+            objective = make_objective_at_feature_average(
+                objective, before.average, config.feature_decay, count
+            )
+        own_batch = replace(batch, view_pixels=term.backbone.card.preprocessing.input_size)
         loss, features = compute_gradients(
             own_batch, term.backbone, objective, batching, before.last, callback
         )
@@ -319,7 +321,7 @@ def scale_objective(objective: Objective, factor: float) -> Objective:
     return objective if factor == 1 else lambda features: factor * objective(features)
 
 
-def make_gradient_callbacks(
+def make_gradient_summing_callbacks(
     term_count: int, levels: Sequence[Tensor], on_gradient: GradientCallback
 ) -> list[GradientCallback]:
     """Return a callback per term: they add gradients up, and the last one passes the sum on.
@@ -342,7 +344,7 @@ def make_gradient_callbacks(
 
 
 def make_feature_state(
-    before: FeatureState, features: Tensor, batch: ImageBatch, config: ResolvedDistillConfig
+    previous: FeatureState, features: Tensor, batch: ImageBatch, config: ResolvedDistillConfig
 ) -> FeatureState:
     """Return what the next step needs of the features of this one, shape (C * K * A, D)."""
     classes, ipc, views = batch.class_image_view_counts
@@ -350,12 +352,12 @@ def make_feature_state(
     average = None
     if config.feature_decay:
         shaped = features.view(classes, ipc, views, -1)
-        average = update_feature_average(before.average, shaped, config.feature_decay)
+        average = update_feature_average(previous.average, shaped, config.feature_decay)
     return FeatureState(features if config.gradient == "one-pass" and is_split else None, average)
 
 
 def compute_features(
-    batch: ImageBatch, backbone: Backbone, levels: Sequence[Tensor], image_slice: slice
+    batch: ImageBatch, backbone: Backbone, sliced_levels: Sequence[Tensor], image_slice: slice
 ) -> Tensor:
     """Decode and augment some images, and compute the features of their views.
 
@@ -363,7 +365,7 @@ def compute_features(
     ----------
     batch : ImageBatch
     backbone : Backbone
-    levels : sequence of Tensor
+    sliced_levels : sequence of Tensor
         The pyramids of these images only; differentiable.
     image_slice : slice
         Which images of the batch they are.
@@ -373,7 +375,7 @@ def compute_features(
     Tensor, shape (images * A, D)
     """
     augmentation = batch.augmentation.select_views(batch.get_view_slice(image_slice))
-    views = augment(decode_pyramid(levels, batch.canvas_pixels), augmentation, batch.image_size)
+    views = augment(decode_pyramid(sliced_levels, batch.canvas_pixels), augmentation, batch.view_pixels)
     return backbone.features(views)
 
 
@@ -431,7 +433,7 @@ def compute_exact_gradients(
     """Pass the gradient of the whole batch to `on_gradient`; see :func:`compute_gradients`."""
     graphs: list[tuple[list[Tensor], Tensor]] = []
     own_features = []
-    micro_batches = list(split_images(batch.image_count, batching.micro_batch_size))
+    micro_batches = list(split_into_micro_batches(batch.image_count, batching.micro_batch_size))
     for images in micro_batches:
         keep_graph = (
             images is micro_batches[-1] or batch.image_count - images.start <= batching.kept_graph_image_count
@@ -477,7 +479,7 @@ def compute_stale_gradients(
     """
     all_features = last_features.clone()
     offset = batch.own_feature_rows.start
-    for images in split_images(batch.image_count, micro_batch_size):
+    for images in split_into_micro_batches(batch.image_count, micro_batch_size):
         levels = detach_as_leaf_levels(batch, images)
         features = compute_features(batch, backbone, levels, images)
         views = batch.get_view_slice(images)
@@ -514,7 +516,7 @@ def compute_level_gradients(
     return [gradient.contiguous() for gradient in torch.autograd.grad(output, levels, grad_output)]
 
 
-def split_images(image_count: int, micro_batch_size: int) -> Iterator[slice]:
+def split_into_micro_batches(image_count: int, micro_batch_size: int) -> Iterator[slice]:
     """Split images into micro-batches."""
     return (
         slice(start, min(start + micro_batch_size, image_count))

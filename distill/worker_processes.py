@@ -58,7 +58,7 @@ def spawn_workers(
         init_method = (Path(folder) / "meeting").as_uri()
         try:
             for rank in range(process_count):
-                connection, process = _start_worker()
+                connection, process = _start_worker_awaiting_function()
                 processes[connection] = process
                 connection.send((function, DistributedEnv(rank, process_count, rank, init_method), threads))
             result: Rank0Result = _wait_for_all_and_get_rank0_result(processes, progress, stop_requested)
@@ -69,7 +69,7 @@ def spawn_workers(
                 process.wait()
 
 
-def _start_worker() -> tuple[Connection, subprocess.Popen[bytes]]:
+def _start_worker_awaiting_function() -> tuple[Connection, subprocess.Popen[bytes]]:
     """Start a process that waits for its function, with the module search path of this one."""
     parent_end, child_end = Pipe()
     path = os.pathsep.join(folder or "." for folder in sys.path)
@@ -127,7 +127,7 @@ def _wait_for_all_and_get_rank0_result(
     return result
 
 
-def run_worker(connection: Connection) -> None:
+def run_received_function(connection: Connection) -> None:
     """Run the function received from a connection, and send back its result or error."""
     configure_malloc_to_keep_memory()
     function, env, threads = connection.recv()
@@ -147,4 +147,4 @@ def _kill_self_when_parent_ends(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    run_worker(Connection(int(sys.argv[1])))
+    run_received_function(Connection(int(sys.argv[1])))

@@ -11,14 +11,14 @@ from sfm.backbones.execution.modes import ExecutionMode as ExecutionMode
 from sfm.backbones.execution.modes import ExecutionOption as ExecutionOption
 
 if TYPE_CHECKING:
-    from sfm.backbones.execution.preparation import Prepared as Prepared
+    from sfm.backbones.execution.preparation import PreparedModel as PreparedModel
     from sfm.backbones.execution.preparation import make_example_images as make_example_images
     from sfm.backbones.execution.preparation import optimize_backbone as optimize_backbone
     from sfm.backbones.execution.preparation import prepare as prepare
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Prepared", "make_example_images", "optimize_backbone", "prepare"):
+    if name not in ("PreparedModel", "make_example_images", "optimize_backbone", "prepare"):
         raise AttributeError(f"module {__name__} has no attribute {name}")
     from sfm.backbones.execution import preparation
 

@@ -40,7 +40,7 @@ class ConvKernels:
         Convolves and clips.
     backward_input : callable
         Maps the gradient of the convolution's output to that of its input; packs its weights on first use.
-    clip : (float, float or None) or None
+    clip_bounds : (float, float or None) or None
         Bounds of the activation.
     output_size : torch.Size
         Height and width of the output.
@@ -48,7 +48,7 @@ class ConvKernels:
 
     forward: Callable[[Tensor], Tensor]
     backward_input: Callable[[Tensor], Tensor]
-    clip: ClipBounds | None
+    clip_bounds: ClipBounds | None
     output_size: HeightWidth
 
 
@@ -58,22 +58,22 @@ def choose_conv_kernels(
     """Choose the kernels of a convolution for inputs of a height and width."""
     c = convolution
     if not isinstance(c, Conv2dSame):
-        return _choose_padded_conv_kernels(c, input_size, tuple(c.padding), c.weight, clip_bounds)
+        return _choose_kernels_with_weight_and_padding(c, input_size, tuple(c.padding), c.weight, clip_bounds)
     sides = zip(input_size, c.kernel_size, c.stride, c.dilation, strict=True)
     missing = [get_same_padding(*side) for side in sides]
     if all(pixels % 2 == 0 for pixels in missing):
-        return _choose_padded_conv_kernels(
+        return _choose_kernels_with_weight_and_padding(
             c, input_size, tuple(pixels // 2 for pixels in missing), c.weight, clip_bounds
         )
     if all(pixels % 2 for pixels in missing) and _is_depthwise(c) and _suits_onednn(c):
         # With a row and a column of zeros before it the kernel is centred: no image is copied into a larger
         # one.
         wider = nn.functional.pad(c.weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
-        return _choose_padded_conv_kernels(
+        return _choose_kernels_with_weight_and_padding(
             c, input_size, tuple(pixels // 2 + 1 for pixels in missing), wider, clip_bounds
         )
     padded_size = torch.Size(side + pixels for side, pixels in zip(input_size, missing, strict=True))
-    inner = _choose_padded_conv_kernels(c, padded_size, (0, 0), c.weight, clip_bounds)
+    inner = _choose_kernels_with_weight_and_padding(c, padded_size, (0, 0), c.weight, clip_bounds)
     top, left = (pixels // 2 for pixels in missing)
 
     def forward(images: Tensor) -> Tensor:
@@ -86,14 +86,14 @@ def choose_conv_kernels(
     return ConvKernels(forward, backward_input, clip_bounds, inner.output_size)
 
 
-def _choose_padded_conv_kernels(
+def _choose_kernels_with_weight_and_padding(
     convolution: Any,
     input_size: HeightWidth,
     padding: tuple[int, ...],
     weight: Tensor,
     clip_bounds: ClipBounds | None,
 ) -> ConvKernels:
-    """Choose kernels for a weight in place of the convolution's own, with the same padding on both sides."""
+    """Choose kernels for a weight and padding in place of the convolution's; both sides are padded alike."""
     c, kernel = convolution, weight.shape[2:]
     forward = _make_conv_and_clip(weight, c.bias, c.stride, padding, c.dilation, c.groups, clip_bounds)
     sides = list(zip(input_size, padding, kernel, c.stride, c.dilation, strict=True))

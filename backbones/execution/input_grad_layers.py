@@ -64,17 +64,17 @@ class InputGradClip(nn.Module):
 
     Parameters
     ----------
-    clip : (float, float or None)
+    clip_bounds : (float, float or None)
         Bounds.
     """
 
-    def __init__(self, clip: ClipBounds) -> None:
+    def __init__(self, clip_bounds: ClipBounds) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip_bounds = clip_bounds
 
     def forward(self, values: Tensor) -> Tensor:
         """Clip values."""
-        clipped: Tensor = _Clip.apply(values, self.clip)
+        clipped: Tensor = _Clip.apply(values, self.clip_bounds)
         return clipped
 
 
@@ -100,7 +100,9 @@ class _ConvolveAndClipChain(torch.autograd.Function):
         for kernel in kernels:
             images = kernel.forward(images)
             masks.append(
-                None if kernel.clip is None else _make_unclipped_mask(images, kernel.clip).view(torch.int8)
+                None
+                if kernel.clip_bounds is None
+                else _make_unclipped_mask(images, kernel.clip_bounds).view(torch.int8)
             )
             largest = max(largest, images.nbytes)
         ctx.save_for_backward(*masks)
@@ -119,9 +121,9 @@ class _ConvolveAndClipChain(torch.autograd.Function):
         if count > 1 and len(kernels) > 1 and gradient.device.type != "cuda":
             chunk = _choose_backward_chunk_size(count, ctx.largest)
         if chunk == count:
-            return _backward_chain(gradient, kernels, masks), None
+            return _backpropagate_through_chain(gradient, kernels, masks), None
         chunks = [
-            _backward_chain(
+            _backpropagate_through_chain(
                 part, kernels, [None if mask is None else mask[start : start + chunk] for mask in masks]
             )
             for start, part in zip(range(0, count, chunk), torch.split(gradient, chunk), strict=True)
@@ -129,20 +131,20 @@ class _ConvolveAndClipChain(torch.autograd.Function):
         return torch.cat(chunks), None
 
 
-def _choose_backward_chunk_size(image_count: int, largest_intermediate_bytes: int) -> int:
+def _choose_backward_chunk_size(image_count: int, largest_batch_intermediate_bytes: int) -> int:
     """Return how many of `image_count` images go through backward together, to stay in cache.
 
     Parameters
     ----------
     image_count : int
-    largest_intermediate_bytes : int
+    largest_batch_intermediate_bytes : int
         Bytes of the largest intermediate of all images.
     """
-    max_images = max(1, BACKWARD_BYTES * image_count // largest_intermediate_bytes)
+    max_images = max(1, BACKWARD_BYTES * image_count // largest_batch_intermediate_bytes)
     return math.ceil(image_count / math.ceil(image_count / max_images))
 
 
-def _backward_chain(
+def _backpropagate_through_chain(
     gradient: Tensor, kernels: Sequence[ConvKernels], unclipped_masks: Sequence[Tensor | None]
 ) -> Tensor:
     """Backpropagate a gradient through a chain of convolutions and clips, the last one first."""
@@ -157,9 +159,9 @@ def _backward_chain(
 
 class _Clip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, clip: ClipBounds) -> Tensor:
-        clipped = values.clamp(*clip)
-        ctx.save_for_backward(_make_unclipped_mask(clipped, clip))
+    def forward(ctx: Any, values: Tensor, clip_bounds: ClipBounds) -> Tensor:
+        clipped = values.clamp(*clip_bounds)
+        ctx.save_for_backward(_make_unclipped_mask(clipped, clip_bounds))
         return clipped
 
     @staticmethod
@@ -169,20 +171,20 @@ class _Clip(torch.autograd.Function):
         return gradient * mask.view(torch.int8), None
 
 
-def _make_unclipped_mask(clipped: Tensor, clip_bounds: ClipBounds) -> Tensor:
+def _make_unclipped_mask(clipped_values: Tensor, clip_bounds: ClipBounds) -> Tensor:
     """Return a boolean mask of the values that are at no bound."""
     low, high = clip_bounds
     if high is None:
-        return clipped.to(torch.bool) if low == 0 else clipped.ne(low)
-    if low != 0 or clipped.device.type == "cuda":
-        return clipped.ne(low).logical_and_(clipped.ne(high))
+        return clipped_values.to(torch.bool) if low == 0 else clipped_values.ne(low)
+    if low != 0 or clipped_values.device.type == "cuda":
+        return clipped_values.ne(low).logical_and_(clipped_values.ne(high))
     # It is zero at both bounds, and several times as fast as comparisons.
     hardtanh_backward: Callable[..., Tensor] = torch.ops.aten.hardtanh_backward.default
-    chunks = math.ceil(clipped.nbytes / MASK_CHUNK_BYTES)
+    chunks = math.ceil(clipped_values.nbytes / MASK_CHUNK_BYTES)
     if chunks <= 1:
-        return hardtanh_backward(clipped, clipped, low, high).to(torch.bool)
-    mask = torch.empty_like(clipped, dtype=torch.bool)
-    chunk = math.ceil(len(clipped) / chunks)
-    for values, out in zip(torch.split(clipped, chunk), torch.split(mask, chunk), strict=True):
+        return hardtanh_backward(clipped_values, clipped_values, low, high).to(torch.bool)
+    mask = torch.empty_like(clipped_values, dtype=torch.bool)
+    chunk = math.ceil(len(clipped_values) / chunks)
+    for values, out in zip(torch.split(clipped_values, chunk), torch.split(mask, chunk), strict=True):
         out.copy_(hardtanh_backward(values, values, low, high))
     return mask

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A model for one execution mode.
 
     Attributes
@@ -42,7 +42,7 @@ class Prepared:
     reason: str | None = None
 
 
-def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepared:
+def prepare(backbone: "Backbone", example_images: Tensor, mode: ExecutionMode) -> PreparedModel:
     """Return a backbone's model for an execution mode, or for the nearest one that works.
 
     A mode that fails, or whose features or gradients differ by more than rounding, falls back: ``compiled``
@@ -52,33 +52,33 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
     ----------
     backbone : Backbone
         On its device and in its precision; left as it is. The result shares its weights.
-    example : Tensor, shape (batch, 3, input_size, input_size)
+    example_images : Tensor, shape (batch, 3, input_size, input_size)
         Normalised images, of the final batch size: see :func:`make_example_images`.
     mode : ExecutionMode
 
     Returns
     -------
-    Prepared
+    PreparedModel
     """
     if mode == "eager":
-        return Prepared(backbone.model, "eager")
+        return PreparedModel(backbone.model, "eager")
     reasons: list[str] = []
     if mode == "compiled":
         try:
-            model = compile_model_if_equivalent(backbone.model, example)
+            model = compile_model_if_equivalent(backbone.model, example_images)
             if model is not None:
-                return Prepared(CudaGraphModel(model, example), "compiled")
+                return PreparedModel(CudaGraphModel(model, example_images), "compiled")
             reasons.append("the compiled backbone computes other features")
         except EXECUTION_ERRORS as error:
             reasons.append(f"the backbone cannot be compiled: {get_first_error_line(error)}")
-    lean = make_input_grad_model(backbone.model, example[:1])
+    lean = make_input_grad_model(backbone.model, example_images[:1])
     actual_mode: ExecutionMode = "eager" if lean.model is backbone.model else "input-grad"
     if lean.unchanged_reason:
         reasons.append(lean.unchanged_reason)
     graph: nn.Module | None = None
     if mode in ("compiled", "cuda-graph"):
         try:
-            graph, actual_mode = CudaGraphModel(lean.model, example), "cuda-graph"
+            graph, actual_mode = CudaGraphModel(lean.model, example_images), "cuda-graph"
         except EXECUTION_ERRORS as error:
             reasons.append(f"the backbone cannot be recorded: {get_first_error_line(error)}")
     reason = "; ".join(reasons) or None
@@ -86,12 +86,12 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
         logger.warning("%s runs in mode %s, not %s: %s", backbone.card.spec, actual_mode, mode, reason)
     elif actual_mode == "eager":
         reason = "the model has no convolutions that would gain"
-    return Prepared(graph or lean.model, actual_mode, reason)
+    return PreparedModel(graph or lean.model, actual_mode, reason)
 
 
 def optimize_backbone(
     backbone: "Backbone", batch_size: int, mode: ExecutionMode
-) -> "tuple[Backbone, Prepared]":
+) -> "tuple[Backbone, PreparedModel]":
     """Return a backbone whose model is prepared for batches of one size, and what was prepared."""
     prepared = prepare(backbone, make_example_images(backbone, batch_size), mode)
     return replace(backbone, model=prepared.model), prepared

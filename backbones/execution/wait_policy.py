@@ -55,9 +55,9 @@ def set_passive_openmp_wait_if_crowded(planned_thread_count: int | None = None) 
         _chose_passive = True
 
 
-def are_cores_crowded(thread_count: int, other_load_cores: float, core_count: int) -> bool:
+def are_cores_crowded(thread_count: int, cores_used_by_others: float, core_count: int) -> bool:
     """Return whether threads and the load of other processes exceed the number of cores."""
-    return thread_count > 1 and thread_count + other_load_cores >= core_count + MIN_EXCESS_CORES
+    return thread_count > 1 and thread_count + cores_used_by_others >= core_count + MIN_EXCESS_CORES
 
 
 class CoreWaitMonitor:

@@ -25,7 +25,7 @@ from sfm.distill.objective import make_objective, read_target_centres
 from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval
 from sfm.distill.run_checkpoints import RunCheckpoint
 from sfm.distill.run_files import write_run_folder
-from sfm.distill.state_dict import gather_state, make_state
+from sfm.distill.state_dict import gather_state, make_state_from_tensors
 from sfm.distill.train_step import DistillState, LossTerm, init_distill_state, train_step
 from sfm.errors import InputError
 from sfm.pipeline.entry_rows import draw_tuning_held_out_mask
@@ -181,7 +181,9 @@ def run_with_snapshots(
             seconds += time.perf_counter() - start
         write_snapshot(paths[end], context, role, run_config, state, seconds)
         checkpoint = RunCheckpoint(config=run_config, step=end, loss=loss, seconds=seconds)
-        checkpoints.save_checkpoint(folder / "checkpoint", checkpoint, gather_state(state, run_config))
+        checkpoints.save_checkpoint_and_delete_old(
+            folder / "checkpoint", checkpoint, gather_state(state, run_config)
+        )
         log_progress(f"{name}: step {end} of {run_config.steps}, loss {loss:.3f}, {seconds:.0f} s")
     return list(paths.values())
 
@@ -207,7 +209,7 @@ def resume_run(
         )
     tensors = checkpoints.read_state_dict(*saved, [context.backbone.card.features])
     del tensors["step"]
-    return make_state(step, tensors, context.backbone.device), seconds
+    return make_state_from_tensors(step, tensors, context.backbone.device), seconds
 
 
 def write_snapshot(

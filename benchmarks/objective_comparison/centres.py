@@ -3,7 +3,7 @@
 import numpy as np
 
 from sfm.distill.objective import ClassCentres, read_target_centres
-from sfm.distill.target_estimate import compute_target_cosine
+from sfm.distill.target_estimate import compute_target_flow_cosine
 from sfm.stats_store.store import Entry
 
 
@@ -23,4 +23,4 @@ def measure_flow_cosine(one: ClassCentres, other: ClassCentres) -> float:
     """Return the cosine of two flows; where one is of one image per class, so is the other."""
     if one.own_centres.shape != other.own_centres.shape:
         one, other = average_own_centres(one), average_own_centres(other)
-    return compute_target_cosine(one, other)
+    return compute_target_flow_cosine(one, other)

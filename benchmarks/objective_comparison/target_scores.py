@@ -14,7 +14,7 @@ from objective_comparison.entries import find_entry
 
 from sfm.api import DistillConfig
 from sfm.atomic import atomic_write
-from sfm.distill.objective import OBJECTIVES, ClassCentres, read_targets_of_backbones
+from sfm.distill.objective import OBJECTIVES, ClassCentres, read_or_compute_targets
 from sfm.stats_store.store import Entry
 
 
@@ -79,5 +79,5 @@ def iter_targets(
                 objective=name,
                 ipc=images_per_class,
             )
-            (targets,) = read_targets_of_backbones([entry], config, np.arange(len(entry.dataset.class_ids)))
+            (targets,) = read_or_compute_targets([entry], config, np.arange(len(entry.dataset.class_ids)))
             yield f"targets of {name}", targets

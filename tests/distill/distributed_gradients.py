@@ -14,7 +14,7 @@ from sfm.distill.adam import init_adam
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.process_group import ProcessGroup, init_process_group, read_distributed_env
-from sfm.distill.pyramid import append_level_and_rescale, compute_canvas_size, list_level_resolutions
+from sfm.distill.pyramid import append_noise_level_and_rescale, compute_canvas_size, list_level_resolutions
 from sfm.distill.train_step import (
     DistillState,
     FeatureState,
@@ -35,11 +35,11 @@ def gradients(group: ProcessGroup) -> dict[str, torch.Tensor]:
     canvas = compute_canvas_size(SIZE)
     levels: list[torch.Tensor] = []
     for resolution in list_level_resolutions(canvas):
-        rows = group.own_rows(CLASSES, IPC)
-        levels = append_level_and_rescale(levels, resolution, CLASSES * IPC, 3, backbone.device, rows)
+        rows = group.get_own_row_slice(CLASSES, IPC)
+        levels = append_noise_level_and_rescale(levels, resolution, CLASSES * IPC, 3, backbone.device, rows)
     levels = [level.detach().double().requires_grad_() for level in levels]
     augmentation = draw_augmentation(3, 7, CLASSES * IPC * VIEWS, canvas)
-    augmentation = augmentation.select_views(group.own_rows(CLASSES, IPC * VIEWS))
+    augmentation = augmentation.select_views(group.get_own_row_slice(CLASSES, IPC * VIEWS))
     batch = ImageBatch(levels, canvas, SIZE, augmentation, (CLASSES, IPC, VIEWS), group)
 
     generator = torch.Generator().manual_seed(1)

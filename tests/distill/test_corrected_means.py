@@ -12,11 +12,11 @@ import torch
 from sfm.distill.config import DistillConfig
 from sfm.distill.corrected_means import (
     CorrectionOptions,
-    bound_error,
+    compute_head_error_bound,
     correct_centres,
     estimate_ceiling,
     fit_early_stopped_head,
-    measure_drawn_accuracy,
+    measure_accuracy_on_gaussian_samples,
 )
 from sfm.distill.run import distill
 from sfm.distill.run_estimate import estimate_distillation
@@ -92,8 +92,8 @@ def test_the_bound_is_the_error_of_two_classes_and_above_that_of_more(
 ) -> None:
     for classes in (2, CLASSES):
         arrays = means[:classes] - means.mean(0), means[:classes], 4 * covariance
-        error = 1 - measure_drawn_accuracy(*arrays, seed=0)
-        bound = float(bound_error(*map(torch.from_numpy, arrays)))
+        error = 1 - measure_accuracy_on_gaussian_samples(*arrays, seed=0)
+        bound = float(compute_head_error_bound(*map(torch.from_numpy, arrays)))
         assert error > 0.05
         assert bound == pytest.approx(error, abs=0.005) if classes == 2 else bound > error
 

@@ -14,7 +14,7 @@ from sfm.distill.distilled_images import (
     make_slug,
     write_images,
 )
-from sfm.distill.pyramid import append_level_and_rescale, decode_pyramid, list_level_resolutions
+from sfm.distill.pyramid import append_noise_level_and_rescale, decode_pyramid, list_level_resolutions
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_name_without_ascii_letters_falls_back_to_the_class_id() -> None:
 def test_image_files_hold_the_decoded_pyramid_rounded_to_uint8(tmp_path: Path) -> None:
     levels: list[torch.Tensor] = []
     for resolution in list_level_resolutions(20):
-        levels = append_level_and_rescale(levels, resolution, 70, 0, torch.device("cpu"))
+        levels = append_noise_level_and_rescale(levels, resolution, 70, 0, torch.device("cpu"))
     write_images(
         tmp_path, iterate_decoded_pixels(levels, 20), make_class_folder_names(["a"] * 7, ["a"] * 7), 10
     )

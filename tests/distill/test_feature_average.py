@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from sfm.backbones.build import Backbone
 from sfm.distill.config import DistillConfig
 from sfm.distill.distiller import Distiller
-from sfm.distill.feature_average import take_gradient_at_average, update_feature_average
+from sfm.distill.feature_average import make_objective_at_feature_average, update_feature_average
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.train_step import LossTerm, init_distill_state, train_step
 from sfm.errors import InputError
@@ -72,7 +72,7 @@ def test_the_gradient_at_the_average_is_applied_to_the_features_of_the_step() ->
 
     average = update_feature_average(None, past, DECAY)
     features = present.clone().requires_grad_()
-    loss = take_gradient_at_average(distance, average, DECAY, 2)(features)
+    loss = make_objective_at_feature_average(distance, average, DECAY, 2)(features)
     (gradient,) = torch.autograd.grad(loss, features)
     both = average_over_steps([past.flatten(0, 1), present.flatten(0, 1)]).view(target.shape)
     assert loss.item() == pytest.approx(((both - target) ** 2).sum().item())

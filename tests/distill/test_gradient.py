@@ -11,7 +11,7 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
-from sfm.distill.pyramid import append_level_and_rescale, compute_canvas_size, list_level_resolutions
+from sfm.distill.pyramid import append_noise_level_and_rescale, compute_canvas_size, list_level_resolutions
 from sfm.distill.train_step import (
     ImageBatch,
     MicroBatching,
@@ -21,7 +21,7 @@ from sfm.distill.train_step import (
     compute_features,
     compute_gradients,
     compute_stale_gradients,
-    split_images,
+    split_into_micro_batches,
 )
 
 CLASSES, IPC, VIEWS, SIZE = 4, 2, 2, 32
@@ -38,7 +38,7 @@ def make_batch(dtype: torch.dtype) -> ImageBatch:
     levels: list[Tensor] = []
     canvas = compute_canvas_size(SIZE)
     for resolution in list_level_resolutions(canvas):
-        levels = append_level_and_rescale(levels, resolution, CLASSES * IPC, 3, torch.device("cpu"))
+        levels = append_noise_level_and_rescale(levels, resolution, CLASSES * IPC, 3, torch.device("cpu"))
     levels = [level.detach().to(dtype).requires_grad_() for level in levels]
     return ImageBatch(levels, canvas, SIZE, draw_augmentation(3, 7, CLASSES * IPC * VIEWS, canvas), SHAPE)
 
@@ -172,4 +172,4 @@ def test_a_non_finite_loss_raises_before_any_gradient_callback(lite0: Backbone, 
 
 
 def test_split_images_covers_every_image_once() -> None:
-    assert [(part.start, part.stop) for part in split_images(7, 3)] == [(0, 3), (3, 6), (6, 7)]
+    assert [(part.start, part.stop) for part in split_into_micro_batches(7, 3)] == [(0, 3), (3, 6), (6, 7)]

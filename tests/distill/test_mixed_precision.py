@@ -17,7 +17,7 @@ from sfm.distill.augment import draw_augmentation
 from sfm.distill.config import DistillConfig
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.mixed_precision import BFloat16AutocastModel, convert_precision
-from sfm.distill.pyramid import append_level_and_rescale, compute_canvas_size, list_level_resolutions
+from sfm.distill.pyramid import append_noise_level_and_rescale, compute_canvas_size, list_level_resolutions
 from sfm.distill.run import distill
 from sfm.distill.train_step import ImageBatch, MicroBatching, compute_exact_gradients
 
@@ -37,7 +37,7 @@ def compute_gradient(backbone: Backbone) -> Tensor:
     canvas = compute_canvas_size(size)
     levels: list[Tensor] = []
     for resolution in list_level_resolutions(canvas):
-        levels = append_level_and_rescale(levels, resolution, CLASSES, 3, backbone.device)
+        levels = append_noise_level_and_rescale(levels, resolution, CLASSES, 3, backbone.device)
     batch = ImageBatch(levels, canvas, size, draw_augmentation(3, 7, CLASSES, canvas), (CLASSES, 1, 1))
     means = torch.rand(CLASSES, backbone.card.features, generator=torch.Generator().manual_seed(1))
     objective = partial(sfm_loss, target_flow=compute_flow(means[:, None], means))

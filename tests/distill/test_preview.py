@@ -8,7 +8,7 @@ from PIL import Image
 
 from sfm.distill.config import DistillConfig
 from sfm.distill.distilled_images import make_class_folder_names, write_images
-from sfm.distill.preview import draw_preview_png, strip_common_caption_prefix
+from sfm.distill.preview import draw_preview_png, strip_numbers_and_common_prefix
 from sfm.distill.run import distill
 from sfm.events import Progress
 from sfm.stats_store.digests import compute_array_digest
@@ -32,7 +32,7 @@ from sfm.stats_store.digests import compute_array_digest
     ],
 )
 def test_captions_drop_the_common_prefix_of_all_names(names: list[str], shown: list[str]) -> None:
-    assert strip_common_caption_prefix(names) == shown
+    assert strip_numbers_and_common_prefix(names) == shown
 
 
 def draw_sheet(folder: Path, classes: int, ipc: int) -> Image.Image:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from sfm.distill.config import DistillConfig
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import append_level_and_rescale
+from sfm.distill.pyramid import append_noise_level_and_rescale
 from sfm.distill.run import DistillInterrupt, distill, distill_in_group
 from sfm.errors import InputError
 from sfm.events import Progress, no_progress
@@ -39,8 +39,8 @@ def test_initial_noise_of_an_image_is_independent_of_its_process(
     start: int, length: int, resolution: int
 ) -> None:
     device, part = torch.device("cpu"), slice(start, start + length)
-    (whole,) = append_level_and_rescale([], resolution, 9, 5, device)
-    (some,) = append_level_and_rescale([], resolution, 9, 5, device, part)
+    (whole,) = append_noise_level_and_rescale([], resolution, 9, 5, device)
+    (some,) = append_noise_level_and_rescale([], resolution, 9, 5, device, part)
     assert torch.equal(some, whole[part])
 
 

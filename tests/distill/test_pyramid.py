@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm.distill.pyramid import (
-    append_level_and_rescale,
+    append_noise_level_and_rescale,
     compute_canvas_size,
     decode_pyramid,
     list_level_resolutions,
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def make_pyramid(canvas: int, count: int, levels: int, seed: int = 0) -> list[torch.Tensor]:
     grown: list[torch.Tensor] = []
     for resolution in list_level_resolutions(canvas)[:levels]:
-        grown = append_level_and_rescale(grown, resolution, count, seed, CPU)
+        grown = append_noise_level_and_rescale(grown, resolution, count, seed, CPU)
     return grown
 
 
@@ -75,7 +75,7 @@ def test_each_of_n_initial_levels_has_standard_deviation_one_over_n() -> None:
 
 def test_adding_a_level_keeps_image_layout_and_contrast() -> None:
     before = make_pyramid(110, 20, 5)
-    after = append_level_and_rescale(before, 32, 20, 0, CPU)
+    after = append_noise_level_and_rescale(before, 32, 20, 0, CPU)
     old, new = decode_pyramid(before, 110).detach(), decode_pyramid(after, 110).detach()
     assert torch.corrcoef(torch.stack([old.flatten(), new.flatten()]))[0, 1] > 0.8
     assert new.mean().item() == pytest.approx(0.5, abs=0.1)

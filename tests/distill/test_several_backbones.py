@@ -23,7 +23,7 @@ from sfm.distill.backbone_entries import open_entries_and_backbones
 from sfm.distill.config import DistillConfig
 from sfm.distill.distiller import Distiller
 from sfm.distill.flow import compute_flow, sfm_loss
-from sfm.distill.pyramid import append_level_and_rescale, list_level_resolutions
+from sfm.distill.pyramid import append_noise_level_and_rescale, list_level_resolutions
 from sfm.distill.resolved_config import MatchedBackbone, ResolvedDistillConfig
 from sfm.distill.run import distill
 from sfm.distill.train_step import (
@@ -73,7 +73,7 @@ def make_terms(first: Backbone, second: Backbone, dtype: torch.dtype = torch.flo
 def make_batch(dtype: torch.dtype) -> ImageBatch:
     levels: list[Tensor] = []
     for resolution in list_level_resolutions(CONFIG.canvas_pixels):
-        levels = append_level_and_rescale(levels, resolution, CLASSES, 3, torch.device("cpu"))
+        levels = append_noise_level_and_rescale(levels, resolution, CLASSES, 3, torch.device("cpu"))
     levels = [level.detach().to(dtype).requires_grad_() for level in levels]
     augmentation = draw_augmentation(3, 7, CLASSES * VIEWS, CONFIG.canvas_pixels)
     return ImageBatch(levels, CONFIG.canvas_pixels, 32, augmentation, (CLASSES, 1, VIEWS))
@@ -102,7 +102,7 @@ def test_the_gradient_is_that_of_the_weighted_mean_of_the_losses(
     losses = [
         term.objective(
             compute_features(
-                replace(batch, image_size=size), term.backbone, batch.levels, slice(0, CLASSES)
+                replace(batch, view_pixels=size), term.backbone, batch.levels, slice(0, CLASSES)
             ).view(CLASSES, 1, VIEWS, -1)
         )
         for term, size in zip(terms, (32, 40), strict=True)

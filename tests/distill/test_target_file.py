@@ -5,7 +5,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
 
-import numpy as np
 import pytest
 
 from sfm.distill import objective
@@ -29,9 +28,7 @@ def pull_the_plug(event: Progress) -> None:
         raise PulledPlugError
 
 
-def spread_means(
-    entry: Entry, classes: np.ndarray, centres: ClassCentres, config: DistillConfig
-) -> ClassCentres:
+def spread_means(entry: Entry, centres: ClassCentres) -> ClassCentres:
     """Move class means away from their mean."""
     middle = centres.class_means.mean(0)
     return ClassCentres(2 * centres.class_means - middle, 2 * centres.own_centres - middle)
@@ -71,11 +68,9 @@ def test_the_targets_of_a_resumed_run_are_those_that_it_wrote(
 def test_computing_targets_is_shown_and_counted(
     computing: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spread_means_in_1000_seconds(
-        entry: Entry, classes: np.ndarray, centres: ClassCentres, config: DistillConfig
-    ) -> ClassCentres:
+    def spread_means_in_1000_seconds(entry: Entry, centres: ClassCentres) -> ClassCentres:
         computed.append(True)
-        return spread_means(entry, classes, centres, config)
+        return spread_means(entry, centres)
 
     computed: list[bool] = []
     events: list[tuple[str, int, int, bool]] = []

@@ -43,7 +43,7 @@ KILLED = """
 import sys
 import sfm.distill.run
 from sfm.start import main
-sfm.distill.run.write_results = lambda *arguments: sys.exit(9)
+sfm.distill.run.write_results_and_delete_old_checkpoints = lambda *arguments: sys.exit(9)
 sys.argv = ["sfm", *{argv}]
 main()
 """
