@@ -14,7 +14,7 @@ from torch import Tensor
 from sfm.atomic import require_folder_is_not_link
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.cpu_threads import limit_cpu_threads
-from sfm.backbones.execution.wait_policy import CoreWaitMonitor
+from sfm.backbones.execution.wait_policy import CoreContentionMonitor
 from sfm.distill.backbone_entries import open_entries_and_backbones
 from sfm.distill.config import DistillConfig
 from sfm.distill.distilled_images import (
@@ -287,7 +287,7 @@ def run_remaining_steps(
     resolved, group = distiller.config, distiller.group
     done, total = distiller.state.step, resolved.steps
     progress(Progress("distil", done, total, "steps", note="; ".join(list_reproducibility_notes(resolved))))
-    core_watch = CoreWaitMonitor(resolved.threads)
+    core_watch = CoreContentionMonitor(resolved.threads)
     start = time.perf_counter() - checkpoint.seconds
     opened = open_truncated_history(config.out / "history.csv", done) if group.is_rank0 else nullcontext()
     with opened as history, catch_stop_signals() as stop_requested:

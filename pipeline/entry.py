@@ -23,7 +23,7 @@ from sfm.pipeline.cost_model import (
     iterate_with_moments_progress,
 )
 from sfm.pipeline.entry_rows import EntryRows, make_entry_options, read_row_digests
-from sfm.pipeline.exemplars import choose_exemplars, read_exemplar_images
+from sfm.pipeline.exemplars import choose_nearest_and_random_exemplars, read_exemplar_images
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import PassSummary
 from sfm.pipeline.image_marks import make_rendering_entry_options
@@ -224,7 +224,9 @@ def write_exemplars(
 ) -> None:
     """Choose, read and write the arrays under ``exemplar/``."""
     config = context.config
-    choice = choose_exemplars(train, train.concatenate_labels(), moments.mean, config.exemplars, config.seed)
+    choice = choose_nearest_and_random_exemplars(
+        train, train.concatenate_labels(), moments.mean, config.exemplars, config.seed
+    )
     rows = np.flatnonzero(entry_rows.train_mask)[choice.train_row_indices]
     positions = np.concatenate([p.positions_in_split for p in entry_rows.train_partitions])[rows]
     sample = np.where(choice.train_row_indices < 0, -1, positions)

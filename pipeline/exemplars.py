@@ -34,14 +34,14 @@ class ExemplarChoice:
     nearest_random_or_none: npt.NDArray[np.uint8]
 
 
-def choose_exemplars(
+def choose_nearest_and_random_exemplars(
     train: StagedFeatures,
     labels: npt.NDArray[np.int32],
     class_means: npt.NDArray[np.float64],
     exemplars_per_class: int,
     seed: int,
 ) -> ExemplarChoice:
-    """Choose the samples nearest to each class mean (Euclidean), and as many at random.
+    """Choose half the exemplars nearest to each class mean (Euclidean), rounded up, and the rest at random.
 
     The random ones depend only on seed and data, so they are the same for every backbone.
     """

@@ -150,7 +150,7 @@ def find_unstaged_backbones_unless_complete(
     return None if has_sizes and has_digests and not missing else missing
 
 
-class FeatureBatchQueue:
+class InFlightBatchQueue:
     """Batches whose features are computed, each task's result after its batches; all finish in order.
 
     Parameters
@@ -197,7 +197,7 @@ class FeatureBatchQueue:
         self._finished.clear()
         return PassIncrement(completed_partitions=1)
 
-    def cancel(self) -> None:
+    def cancel_unstarted_batches(self) -> None:
         """Cancel the batches that have not started."""
         for work in self._pending:
             if isinstance(work, Future):
@@ -230,7 +230,7 @@ def stage_tasks(
         If a decoding process is lost.
     """
     size, limit = BATCH_IMAGES[backbones[0].device.type], options.max_class_samples_per_shard
-    queue = FeatureBatchQueue(2 * runtime.max_batches_in_flight + MAX_PENDING_BATCHES)
+    queue = InFlightBatchQueue(2 * runtime.max_batches_in_flight + MAX_PENDING_BATCHES)
     threads = ThreadPoolExecutor(runtime.max_batches_in_flight, thread_name_prefix="features")
     with one_torch_thread(), tf32_disabled(), threads as pool:
         try:
@@ -255,7 +255,7 @@ def stage_tasks(
             while queue:
                 yield queue.finish_next()
         finally:
-            queue.cancel()
+            queue.cancel_unstarted_batches()
 
 
 def write_task_files(

@@ -87,7 +87,7 @@ def acquire_file_lock(lock_path: Path) -> IO[str] | None:
         with suppress(FileNotFoundError):
             lock_path.parent.mkdir(parents=True, exist_ok=True)
             lock = open_lock_file(lock_path)
-            if try_lock_without_waiting(lock, lock_path):
+            if try_lock_if_still_at_path(lock, lock_path):
                 return lock
             lock.close()
         if time.monotonic() > deadline:
@@ -128,7 +128,7 @@ def _open_regular_file_refusing_links(path: Path, open_flags: int) -> int:
     raise InputError(f"{path} has other hard links or is not a file, and cannot be a lock: delete it")
 
 
-def try_lock_without_waiting(lock_file_handle: IO[str], lock_path: Path) -> bool:
+def try_lock_if_still_at_path(lock_file_handle: IO[str], lock_path: Path) -> bool:
     """Lock an open lock file without waiting; return whether this process holds the lock."""
     try:
         fcntl.flock(lock_file_handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from sfm.deletion import DeletionDepthError, DeletionThroughLinkError, delete_without_following_links
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.locking import open_lock_file, try_lock_without_waiting
+from sfm.locking import open_lock_file, try_lock_if_still_at_path
 from sfm.stats_store.commits import PUBLISHED_SUFFIX
 from sfm.stats_store.concurrency import map_concurrently
 from sfm.stats_store.garbage import GarbageItem, find_garbage_and_notes
@@ -124,7 +124,7 @@ def try_lock_if_staging_folder(store: Store, garbage: GarbageItem) -> Iterator[b
         yield False  # it belongs to another user, who may be extracting, or is no file
         return
     with lock_file:
-        yield try_lock_without_waiting(lock_file, lock_path)
+        yield try_lock_if_still_at_path(lock_file, lock_path)
 
 
 def delete_garbage_or_explain(store: Store, garbage: GarbageItem) -> str:

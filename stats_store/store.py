@@ -44,7 +44,11 @@ from sfm.stats_store.objects import (
 )
 from sfm.stats_store.schema import UpgradeNeededError, require_supported_schema, strip_sub_class_suffix
 from sfm.stats_store.store_index import read_store_index
-from sfm.stats_store.verified_objects import VerifiedZarrStore, read_published_object, translate_decode_errors
+from sfm.stats_store.verified_objects import (
+    VerifiedZarrStore,
+    read_published_object,
+    translate_array_decode_errors,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -236,7 +240,7 @@ class Entry:
         path = f"runs/{self.commit.run}/{array_name}"
         if path not in self.arrays.layouts_by_path:
             raise InputError(f"{array_name} is of a kind that this version cannot read: upgrade sfm-distill")
-        with translate_errors(self.store_url), translate_decode_errors(path):
+        with translate_errors(self.store_url), translate_array_decode_errors(path):
             return zarr.open_array(self.arrays, path=path, mode="r", zarr_format=3)
 
     def read_array(self, array_name: str, rows: slice | None = None) -> npt.NDArray[Any]:
@@ -263,7 +267,7 @@ class Entry:
 
     def _read_array_without_value_check(self, array_name: str, rows: slice | None) -> npt.NDArray[Any]:
         array = self.open_array(array_name)
-        with translate_errors(self.store_url), translate_decode_errors(array.path):
+        with translate_errors(self.store_url), translate_array_decode_errors(array.path):
             selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]
         return selected
 

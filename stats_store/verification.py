@@ -28,7 +28,11 @@ from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.schema import UpgradeNeededError
 from sfm.stats_store.store import Store
 from sfm.stats_store.store_index import read_store_index
-from sfm.stats_store.verified_objects import VerifiedZarrStore, read_published_object, translate_decode_errors
+from sfm.stats_store.verified_objects import (
+    VerifiedZarrStore,
+    read_published_object,
+    translate_array_decode_errors,
+)
 
 MAX_WINDOW_BYTES = 16 * 2**20
 MAX_MATRIX_BYTES = 128 * 2**20
@@ -230,7 +234,7 @@ class EntryVerifier:
         path, dataset, problems = f"{arrays.run_path}/{array_name}", arrays.dataset, list[str | None]()
         assert dataset is not None
         try:
-            with translate_decode_errors(path):
+            with translate_array_decode_errors(path):
                 array = arrays.open_array(self._store, path)
                 max_bytes = MAX_MATRIX_BYTES if array_name == "train/within_scatter" else MAX_WINDOW_BYTES
 

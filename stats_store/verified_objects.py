@@ -74,7 +74,7 @@ def read_published_object(objects: obstore.store.ObjectStore, path: str, record:
 
 
 @contextmanager
-def translate_decode_errors(path: str) -> Iterator[None]:
+def translate_array_decode_errors(path: str) -> Iterator[None]:
     """Translate the errors of zarr about an array that it cannot decode.
 
     The bytes are the published ones, so the writer wrote an invalid array.

@@ -60,7 +60,7 @@ def are_cores_crowded(thread_count: int, cores_used_by_others: float, core_count
     return thread_count > 1 and thread_count + cores_used_by_others >= core_count + MIN_EXCESS_CORES
 
 
-class CoreWaitMonitor:
+class CoreContentionMonitor:
     """Watch how long a run waits for cores that other processes use, and advise once.
 
     Linux counts that time for every thread; elsewhere there is no advice.

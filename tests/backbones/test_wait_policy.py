@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sfm.backbones.execution.wait_policy import CoreWaitMonitor, advise_on_threads, are_cores_crowded
+from sfm.backbones.execution.wait_policy import CoreContentionMonitor, advise_on_threads, are_cores_crowded
 
 WAIT_POLICY_PROGRAM = """
 import os
@@ -71,11 +71,11 @@ def test_thread_advice_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "sfm.backbones.execution.wait_policy.read_thread_core_wait_seconds", lambda: next(waited)
     )
-    watch = CoreWaitMonitor(2, interval=0.0)
+    watch = CoreContentionMonitor(2, interval=0.0)
     assert "other processes want" in watch.advise_once()
     assert watch.advise_once() == ""
 
 
 def test_no_thread_advice_is_given_without_wait_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_thread_core_wait_seconds", lambda: None)
-    assert CoreWaitMonitor(2, interval=0.0).advise_once() == ""
+    assert CoreContentionMonitor(2, interval=0.0).advise_once() == ""
