@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-import timm
 import torch
-from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from sfm.backbones.card import BackboneCard, Preprocessing
@@ -208,6 +206,8 @@ def _expand_channel_values(
 
 def _load_model_with_weights_note(spec: ParsedSpec) -> tuple[Any, str]:
     """Return the timm model at the resolution of its weights, and which set of a file was loaded."""
+    import timm  # slow to import
+
     path = spec.weights_path if spec.weights_package is None else find_packaged_weights(spec.weights_package)
     if path is None:
         return _create_pretrained_model(spec), ""
@@ -221,6 +221,8 @@ def _load_model_with_weights_note(spec: ParsedSpec) -> tuple[Any, str]:
 
 
 def _require_known_model(spec: ParsedSpec) -> None:
+    import timm  # slow to import
+
     known = timm.list_models()
     if spec.model not in known:
         close = [f"timm/{name}" for name in difflib.get_close_matches(spec.model, known, n=3)]
@@ -235,6 +237,8 @@ def _require_known_model(spec: ParsedSpec) -> None:
 
 def _resolve_preprocessing(spec: ParsedSpec, image_size: int | None) -> Preprocessing:
     """Return the preprocessing with which timm evaluates a spec's weights, at an image size."""
+    from timm.models import PretrainedCfg, get_pretrained_cfg  # slow to import
+
     known: Any = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
     config = {**known.to_dict(), **spec.timm_config_overrides}
     wanted = spec.image_size if image_size is None else image_size
@@ -248,6 +252,9 @@ def _resolve_preprocessing(spec: ParsedSpec, image_size: int | None) -> Preproce
 
 def _create_pretrained_model(spec: ParsedSpec) -> Any:
     """Build a timm model with its pretrained weights."""
+    import timm  # slow to import
+    from timm.models import get_pretrained_cfg
+
     config: Any = get_pretrained_cfg(spec.timm_name)
     advice = f"or give a local file: {spec.text}@FILE"
     if config is None or not config.has_weights:
@@ -271,6 +278,8 @@ def _list_unused_module_names(spec: ParsedSpec, model: Any) -> list[str]:
 
 def _rename_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
     """Give timm names to tensors that match the model's by order and shape."""
+    import timm  # slow to import
+
     expected = model.state_dict()
     if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in expected.values()]:
         raise InputError(

@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -92,6 +91,8 @@ def correct_centres(
     -------
     ndarray of float64, shape (C, K, D)
     """
+    from scipy.optimize import minimize  # slow to import
+
     options = options or CorrectionOptions()
     classes, per_class, features = own_centres.shape
     spectrum, vectors = eigendecompose_symmetric(within_covariance)
@@ -111,7 +112,7 @@ def correct_centres(
 
     work = classes * classes * per_class * features * steps
     iterations = min(options.max_iterations, max(MIN_ITERATIONS, MAX_WORK // work))
-    found = scipy.optimize.minimize(
+    found = minimize(
         compute_loss_and_gradient,
         np.zeros(own_centres.size),
         jac=True,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize_scalar
+from torch import Tensor
 
 from sfm.pipeline.feature_scaling import FeaturesAndLabels, FeatureScaling, convert_classifier_to_raw_features
 from sfm.pipeline.logistic import LogisticFit, compute_cross_entropies
@@ -61,6 +61,7 @@ def choose_common_logit_factor(
     scaling: FeatureScaling,
 ) -> float:
     """Return the factor of all fits' logits with the lowest cross-entropy, each fit on its own samples."""
+    from scipy.optimize import minimize_scalar  # slow to import
 
     def compute_loss(log_factor: float) -> float:
         factor = float(np.exp(log_factor))

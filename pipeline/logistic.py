@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -245,6 +244,8 @@ def fit_logistic(
     max_iterations : int, optional
         Default: ``MAX_LBFGS_ITERATIONS``.
     """
+    from scipy.optimize import minimize  # slow to import
+
     max_iterations = max_iterations or MAX_LBFGS_ITERATIONS
     loss = PenalisedLoss(
         rows, sample_count, scaling, l2, prior_fit, len(start_fit.bias), device, report_pass_rows

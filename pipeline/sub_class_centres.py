@@ -9,8 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from sfm.pipeline.runtime import count_cores
@@ -125,6 +123,8 @@ def place_centres_on_sampled_rows(
 
     Classes and values of K are distributed over cores.
     """
+    from sklearn.exceptions import ConvergenceWarning  # slow to import
+
     centres_by_k = {k: np.full((class_count, k, feature_count), np.nan) for k in sub_class_k_values}
     class_sizes = np.minimum(np.bincount(labels, minlength=class_count), MAX_ROWS_PER_CLASS)
     with pool_of_single_threaded_threads() as pool, warnings.catch_warnings():
@@ -178,6 +178,8 @@ def run_k_means(
     rows: npt.NDArray[np.float32], centre_count: int, seed: int, class_index: int
 ) -> npt.NDArray[np.float64]:
     """Return the k centres of rows, or as many as there are rows."""
+    from sklearn.cluster import KMeans  # slow to import
+
     state = int(make_rng(seed, 2, class_index).integers(2**31))
     model = KMeans(min(centre_count, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(
         rows.astype(np.float64)

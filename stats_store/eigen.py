@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 
 from sfm.stats_store.class_moments import Float64Array
 
@@ -56,9 +55,11 @@ def _eigendecompose_without_zero_rows(
 
 def _eigendecompose_with_driver_fallback(matrix: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Decompose a matrix with the first driver that converges to finite values."""
+    from scipy.linalg import eigh  # slow to import
+
     for driver in LAPACK_DRIVERS:
         try:
-            values, vectors = scipy.linalg.eigh(matrix, driver=driver, check_finite=False)
+            values, vectors = eigh(matrix, driver=driver, check_finite=False)
         except (np.linalg.LinAlgError, ValueError):
             continue
         if np.isfinite(values).all() and np.isfinite(vectors).all():

@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 
 from sfm.errors import DamageError
 from sfm.stats_store.array_values import find_scatter_sum_problem
@@ -88,6 +86,9 @@ def compute_cluster_centres_and_weights(
     """
     cluster = np.arange(len(points))
     if len(points) > max_cluster_count:
+        from sklearn.cluster import KMeans  # slow to import
+        from sklearn.exceptions import ConvergenceWarning
+
         with warnings.catch_warnings():
             # Coinciding points leave clusters empty, which are dropped below.
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -24,6 +25,16 @@ settings.load_profile("any speed")
 # Shells have what they start in the background ignore SIGINT, and all its children too; tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What is imported while tests are collected stays: searching it for garbage takes as long as importing it.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Collect garbage again, but only among what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

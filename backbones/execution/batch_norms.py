@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -34,6 +33,8 @@ def fold_batch_norms_if_equivalent(model: nn.Module, example_images: Tensor) -> 
         A folded copy, or `model` itself where folding changes its output on the examples beyond rounding
         (a convolution whose output is also used elsewhere, or that derives its kernel from its weights).
     """
+    from timm.layers.norm_act import BatchNormAct2d  # slow to import
+
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
     pairs = find_consecutive_module_names(
@@ -102,4 +103,6 @@ def find_consecutive_module_names(
 
 
 def _is_foldable_batch_norm(module: nn.Module) -> bool:
+    from timm.layers.norm_act import BatchNormAct2d  # slow to import
+
     return type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None

@@ -12,8 +12,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import get_same_padding, pad_same
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
@@ -56,6 +54,9 @@ def choose_conv_kernels(
     convolution: Any, input_size: HeightWidth, clip_bounds: ClipBounds | None
 ) -> ConvKernels:
     """Choose the kernels of a convolution for inputs of a height and width."""
+    from timm.layers.conv2d_same import Conv2dSame  # slow to import
+    from timm.layers.padding import get_same_padding, pad_same
+
     c = convolution
     if not isinstance(c, Conv2dSame):
         return _choose_kernels_with_weight_and_padding(c, input_size, tuple(c.padding), c.weight, clip_bounds)

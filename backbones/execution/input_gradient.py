@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from sfm.backbones.execution.agreement import outputs_and_gradients_agree
@@ -119,6 +118,8 @@ def drop_packed_weights(model: nn.Module) -> None:
 
 def is_frozen_zero_padded_conv(module: Any) -> bool:
     """Return whether a module is a frozen 2d convolution, padded with zeros."""
+    from timm.layers.conv2d_same import Conv2dSame  # slow to import
+
     return (
         type(module) in (nn.Conv2d, Conv2dSame)
         and module.padding_mode == "zeros"

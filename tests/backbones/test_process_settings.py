@@ -39,7 +39,7 @@ def list_changed_settings(code: str) -> str:
 @pytest.mark.slow
 def test_importing_sfm_and_loading_a_backbone_change_no_process_settings() -> None:
     code = """
-import sfm.api
+from sfm.api import *
 from sfm.backbones.build import load_backbone
 load_backbone("lite0", image_size=32, device="cpu")"""
     assert list_changed_settings(code) == "[] False"

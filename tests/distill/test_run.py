@@ -307,6 +307,8 @@ def test_resuming_with_another_dataset_is_refused(
 
 DISTILL_PROGRAM = """
 import sys
+from sfm.start import collect_garbage_less_often
+collect_garbage_less_often()
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import DistillInterrupt, distill
 

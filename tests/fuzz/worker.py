@@ -121,7 +121,8 @@ def read_status_field(name: str) -> int:
 
 
 MODULES = (
-    *("matplotlib.figure", "PIL.Image", "pyarrow.parquet", "timm", "sfm.cli", "sfm.start", "sfm.named_merge"),
+    *("matplotlib.figure", "PIL.Image", "pyarrow.parquet", "scipy.optimize", "sklearn.cluster", "timm"),
+    *("sfm.cli", "sfm.start", "sfm.named_merge"),
     *("sfm.distill.run", "sfm.eval.evaluation", "sfm.eval.backbone_matrix"),
     *("sfm.eval.export.run_export", "sfm.eval.report.page"),
     *("sfm.pipeline.extract", "sfm.pipeline.dry_run"),

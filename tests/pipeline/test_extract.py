@@ -315,6 +315,8 @@ def test_a_folder_that_is_not_a_store_is_left_unchanged(tmp_path):
 
 EXTRACT_PROGRAM = """
 import sys
+from sfm.start import collect_garbage_less_often
+collect_garbage_less_often()
 import sfm.stats_store.digests
 sfm.stats_store.digests.BLOCK_ROWS = 40
 from sfm.pipeline.extract_config import ExtractConfig

@@ -106,9 +106,8 @@ def test_every_config_field_declares_a_config_file_rule(model: type[BaseModel]) 
 def test_every_public_config_model_is_tested_here() -> None:
     import sfm.api
 
-    public = {
-        value for value in vars(sfm.api).values() if isinstance(value, type) and issubclass(value, BaseModel)
-    }
+    values = [getattr(sfm.api, name) for name in dir(sfm.api)]
+    public = {value for value in values if isinstance(value, type) and issubclass(value, BaseModel)}
     configs = {model for model in public if model.__name__.endswith("Config")}
     # A resolved config is what a run came out with: no command takes it from a file.
     assert {model for model in configs if not model.__name__.startswith("Resolved")} == set(CONFIGS)
