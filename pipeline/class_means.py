@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from sfm.pipeline.feature_scaling import FeaturesAndLabels, FeatureScaling, convert_classifier_to_raw_features
 from sfm.pipeline.logistic import LogisticFit, compute_cross_entropies
