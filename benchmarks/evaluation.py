@@ -60,7 +60,7 @@ def train_by_evaluate(
     """Train heads as `sfm evaluate` does; return them and the seconds of views and training."""
     began = time.perf_counter()
     whole = ImageSet("distilled", images, config.seeds)
-    crops = draw_view_crops(images, config.seeds * config.views, config.seed)
+    crops = draw_view_crops(images, config.seeds * config.views, config.seed, config.crop_edge)
     pool = compute_view_features(backbone, images, crops)
     if backbone.device.type == "cuda":
         torch.cuda.synchronize()

@@ -94,8 +94,9 @@ def get_upsampling(sides: tuple[int, ...], canvas: int) -> Tensor:
     return torch.cat(whole, dim=2)[0]
 
 
-def decode_plainly(levels: Sequence[Tensor], canvas: int) -> Tensor:
-    """Decode pyramids with matrix products and autograd."""
+def decode_plainly(levels: Sequence[Tensor], canvas: int, color_decorrelation: bool = True) -> Tensor:
+    """Decode pyramids of decorrelated colours with matrix products and autograd."""
+    assert color_decorrelation
     coarse = [level for level in levels if level.shape[-1] < canvas]
     sides = tuple(level.shape[-1] for level in coarse)
     wide = [level @ get_upsampling((side,), canvas).T for level, side in zip(coarse, sides, strict=True)]

@@ -3,8 +3,8 @@
     python benchmarks/options.py [--source idx:FOLDER] [--store URL] [--work DIR] [--only ipc views ...]
 
 ipc
-    1, 5 and 10 images per class, each matched to a sub-class centre of its own, and 10 that are all matched
-    to the class mean, as published.
+    1, 5 and 10 images per class, each matched to a sub-class centre of its own; 10 that are each matched to
+    the class mean; and 10 whose average is matched to it, as published.
 views
     1, 3 and 10 views of each image per step, in equal time: the steps of the other runs follow from the
     measured time of a few of them.
@@ -45,7 +45,8 @@ IPC_RUNS = {
     "1": {"ipc": 1},
     "5": {"ipc": 5},
     "10": {"ipc": 10},
-    "10, all matched to the mean": {"ipc": 10, "centres": "none"},
+    "10, each matched to the mean": {"ipc": 10, "centres": "class-mean"},
+    "10, average matched to the mean": {"ipc": 10, "centres": "class-average"},
 }
 VIEW_COUNTS = (1, 3, 10)
 OBJECTIVE_RUNS = {

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.crops import Crops, draw_crops, select_crops
+from sfm.backbones.crop_edge import CropEdge
+from sfm.backbones.crops import Crops, draw_crops, make_centre_crops, select_crops
 from sfm.distill.resample import apply_several_crops_per_image
 from sfm.random_streams import make_rng
 
@@ -42,7 +43,7 @@ class AugmentationParameters:
 
 
 def draw_augmentation(
-    seed: int, step: int, total_view_count: int, image_pixels: int
+    seed: int, step: int, total_view_count: int, image_pixels: int, crop_edge: CropEdge = "clip"
 ) -> AugmentationParameters:
     """Draw the augmentation of a step. It depends on the arguments only, not on earlier draws.
 
@@ -54,6 +55,8 @@ def draw_augmentation(
         Number of views of all images, in all processes.
     image_pixels : int
         Side of the images that are augmented, in pixels.
+    crop_edge : {"clip", "zero"}
+        Whether crops are cut to the image, or show zeros outside of it; see :func:`draw_crops`.
 
     Returns
     -------
@@ -61,14 +64,23 @@ def draw_augmentation(
     """
     rng = make_rng(seed, AUGMENTATION_STREAM, step)
     return AugmentationParameters(
-        crops=draw_crops(rng, total_view_count, image_pixels),
+        crops=draw_crops(rng, total_view_count, image_pixels, edge=crop_edge),
         is_noisy=rng.uniform(size=total_view_count) < NOISE_SHARE,
         noise_seeds=rng.integers(2**63 - 1, size=total_view_count),
     )
 
 
+def make_whole_image_views(total_view_count: int, image_pixels: int) -> AugmentationParameters:
+    """Return the parameters of views that show whole images as they are: no crop, no flip, no noise."""
+    return AugmentationParameters(
+        crops=make_centre_crops(total_view_count, image_pixels, image_pixels),
+        is_noisy=np.zeros(total_view_count, dtype=bool),
+        noise_seeds=np.zeros(total_view_count, dtype=np.int64),
+    )
+
+
 def augment(images: Tensor, parameters: AugmentationParameters, output_pixels: int) -> Tensor:
-    """Return the views of images: random resized crop, flip and Gaussian noise N(.5, .2^2).
+    """Return the views of images: crop, flip and Gaussian noise N(.5, .2^2), as the parameters say.
 
     Parameters
     ----------

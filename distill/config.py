@@ -3,15 +3,26 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
 
+from sfm.backbones.crop_edge import CropEdge
 from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import (
+    MAX_CANVAS_PIXELS,
     MAX_DISTILLATION_BACKBONES,
     MAX_IMAGES_PER_CLASS,
     MAX_ITERATIONS,
     MAX_PROCESSES,
     BackboneField,
+    CanvasField,
     ClassesField,
     InMemoryCountField,
     LocationField,
@@ -26,6 +37,13 @@ from sfm.constrained_types import (
     MIN_LABEL_TEMPERATURE,
 )
 from sfm.paths import expand_home_in_path_or_list
+
+CentreChoice = Annotated[
+    Literal["sub-class", "class-mean", "class-average"],
+    # Older versions had one name for two settings: they matched every image on its own.
+    BeforeValidator(lambda value: "class-mean" if value == "none" else value),
+]
+"""What the images of a class are matched to."""
 
 
 class DistillConfig(BaseModel):
@@ -79,12 +97,14 @@ class DistillConfig(BaseModel):
         default=1,
         ge=1,
         le=MAX_IMAGES_PER_CLASS,
-        description="Images per class; above 1 the store must hold as many sub-class centres.",
+        description="Images per class; above 1 the store must hold as many sub-class centres, unless "
+        "--centres is another one.",
     )
-    centres: RecipeField[Literal["sub-class", "none"]] = Field(
+    centres: RecipeField[CentreChoice] = Field(
         default="sub-class",
-        description="What the images of a class are matched to, above one: a sub-class centre each, or "
-        "(none, as published) all to the class mean.",
+        description="What the images of a class are matched to, above one. sub-class: each to a centre of "
+        "its own; class-mean: each to the mean of its class (none is the same); class-average: their average "
+        "to the mean of the class, as in the published code.",
     )
     views: InMemoryCountField[int] = Field(
         default=1, ge=1, le=MAX_ITERATIONS, description="Augmented views of every image in every step."
@@ -125,6 +145,40 @@ class DistillConfig(BaseModel):
         description="With several micro-batches, exact: images whose graphs are kept while the others go "
         "forward, so that these go forward once (default: as many as take 120 MiB; on a GPU, those of one "
         "micro-batch).",
+    )
+    parametrization: RecipeField[Literal["pyramid", "pixels"]] = Field(
+        default="pyramid",
+        description="What images are made of. pyramid: levels of rising resolution; pixels: plain pixels.",
+    )
+    first_resolution: RecipeField[int] = Field(
+        default=1,
+        ge=1,
+        le=MAX_CANVAS_PIXELS,
+        description="Largest level that the pyramid has in the first step, in pixels.",
+    )
+    canvas_pixels: CanvasField[int | None] = Field(
+        default=None,
+        ge=8,
+        le=MAX_CANVAS_PIXELS,
+        description="Side of the images, in pixels (default: 8/7 of the largest input).",
+    )
+    start: RecipeField[Literal["noise", "zeros"]] = Field(
+        default="noise",
+        description="What a new level starts from. noise: random values; zeros: grey images, and later the "
+        "levels that are there.",
+    )
+    color_decorrelation: RecipeField[bool] = Field(
+        default=True,
+        description="Optimise decorrelated colours instead of red, green and blue.",
+    )
+    augmentation: RecipeField[bool] = Field(
+        default=True,
+        description="Show the backbone random crops with flips and noise, instead of the whole images.",
+    )
+    crop_edge: RecipeField[CropEdge] = Field(
+        default="clip",
+        description="Crops that would be larger than the image are cut to it (clip), or show zeros outside "
+        "of it (zero, as in the published code).",
     )
     checkpoint_every: RecipeField[int] = Field(
         default=100, ge=1, le=MAX_ITERATIONS, description="Steps between two checkpoints."
@@ -204,6 +258,20 @@ class DistillConfig(BaseModel):
             option = f"--{str(info.field_name).replace('_', '-')}"
             raise ValueError(f"{found} for {backbones} --backbone: give one {option} for each")
         return values
+
+    @field_validator("first_resolution")
+    @classmethod
+    def _require_pyramid(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("parametrization") == "pixels":
+            raise ValueError("plain pixels have no levels: leave it out, or --parametrization pixels")
+        return value
+
+    @field_validator("augmentation")
+    @classmethod
+    def _require_one_view_without_augmentation(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and info.data.get("views", 1) > 1:
+            raise ValueError("without augmentation the views of an image are equal: leave out --views")
+        return value
 
     @field_serializer("backbone", "image_size")
     def _unwrap_single_value(self, values: Any) -> Any:

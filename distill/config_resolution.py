@@ -15,13 +15,20 @@ from sfm.distill.config import DistillConfig
 from sfm.distill.execution_choice import choose_execution, require_resumable_execution_option
 from sfm.distill.objective import OBJECTIVES
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.resolved_config import MatchedBackbone, ResolvedDistillConfig, choose_growth_interval
+from sfm.distill.pyramid import compute_canvas_size, list_level_resolutions
+from sfm.distill.resolved_config import (
+    MatchedBackbone,
+    ResolvedDistillConfig,
+    choose_growth_interval,
+    count_first_levels,
+)
 from sfm.distill.train_step import MicroBatching
 from sfm.errors import InputError
 
 COPIED_FIELDS = (
     *("objective", "alpha", "ipc", "centres", "views", "steps", "learning_rate", "final_rate", "seed"),
-    *("gradient", "precision"),
+    *("gradient", "precision", "parametrization", "first_resolution", "start", "color_decorrelation"),
+    *("augmentation", "crop_edge"),
 )
 """Fields of a config that a resolved one has as they are."""
 
@@ -53,7 +60,8 @@ def resolve_distill_config(
     Raises
     ------
     InputError
-        If there are more processes than classes, or a backbone is to be compiled and cannot be.
+        If there are more processes than classes, the pyramid is to begin above the images' size, or a
+        backbone is to be compiled and cannot be.
     """
     if group.size > len(class_ids):
         raise InputError(
@@ -70,7 +78,16 @@ def resolve_distill_config(
             entry_digests, backbones, config.weight_of_each_backbone, strict=True
         )
     )
-    largest_input = max(each.image_size for each in (first, *further))
+    canvas_pixels = config.canvas_pixels or compute_canvas_size(
+        max(each.image_size for each in (first, *further))
+    )
+    if config.first_resolution > canvas_pixels:
+        raise InputError(
+            f"--first-resolution {config.first_resolution} is larger than the images: give at most "
+            f"{canvas_pixels}, or a larger --canvas-pixels"
+        )
+    levels = list_level_resolutions(canvas_pixels, config.parametrization)
+    stages = len(levels) + 1 - count_first_levels(levels, config.first_resolution)
     decay, default_decay = config.feature_decay, OBJECTIVES[config.objective].default_feature_decay
     batching = choose_micro_batching(config, len(class_ids), backbones, group, resume_from)
     resolved = ResolvedDistillConfig(
@@ -79,7 +96,8 @@ def resolve_distill_config(
         classes=class_ids,
         further_backbones=further,
         feature_decay=default_decay if decay is None else decay,
-        grow_every=config.grow_every or choose_growth_interval(config.steps, largest_input),
+        grow_every=config.grow_every or choose_growth_interval(config.steps, stages),
+        canvas_pixels=canvas_pixels,
         micro_batch=batching.micro_batch_size,
         graphs=batching.kept_graph_image_count,
         device=backbones[0].device.type,

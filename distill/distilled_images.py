@@ -18,7 +18,9 @@ from sfm.stats_store.digests import compute_chunked_array_digest
 DECODE_BATCH = 64
 
 
-def iterate_decoded_pixels(levels: Sequence[Tensor], canvas_pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
+def iterate_decoded_pixels(
+    levels: Sequence[Tensor], canvas_pixels: int, color_decorrelation: bool = True
+) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the images of pyramids one by one as 8-bit arrays of shape (canvas, canvas, 3).
 
     Parameters
@@ -26,16 +28,22 @@ def iterate_decoded_pixels(levels: Sequence[Tensor], canvas_pixels: int) -> Iter
     levels : sequence of Tensor, shapes (N, 3, r, r)
     canvas_pixels : int
         Side of the images, in pixels.
+    color_decorrelation : bool
+        See :func:`decode_pyramid`.
     """
     for start in range(0, len(levels[0]), DECODE_BATCH):
         with torch.no_grad():
-            images = decode_pyramid([level[start : start + DECODE_BATCH] for level in levels], canvas_pixels)
+            batch = [level[start : start + DECODE_BATCH] for level in levels]
+            images = decode_pyramid(batch, canvas_pixels, color_decorrelation)
         yield from (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def compute_images_digest(levels: Sequence[Tensor], canvas_pixels: int) -> str:
+def compute_images_digest(
+    levels: Sequence[Tensor], canvas_pixels: int, color_decorrelation: bool = True
+) -> str:
     """Return the digest of the images' pixels, to detect later edits."""
-    blocks = (image[None] for image in iterate_decoded_pixels(levels, canvas_pixels))
+    images = iterate_decoded_pixels(levels, canvas_pixels, color_decorrelation)
+    blocks = (image[None] for image in images)
     return compute_chunked_array_digest(
         blocks, np.dtype(np.uint8), (len(levels[0]), canvas_pixels, canvas_pixels, 3)
     )

@@ -278,7 +278,10 @@ class Distiller:
 
         Call it in all processes of a group; rank 0 gets all images.
         """
-        images = np.stack(list(iterate_decoded_pixels(self.gather_levels(), self.config.canvas_pixels)))
+        decoded = iterate_decoded_pixels(
+            self.gather_levels(), self.config.canvas_pixels, self.config.color_decorrelation
+        )
+        images = np.stack(list(decoded))
         return images.reshape(-1, self.config.ipc, *images.shape[1:])
 
     def count_cuda_graph_bytes(self) -> int:

@@ -7,22 +7,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def compute_other_class_means(class_means: Tensor) -> Tensor:
+def compute_other_class_means(class_means: Tensor, divisor: int | None = None) -> Tensor:
     """Return the mean of the means of the other classes, ``(1/(C-1)) * sum_{j != c} mu_j``.
 
     Parameters
     ----------
     class_means : Tensor, shape (C, D)
         Class means; at least two classes.
+    divisor : int, optional
+        What the sum is divided by; default: C - 1.
 
     Returns
     -------
     Tensor, shape (C, D)
     """
-    return (class_means.sum(dim=0) - class_means) / (len(class_means) - 1)
+    return (class_means.sum(dim=0) - class_means) / (divisor or len(class_means) - 1)
 
 
-def compute_flow(own_centres: Tensor, class_means: Tensor) -> Tensor:
+def compute_flow(own_centres: Tensor, class_means: Tensor, divisor: int | None = None) -> Tensor:
     """Return the flow from own centres to the mean of the other classes.
 
     ``f_{c,k} = (1/(C-1)) * sum_{j != c} mu_j - m_{c,k}`` (arXiv 2602.05391, with the sub-class centres of
@@ -34,13 +36,15 @@ def compute_flow(own_centres: Tensor, class_means: Tensor) -> Tensor:
         Starting points of the flows: class means, or sub-class centres.
     class_means : Tensor, shape (C, D)
         Class means; at least two classes.
+    divisor : int, optional
+        What the sum over the other classes is divided by; default: C - 1.
 
     Returns
     -------
     Tensor
         Of the shape of `own_centres`.
     """
-    other_means = compute_other_class_means(class_means)
+    other_means = compute_other_class_means(class_means, divisor)
     return (other_means if own_centres.ndim == 2 else other_means[:, None]) - own_centres
 
 
@@ -60,7 +64,7 @@ def compute_image_and_class_centres(features: Tensor) -> tuple[Tensor, Tensor]:
     return own, own.mean(dim=1)
 
 
-def sfm_loss(features: Tensor, target_flow: Tensor) -> Tensor:
+def sfm_loss(features: Tensor, target_flow: Tensor, divisor: int | None = None) -> Tensor:
     """Return ``1 - cos(vec(F_real), vec(F_syn))``: 0 for parallel flows, 2 for opposite ones.
 
     Parameters
@@ -69,14 +73,15 @@ def sfm_loss(features: Tensor, target_flow: Tensor) -> Tensor:
         Of the synthetic images; differentiable.
     target_flow : Tensor, shape (C, K, D), or (C, D) where K = 1
         The flow of the real data, :func:`compute_flow` of what the store holds.
+    divisor : int, optional
+        What the synthetic flow divides the sum over the other classes by; default: C - 1.
 
     Returns
     -------
     Tensor, shape ()
     """
-    return 1 - F.cosine_similarity(
-        compute_flow(*compute_image_and_class_centres(features)).flatten(), target_flow.flatten(), dim=0
-    )
+    flow = compute_flow(*compute_image_and_class_centres(features), divisor)
+    return 1 - F.cosine_similarity(flow.flatten(), target_flow.flatten(), dim=0)
 
 
 def decoupled_loss(

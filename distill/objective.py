@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sfm.distill.config import DistillConfig
+from sfm.distill.config import CentreChoice, DistillConfig
 from sfm.distill.corrected_means import correct_centres
 from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
 from sfm.distill.resolved_config import ResolvedDistillConfig
@@ -31,7 +31,7 @@ class ClassCentres:
     class_means : ndarray of float64, shape (C, D)
         Class means.
     own_centres : ndarray of float64, shape (C, K, D)
-        Targets of the K images of a class: sub-class centres, or the class mean if K = 1.
+        What is matched in a class: K sub-class centres, the class mean K times, or once for all its images.
     """
 
     class_means: npt.NDArray[np.float64]
@@ -39,26 +39,29 @@ class ClassCentres:
 
 
 def read_target_centres(
-    entry: Entry, images_per_class: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True
+    entry: Entry,
+    centres_per_class: int,
+    class_indices: npt.NDArray[np.int64],
+    use_sub_classes: bool = True,
 ) -> ClassCentres:
-    """Read the target centres of `images_per_class` images per class.
+    """Read a number of target centres per class.
 
     A class with fewer samples than centres has centres without a sample; the class mean replaces them.
 
     Parameters
     ----------
     entry : Entry
-    images_per_class : int
-        Images per class, K.
+    centres_per_class : int
+        K.
     class_indices : ndarray of int64, shape (C,)
         Indices of classes of the entry; flows are among these only.
     use_sub_classes : bool
-        Whether every image of a class has a sub-class centre of its own, or all have the class mean.
+        Whether the centres of a class are sub-class centres, or all of them the class mean.
 
     Raises
     ------
     InputError
-        If the entry has fewer than two classes, or no centres for `images_per_class`.
+        If the entry has fewer than two classes, or not so many sub-class centres.
     DamageError
         If an array is damaged or has impossible values.
     """
@@ -67,9 +70,9 @@ def read_target_centres(
             f"{entry.dataset.name} has {len(class_indices)} class: a flow needs at least two classes"
         )
     means = entry.read_array("train/mean").astype(np.float64)[class_indices]
-    if images_per_class == 1 or not use_sub_classes:
-        return ClassCentres(means, means[:, None].repeat(images_per_class, axis=1))
-    name = f"train/centre_{images_per_class}"
+    if centres_per_class == 1 or not use_sub_classes:
+        return ClassCentres(means, means[:, None].repeat(centres_per_class, axis=1))
+    name = f"train/centre_{centres_per_class}"
     if name not in entry:
         counts = sorted(
             k
@@ -77,10 +80,10 @@ def read_target_centres(
             if strip_sub_class_suffix(n) == "train/centre" and (k := parse_sub_class_count(n))
         )
         raise InputError(
-            f"no {images_per_class} sub-class centres in the entry of {entry.dataset.name}: choose --ipc "
-            f"from {', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {images_per_class}"
+            f"no {centres_per_class} sub-class centres in the entry of {entry.dataset.name}: choose --ipc "
+            f"from {', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {centres_per_class}"
         )
-    has_samples = entry.read_array(f"train/centre_count_{images_per_class}")[class_indices] > 0
+    has_samples = entry.read_array(f"train/centre_count_{centres_per_class}")[class_indices] > 0
     centres = entry.read_array(name).astype(np.float64)[class_indices]
     return ClassCentres(means, np.where(has_samples[:, :, None], centres, means[:, None]))
 
@@ -138,7 +141,9 @@ class ObjectiveKind:
     Attributes
     ----------
     make_loss : callable
-        From target centres (float64, on the CPU), a device and ``--alpha`` to the loss of features on it.
+        From target centres (float64, on the CPU), a device and the run's config to the loss of features on
+        it. If classes have one centre for several images, it is called with features of one image per class,
+        their mean.
     default_feature_decay : float
         ``--feature-decay`` where none is given.
     compute_targets : callable or None
@@ -146,33 +151,43 @@ class ObjectiveKind:
         centres are the targets. Computed targets are written to the run directory.
     """
 
-    make_loss: Callable[[ClassCentres, torch.device, float], Objective]
+    make_loss: Callable[[ClassCentres, torch.device, ResolvedDistillConfig], Objective]
     default_feature_decay: float = 0.0
     compute_targets: TargetFunction | None = None
 
 
-def make_flow_loss(centres: ClassCentres, device: torch.device) -> Objective:
-    """Return the cosine distance between the flow of features and that of the target centres."""
+def make_flow_loss(centres: ClassCentres, device: torch.device, config: ResolvedDistillConfig) -> Objective:
+    """Return the cosine distance between the flow of features and that of the target centres.
+
+    With averages of classes, the synthetic flow divides the sum over the other classes by the number of
+    images less one, C * K - 1, as the published code does. The two agree for one image per class.
+    """
     own, means = torch.from_numpy(centres.own_centres), torch.from_numpy(centres.class_means)
-    return partial(sfm_loss, target_flow=compute_flow(own, means).float().to(device))
+    return partial(
+        sfm_loss,
+        target_flow=compute_flow(own, means).float().to(device),
+        divisor=config.image_count - 1 if config.centres == "class-average" else None,
+    )
 
 
-def make_decoupled_loss(centres: ClassCentres, device: torch.device, own_centres_weight: float) -> Objective:
+def make_decoupled_loss(
+    centres: ClassCentres, device: torch.device, config: ResolvedDistillConfig
+) -> Objective:
     """Return the squared distance of features to own and other-class centres."""
     own, means = torch.from_numpy(centres.own_centres), torch.from_numpy(centres.class_means)
     return partial(
         decoupled_loss,
         own_centres=own.float().to(device),
         class_means=means.float().to(device),
-        own_centres_weight=own_centres_weight,
+        own_centres_weight=config.alpha,
     )
 
 
 OBJECTIVES: dict[str, ObjectiveKind] = {
-    "sfm": ObjectiveKind(lambda centres, device, _alpha: make_flow_loss(centres, device)),
+    "sfm": ObjectiveKind(make_flow_loss),
     "sfm-decoupled": ObjectiveKind(make_decoupled_loss),
     "sfm-corrected": ObjectiveKind(
-        lambda centres, device, _alpha: make_flow_loss(centres, device),
+        make_flow_loss,
         default_feature_decay=0.9,
         compute_targets=compute_corrected_targets,
     ),
@@ -188,9 +203,11 @@ def read_or_compute_targets(
 ) -> list[ClassCentres]:
     """Return the target centres of every backbone: read from its entry, or computed from it.
 
-    Sub-class centres of two backbones are centres of different clusterings: no image can be matched to the
-    centre of one number in both. So the images are matched to the sub-class centres of the first backbone,
-    and the mean of a class's images to the class means of the others, whose targets are of one image.
+    With ``class-average``, a class has one target for the mean of its images; with ``class-mean``, every
+    image has the class mean. Sub-class centres of two backbones are centres of different clusterings: no
+    image can be matched to the centre of one number in both. So the images are matched to the sub-class
+    centres of the first backbone, and the mean of a class's images to the class means of the others, whose
+    targets are of one image.
 
     Raises
     ------
@@ -198,11 +215,10 @@ def read_or_compute_targets(
         See :func:`read_target_centres`.
     """
     targets = []
-    use_sub_classes = config.centres == "sub-class"
     compute_targets = OBJECTIVES[config.objective].compute_targets
     for index, entry in enumerate(entries):
-        images = count_target_centres_per_class(config.ipc, index, use_sub_classes)
-        centres = read_target_centres(entry, images, class_indices, use_sub_classes)
+        count = count_target_centres_per_class(config.ipc, index, config.centres)
+        centres = read_target_centres(entry, count, class_indices, config.centres == "sub-class")
         if compute_targets:
             progress(Progress("targets", index, len(entries), "backbones"))
             centres = compute_targets(entry, centres)
@@ -212,9 +228,10 @@ def read_or_compute_targets(
     return targets
 
 
-def count_target_centres_per_class(images_per_class: int, backbone_index: int, use_sub_classes: bool) -> int:
+def count_target_centres_per_class(images_per_class: int, backbone_index: int, choice: CentreChoice) -> int:
     """Return the number of target centres per class of a backbone, see :func:`read_or_compute_targets`."""
-    return 1 if backbone_index and use_sub_classes else images_per_class
+    is_mean_of_images_matched = choice == "class-average" or (backbone_index and choice == "sub-class")
+    return 1 if is_mean_of_images_matched else images_per_class
 
 
 def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device) -> Objective:
@@ -222,7 +239,7 @@ def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device:
 
     If classes have one centre for several images, the mean of the images is matched to it.
     """
-    loss = OBJECTIVES[config.objective].make_loss(centres, device, config.alpha)
+    loss = OBJECTIVES[config.objective].make_loss(centres, device, config)
     if centres.own_centres.shape[1] == config.ipc:
         return loss
     return lambda features: loss(features.mean(dim=1, keepdim=True))

@@ -46,7 +46,9 @@ def gather_growth_sheet_levels(
     return [group.gather_to_rank0(level.detach()[own_rows], counts) for level in levels]
 
 
-def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas_pixels: int) -> None:
+def write_growth_sheet(
+    folder: Path, step: int, levels: Sequence[Tensor], canvas_pixels: int, color_decorrelation: bool = True
+) -> None:
     """Write ``folder/step_<n>.png``: images side by side.
 
     Parameters
@@ -59,6 +61,8 @@ def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas
         See :func:`gather_growth_sheet_levels`.
     canvas_pixels : int
         Side of the images, in pixels; tiles have at most 64.
+    color_decorrelation : bool
+        See :func:`decode_pyramid`.
 
     Raises
     ------
@@ -67,7 +71,7 @@ def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas
     """
     side = min(canvas_pixels, MAX_TILE_PIXELS)
     sheet = Image.new("RGB", (len(levels[0]) * side, side))
-    for column, image in enumerate(iterate_decoded_pixels(levels, canvas_pixels)):
+    for column, image in enumerate(iterate_decoded_pixels(levels, canvas_pixels, color_decorrelation)):
         small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
         sheet.paste(small, (column * side, 0))
     data = BytesIO()

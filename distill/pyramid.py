@@ -1,12 +1,13 @@
 """Synthetic images as pyramids: levels of rising resolution that are upsampled and added up.
 
 The coarse levels determine an image's layout before the fine ones exist. This keeps high-frequency noise, to
-which a backbone would respond just as well, out of the images.
+which a backbone would respond just as well, out of the images. Images as plain pixels are pyramids of one
+level, the canvas.
 """
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,12 @@ from sfm.random_streams import make_rng
 LEVEL_STREAM = 101
 """Key of the random streams of new levels."""
 
+Parametrization = Literal["pyramid", "pixels"]
+"""What an image is made of: levels of a pyramid, or its pixels alone."""
+
+LevelStart = Literal["noise", "zeros"]
+"""What levels start from: noise, or zeros and the image that is there."""
+
 _DECORRELATION = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 
@@ -35,8 +42,15 @@ def compute_canvas_size(input_size: int) -> int:
     return round(8 / 7 * input_size)
 
 
-def list_level_resolutions(canvas_pixels: int) -> tuple[int, ...]:
-    """Return the sides of the levels in pixels: powers of two below `canvas_pixels`, then `canvas_pixels`."""
+def list_level_resolutions(
+    canvas_pixels: int, parametrization: Parametrization = "pyramid"
+) -> tuple[int, ...]:
+    """Return the sides of the levels in pixels.
+
+    Those of a pyramid are the powers of two below `canvas_pixels`, then `canvas_pixels`.
+    """
+    if parametrization == "pixels":
+        return (canvas_pixels,)
     return (*(2**power for power in range((canvas_pixels - 1).bit_length())), canvas_pixels)
 
 
@@ -49,8 +63,11 @@ def make_decorrelated_to_rgb_matrix() -> Tensor:
 
 
 @cache
-def _make_doubled_decorrelated_to_rgb_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return 2 * make_decorrelated_to_rgb_matrix().to(device, dtype)
+def _make_doubled_colour_matrix(
+    device: torch.device, dtype: torch.dtype, color_decorrelation: bool
+) -> Tensor:
+    matrix = make_decorrelated_to_rgb_matrix() if color_decorrelation else torch.eye(3)
+    return 2 * matrix.to(device, dtype)
 
 
 @cache
@@ -169,23 +186,27 @@ class _DecodePyramid(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, canvas_pixels: int, *levels: Tensor) -> Tensor:
+    def forward(ctx: Any, canvas_pixels: int, color_decorrelation: bool, *levels: Tensor) -> Tensor:
         count, device, dtype = len(levels[0]), levels[0].device, levels[0].dtype
         coarse = [level for level in levels if level.shape[-1] < canvas_pixels]
         sides = tuple(level.shape[-1] for level in coarse)
-        stacked = [
-            (
-                level.reshape(-1, side) @ _make_width_upsampling_matrix(side, canvas_pixels, device, dtype)
-            ).view(-1, side, canvas_pixels)
-            for level, side in zip(coarse, sides, strict=True)
-        ]
         dense = device.type == "cuda"
-        total = upsample_rows(torch.cat(stacked, dim=1), sides, canvas_pixels, use_dense_matrices=dense).view(
-            count, 3, -1
-        )
-        if len(coarse) < len(levels):
-            total += levels[-1].flatten(2)
-        colours = _make_doubled_decorrelated_to_rgb_matrix(device, dtype).expand(count, -1, -1)
+        if coarse:
+            stacked = [
+                (
+                    level.reshape(-1, side)
+                    @ _make_width_upsampling_matrix(side, canvas_pixels, device, dtype)
+                ).view(-1, side, canvas_pixels)
+                for level, side in zip(coarse, sides, strict=True)
+            ]
+            total = upsample_rows(
+                torch.cat(stacked, dim=1), sides, canvas_pixels, use_dense_matrices=dense
+            ).view(count, 3, -1)
+            if len(coarse) < len(levels):
+                total += levels[-1].flatten(2)
+        else:
+            total = levels[-1].flatten(2)
+        colours = _make_doubled_colour_matrix(device, dtype, color_decorrelation).expand(count, -1, -1)
         images = torch.bmm(colours, total).sigmoid_().view(count, 3, canvas_pixels, canvas_pixels)
         ctx.save_for_backward(images)
         ctx.sides, ctx.colours, ctx.dense = sides, colours, dense
@@ -199,6 +220,9 @@ class _DecodePyramid(torch.autograd.Function):
         count, _, canvas_pixels, _ = images.shape
         grad_colours = torch.ops.aten.sigmoid_backward(gradient, images).reshape(count, 3, -1)
         total = torch.bmm(ctx.colours.mT, grad_colours)
+        finest = [total.view(images.shape)] if ctx.has_finest else []
+        if not ctx.sides:
+            return None, None, *finest
         stacked = upsample_rows_backward(
             total.view(-1, canvas_pixels, canvas_pixels),
             ctx.sides,
@@ -212,10 +236,10 @@ class _DecodePyramid(torch.autograd.Function):
             )
             for rows, side in zip(torch.split(stacked, ctx.sides, dim=1), ctx.sides, strict=True)
         ]
-        return None, *levels, *([total.view(images.shape)] if ctx.has_finest else [])
+        return None, None, *levels, *finest
 
 
-def decode_pyramid(levels: Sequence[Tensor], canvas_pixels: int) -> Tensor:
+def decode_pyramid(levels: Sequence[Tensor], canvas_pixels: int, color_decorrelation: bool = True) -> Tensor:
     """Decode pyramids into images: ``sigmoid(2 * colour(sum of upsampled levels))``.
 
     Upsampling is bilinear with half-pixel centres, one axis after the other. The second axis is upsampled and
@@ -224,16 +248,19 @@ def decode_pyramid(levels: Sequence[Tensor], canvas_pixels: int) -> Tensor:
     Parameters
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
-        Coarse to fine, the first smaller than the canvas; differentiable (once).
+        Coarse to fine, the last at most as large as the canvas; differentiable (once).
     canvas_pixels : int
         Side of the images, in pixels.
+    color_decorrelation : bool
+        Whether channels of levels are decorrelated colours, see :func:`make_decorrelated_to_rgb_matrix`;
+        if not, they are red, green and blue.
 
     Returns
     -------
     Tensor, shape (N, 3, canvas, canvas)
         Values in [0, 1].
     """
-    images: Tensor = _DecodePyramid.apply(canvas_pixels, *levels)
+    images: Tensor = _DecodePyramid.apply(canvas_pixels, color_decorrelation, *levels)
     return images
 
 
@@ -274,6 +301,38 @@ def append_noise_level_and_rescale(
     )
     scaled = [level.detach() * ((n - 1) / n) for level in levels]
     new_level = torch.from_numpy(noise).to(device) / n
+    return [level.requires_grad_() for level in (*scaled, new_level)]
+
+
+def append_level_of_zeros_or_image_and_rescale(
+    levels: Sequence[Tensor], level_pixels: int, own_image_count: int, device: torch.device
+) -> list[Tensor]:
+    """Return n levels from n-1 without noise: the first is zeros, a later one hardly changes the images.
+
+    The others are scaled by (n-1)/n, as in :func:`append_noise_level_and_rescale`, and the new one is the sum
+    of the scaled ones over n-1, upsampled: levels add up to what they did before, but for the interpolation.
+
+    Parameters
+    ----------
+    levels : sequence of Tensor, shapes (N, 3, r, r)
+        May be empty.
+    level_pixels : int
+        Side of the new level, in pixels.
+    own_image_count : int
+        Number of images of this process, N.
+    device : torch.device
+
+    Returns
+    -------
+    list of Tensor
+        New leaves that require gradients, float32.
+    """
+    n = len(levels) + 1
+    scaled = [level.detach() * ((n - 1) / n) for level in levels]
+    new_level = torch.zeros(own_image_count, 3, level_pixels, level_pixels, device=device)
+    for level in scaled:
+        width = _make_width_upsampling_matrix(level.shape[-1], level_pixels, device, level.dtype)
+        new_level += width.T @ level @ width / (n - 1)
     return [level.requires_grad_() for level in (*scaled, new_level)]
 
 

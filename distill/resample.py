@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sfm.backbones.crop_edge import CropEdge
 from sfm.backbones.crops import Crops
 from sfm.backbones.views import apply_crops
 
@@ -117,8 +118,9 @@ def compute_bilinear_taps(
     input_pixels: int,
     output_pixels: int,
     is_mirrored: npt.NDArray[np.bool_] | None = None,
+    edge: CropEdge = "clip",
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return two pixels and weights per bilinearly resampled pixel (half-pixel centres, edges repeated).
+    """Return two pixels and weights per bilinearly resampled pixel (half-pixel centres).
 
     Parameters
     ----------
@@ -128,16 +130,23 @@ def compute_bilinear_taps(
         Length of the axis before and after, in pixels.
     is_mirrored : ndarray of bool, shape (n,), optional
         Which intervals are mirrored.
+    edge : {"clip", "zero"}
+        What lies outside of the axis: its edge pixels repeated, or zeros.
 
     Returns
     -------
     pixels : ndarray of int64, shape (n, out, 2)
     weights : ndarray of float64, shape (n, out, 2)
-        Not negative; the two weights of a pixel sum to one.
+        Not negative; the two weights of a pixel sum to one, to less at zeros.
     """
     positions = starts[:, None] + lengths[:, None] * ((np.arange(output_pixels) + 0.5) / output_pixels) - 0.5
     if is_mirrored is not None:
         positions = np.where(is_mirrored[:, None], positions[:, ::-1], positions)
+    if edge == "zero":
+        pixels = np.floor(positions).astype(np.int64)[..., None] + np.arange(2)
+        weights = np.maximum(1 - abs(positions[..., None] - pixels), 0)
+        is_outside = (pixels < 0) | (pixels >= input_pixels)
+        return np.clip(pixels, 0, input_pixels - 1), np.where(is_outside, 0, weights)
     positions = np.clip(positions, 0, input_pixels - 1)
     lower = positions.astype(np.int64)
     fraction = positions - lower
@@ -165,10 +174,14 @@ def apply_several_crops_per_image(images: Tensor, crops: Crops, output_pixels: i
     if images.device.type == "cuda":
         return apply_crops(images if views == 1 else images.repeat_interleave(views, 0), crops, output_pixels)
     cut = _resample_height(
-        images, views, *compute_bilinear_taps(crops.top, crops.height, size, output_pixels)
+        images,
+        views,
+        *compute_bilinear_taps(crops.top, crops.height, size, output_pixels, edge=crops.edge),
     )
     return _resample_height(
-        cut.mT, 1, *compute_bilinear_taps(crops.left, crops.width, size, output_pixels, crops.flip)
+        cut.mT,
+        1,
+        *compute_bilinear_taps(crops.left, crops.width, size, output_pixels, crops.flip, crops.edge),
     ).mT
 
 

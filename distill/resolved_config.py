@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sfm.backbones.crop_edge import CropEdge
 from sfm.backbones.execution.modes import ExecutionMode
 from sfm.config_fields import (
+    MAX_CANVAS_PIXELS,
     MAX_DISTILLATION_BACKBONES,
     MAX_IMAGES_PER_CLASS,
     MAX_ITERATIONS,
@@ -15,7 +17,13 @@ from sfm.config_fields import (
     LossWeight,
 )
 from sfm.constrained_types import MAX_FEATURES, Digest, InputPixels, Name
-from sfm.distill.pyramid import compute_canvas_size, list_level_resolutions
+from sfm.distill.config import CentreChoice
+from sfm.distill.pyramid import (
+    LevelStart,
+    Parametrization,
+    compute_canvas_size,
+    list_level_resolutions,
+)
 
 UNKNOWN_EXECUTION_REASON = "as the run began"
 """Reason of the execution mode in runs of version 0.1.0, which did not record one."""
@@ -85,6 +93,8 @@ class ResolvedDistillConfig(BaseModel):
         K and A: images per class, and views of each image per step.
     grow_every : int
         Steps between two levels of the pyramid.
+    canvas_pixels : int
+        Side of the images, in pixels.
     micro_batch, graphs : int
         See :class:`~sfm.distill.train_step.MicroBatching`.
     device : str
@@ -110,7 +120,7 @@ class ResolvedDistillConfig(BaseModel):
     objective: Literal["sfm", "sfm-decoupled", "sfm-corrected"]
     alpha: Annotated[float, Field(ge=0, le=1)]
     ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
-    centres: Literal["sub-class", "none"]
+    centres: CentreChoice
     views: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
     steps: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -133,6 +143,13 @@ class ResolvedDistillConfig(BaseModel):
     ] = []
     feature_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Digest | None = None
+    parametrization: Parametrization = "pyramid"
+    first_resolution: Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)] = 1
+    canvas_pixels: Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)]
+    start: LevelStart = "noise"
+    color_decorrelation: bool = True
+    augmentation: bool = True
+    crop_edge: CropEdge = "clip"
 
     @model_validator(mode="before")
     @classmethod
@@ -143,6 +160,18 @@ class ResolvedDistillConfig(BaseModel):
             mode = "compiled" if is_compiled else "cuda-graph" if is_captured else "input-grad"
             return values | {"execution": {"mode": mode, "reason": UNKNOWN_EXECUTION_REASON}}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compute_missing_canvas(cls, values: Any) -> Any:
+        """Compute the side of the images, which version 0.1.0 did not record, from the inputs."""
+        if not isinstance(values, dict) or "canvas_pixels" in values:
+            return values
+        further = values.get("further_backbones", [])
+        further = [each for each in further if isinstance(each, dict)] if isinstance(further, list) else []
+        inputs = [each.get("image_size") for each in (values, *further)]
+        sizes = [size for size in inputs if isinstance(size, int) and 0 < size <= MAX_CANVAS_PIXELS]
+        return values | {"canvas_pixels": compute_canvas_size(max(sizes))} if sizes else values
 
     @property
     def image_count(self) -> int:
@@ -162,18 +191,14 @@ class ResolvedDistillConfig(BaseModel):
         return [first, *self.further_backbones]
 
     @property
-    def canvas_pixels(self) -> int:
-        """Side of the images, in pixels: room for the crops of the largest input."""
-        return compute_canvas_size(self.largest_image_size)
-
-    @property
-    def largest_image_size(self) -> int:
-        """The largest input of all backbones, in pixels."""
-        return max(self.image_size, *(each.image_size for each in self.further_backbones), 0)
+    def level_resolutions(self) -> tuple[int, ...]:
+        """Sides of all levels of the pyramid, in pixels; one level where images are plain pixels."""
+        return list_level_resolutions(self.canvas_pixels, self.parametrization)
 
     def count_levels_at(self, step: int) -> int:
         """Return the number of levels of the pyramid in a step (the first is step 0)."""
-        return min(len(list_level_resolutions(self.canvas_pixels)), 1 + step // self.grow_every)
+        first_count = count_first_levels(self.level_resolutions, self.first_resolution)
+        return min(len(self.level_resolutions), first_count + step // self.grow_every)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step (the first is step 0).
@@ -186,7 +211,7 @@ class ResolvedDistillConfig(BaseModel):
 
     def compute_max_state_bytes(self) -> int:
         """Return the maximum size of the tensors of a state, in bytes."""
-        pixels = sum(side**2 for side in list_level_resolutions(self.canvas_pixels))
+        pixels = sum(side**2 for side in self.level_resolutions)
         features = (1 + len(self.further_backbones)) * (self.views + 1) * MAX_FEATURES
         # Levels with two moments each, the last features and their average, and the optimizer's steps.
         return 4 * self.image_count * (3 * 3 * pixels + features) + 8
@@ -207,9 +232,21 @@ class ResolvedDistillConfig(BaseModel):
         return self.model_copy(update={"threads": threads, "threads_before": before})
 
 
-def choose_growth_interval(steps: int, image_size: int) -> int:
-    """Return steps between two levels such that L levels share the first half of a run: ``steps / (2 L)``.
+def count_first_levels(level_resolutions: Sequence[int], first_resolution: int) -> int:
+    """Return the number of levels in the first step: those of up to a resolution, at least the first one."""
+    return max(1, sum(side <= first_resolution for side in level_resolutions))
 
-    The finest level has the second half as well, because it starts last and has the most values to optimize.
+
+def choose_growth_interval(steps: int, stage_count: int) -> int:
+    """Return steps between two levels such that the stages share the first half of a run: ``steps / (2 L)``.
+
+    The last stage has the second half as well: its finest level has the most values to optimize.
+
+    Parameters
+    ----------
+    steps : int
+        Of the run.
+    stage_count : int
+        Numbers of levels that the pyramid has in turn, L: that of all levels, if it begins with one.
     """
-    return max(1, steps // (2 * len(list_level_resolutions(compute_canvas_size(image_size)))))
+    return max(1, steps // (2 * stage_count))

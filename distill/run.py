@@ -160,7 +160,9 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     peak = group.all_reduce_max(peak)
     record = {}
     if group.is_rank0:
-        digest = compute_images_digest(levels, distiller.config.canvas_pixels)
+        digest = compute_images_digest(
+            levels, distiller.config.canvas_pixels, distiller.config.color_decorrelation
+        )
         record = make_run_record_without_result(config, distiller, digest)
         record |= {"loss": checkpoint.loss, "wall_seconds": checkpoint.seconds, "peak_memory_bytes": peak}
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
@@ -303,7 +305,13 @@ def run_remaining_steps(
                     distiller.state.levels, len(resolved.classes), resolved.ipc, group
                 )
                 if group.is_rank0:
-                    write_growth_sheet(config.out / "growth", output.step, levels, resolved.canvas_pixels)
+                    write_growth_sheet(
+                        config.out / "growth",
+                        output.step,
+                        levels,
+                        resolved.canvas_pixels,
+                        resolved.color_decorrelation,
+                    )
             stop = group.all_reduce_max(stop_requested())
             if stop or is_last or output.step % config.checkpoint_every == 0:
                 update = {"step": output.step, "loss": output.loss, "seconds": seconds}
@@ -332,9 +340,8 @@ def write_results_and_delete_old_checkpoints(
     names = [names_by_id[class_id] for class_id in resolved.classes]
     folders = make_class_folder_names(resolved.classes, names)
     with write_run_folder(out / "images") as partial_folder:
-        write_images(
-            partial_folder, iterate_decoded_pixels(levels, resolved.canvas_pixels), folders, resolved.ipc
-        )
+        images = iterate_decoded_pixels(levels, resolved.canvas_pixels, resolved.color_decorrelation)
+        write_images(partial_folder, images, folders, resolved.ipc)
     classes = [
         {"index": index, "class_id": class_id, "name": name}
         for index, (class_id, name) in enumerate(zip(resolved.classes, names, strict=True))

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from sfm.distill.adam import AdamState
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState, FeatureState
 from sfm.tensor_files import DtypeAndShapeByTensor
@@ -89,7 +88,7 @@ def list_expected_state_tensors(
     count = config.count_levels_at(max(step - 1, 0))
     shapes = {
         f"{index}/{name}": (config.image_count, 3, side, side)
-        for index, side in enumerate(list_level_resolutions(config.canvas_pixels)[:count])
+        for index, side in enumerate(config.level_resolutions[:count])
         for name in ("level", "adam/first", "adam/second")
     }
     types: DtypeAndShapeByTensor = {name: ("F32", shape) for name, shape in shapes.items()}

@@ -65,11 +65,10 @@ def estimate_targets(
     """
     positions = {class_id: index for index, class_id in enumerate(entries[0].dataset.class_ids)}
     indices = np.array([positions[class_id] for class_id in config.classes], dtype=np.int64)
-    use_sub_classes = config.centres == "sub-class"
     estimates: list[TargetEstimate | None] = []
     for index, entry in enumerate(entries):
-        images = count_target_centres_per_class(config.ipc, index, use_sub_classes)
-        real = read_target_centres(entry, images, indices, use_sub_classes)
+        count = count_target_centres_per_class(config.ipc, index, config.centres)
+        real = read_target_centres(entry, count, indices, config.centres == "sub-class")
         computed = computed_targets[index] if computed_targets else None
         estimates.append(estimate_targets_of_backbone(entry, real, computed, config.seed))
     return estimates

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from sfm.distill.objective import ClassCentres
+from sfm.distill.objective import ClassCentres, count_target_centres_per_class
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import DamageError
 from sfm.tensor_files import DtypeAndShapeByTensor, TensorFileError, open_safetensors, require_tensor_specs
@@ -52,7 +52,7 @@ def read_target_file(
     """
     classes, specs = len(config.classes), DtypeAndShapeByTensor()
     for index, features in enumerate(feature_counts):
-        own_count = 1 if index and config.centres == "sub-class" else config.ipc
+        own_count = count_target_centres_per_class(config.ipc, index, config.centres)
         specs[f"{index}/class_means"] = ("F64", (classes, features))
         specs[f"{index}/own_centres"] = ("F64", (classes, own_count, features))
     max_bytes = sum(8 * int(np.prod(shape)) for _, shape in specs.values())

@@ -32,10 +32,19 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone
 from sfm.distill.adam import AdamState, adam_step, init_adam
-from sfm.distill.augment import AugmentationParameters, augment, draw_augmentation
+from sfm.distill.augment import (
+    AugmentationParameters,
+    augment,
+    draw_augmentation,
+    make_whole_image_views,
+)
 from sfm.distill.feature_average import make_objective_at_feature_average, update_feature_average
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import append_noise_level_and_rescale, decode_pyramid, list_level_resolutions
+from sfm.distill.pyramid import (
+    append_level_of_zeros_or_image_and_rescale,
+    append_noise_level_and_rescale,
+    decode_pyramid,
+)
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import InputError
 
@@ -153,6 +162,8 @@ class ImageBatch:
         C, K and A, of all images.
     group : ProcessGroup
         The processes that share them.
+    color_decorrelation : bool
+        See :func:`decode_pyramid`.
     """
 
     levels: Sequence[Tensor]
@@ -161,6 +172,7 @@ class ImageBatch:
     augmentation: AugmentationParameters
     class_image_view_counts: tuple[int, int, int]
     group: ProcessGroup = SINGLE_PROCESS
+    color_decorrelation: bool = True
 
     @property
     def image_count(self) -> int:
@@ -207,8 +219,10 @@ class MicroBatching:
 def init_distill_state(
     config: ResolvedDistillConfig, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
 ) -> DistillState:
-    """Return the state before the first step: one level of N(0, 1)."""
-    levels = add_pyramid_level([], config, device, group)
+    """Return the state before the first step: one level of N(0, 1), unless the config says otherwise."""
+    levels: list[Tensor] = []
+    for _ in range(config.count_levels_at(0)):
+        levels = add_pyramid_level(levels, config, device, group)
     return DistillState(0, levels, init_adam(levels))
 
 
@@ -219,9 +233,29 @@ def add_pyramid_level(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Tensor]:
     """Return the levels with the next finer one added."""
-    resolution = list_level_resolutions(config.canvas_pixels)[len(levels)]
+    resolution = config.level_resolutions[len(levels)]
     rows = group.get_own_row_slice(len(config.classes), config.ipc)
+    if config.start == "zeros":
+        return append_level_of_zeros_or_image_and_rescale(levels, resolution, rows.stop - rows.start, device)
     return append_noise_level_and_rescale(levels, resolution, config.image_count, config.seed, device, rows)
+
+
+def draw_step_augmentation(
+    config: ResolvedDistillConfig, step: int, total_view_count: int
+) -> AugmentationParameters:
+    """Draw the augmentation of a step as the config says: random, or views of whole images.
+
+    Parameters
+    ----------
+    config : ResolvedDistillConfig
+    step : int
+        Number of the step in the run.
+    total_view_count : int
+        Number of views of all images, in all processes.
+    """
+    if not config.augmentation:
+        return make_whole_image_views(total_view_count, config.canvas_pixels)
+    return draw_augmentation(config.seed, step, total_view_count, config.canvas_pixels, config.crop_edge)
 
 
 def train_step(
@@ -243,9 +277,17 @@ def train_step(
         state.adam, state.features = init_adam(state.levels), []
 
     classes, ipc, views = shape = (len(config.classes), config.ipc, config.views)
-    augmentation = draw_augmentation(config.seed, state.step, classes * ipc * views, config.canvas_pixels)
+    augmentation = draw_step_augmentation(config, state.step, classes * ipc * views)
     augmentation = augmentation.select_views(group.get_own_row_slice(classes, ipc * views))
-    batch = ImageBatch(state.levels, config.canvas_pixels, config.image_size, augmentation, shape, group)
+    batch = ImageBatch(
+        state.levels,
+        config.canvas_pixels,
+        config.image_size,
+        augmentation,
+        shape,
+        group,
+        config.color_decorrelation,
+    )
     learning_rate = config.learning_rate_at(state.step)
 
     def update_images(images: slice, gradients: list[Tensor]) -> None:
@@ -375,8 +417,8 @@ def compute_features(
     Tensor, shape (images * A, D)
     """
     augmentation = batch.augmentation.select_views(batch.get_view_slice(image_slice))
-    views = augment(decode_pyramid(sliced_levels, batch.canvas_pixels), augmentation, batch.view_pixels)
-    return backbone.features(views)
+    images = decode_pyramid(sliced_levels, batch.canvas_pixels, batch.color_decorrelation)
+    return backbone.features(augment(images, augmentation, batch.view_pixels))
 
 
 def compute_gradients(

@@ -37,7 +37,8 @@ def read_evaluation_if_exists(path: Path) -> Evaluation | None:
 def make_row_identity(row: AccuracyRow) -> RowIdentity:
     """Return the values in which two rows of the same images agree if the later one replaces the other."""
     protocol = (row.epochs, row.views, row.seed, row.seeds)
-    return (row.images, row.backbone_hash, row.image_size, row.mode, *protocol)
+    options = (row.crop_edge, row.kd_temperature, row.kd_weight)
+    return (row.images, row.backbone_hash, row.image_size, row.mode, *protocol, *options)
 
 
 def combine_evaluations(
@@ -239,6 +240,8 @@ def is_row_made_by_config(row: AccuracyRow, config: EvaluateConfig, distilled_im
     if row.images not in ("distilled", "none"):
         modes = ["linear", *(mode for mode in config.mode if mode in FRESH_HEAD_MODES)]
     seeds = 1 if row.mode in CLOSED_FORM_MODES else config.seeds
-    protocol = RowTrainingOptions(row.epochs, row.views, row.seed)
+    protocol = RowTrainingOptions(
+        row.epochs, row.views, row.seed, row.crop_edge, row.kd_temperature, row.kd_weight
+    )
     expected_protocol = make_row_training_options(config, row.mode, distilled_image_count)
     return row.mode in modes and row.seeds == seeds and protocol == expected_protocol

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sfm.backbones.crop_edge import CropEdge
 from sfm.config_fields import (
     MAX_ITERATIONS,
     MAX_PROCESSES,
@@ -15,7 +16,7 @@ from sfm.config_fields import (
     LocationField,
     RecipeField,
 )
-from sfm.constrained_types import MAX_INPUT_PIXELS
+from sfm.constrained_types import MAX_INPUT_PIXELS, MAX_LABEL_TEMPERATURE, MIN_LABEL_TEMPERATURE
 from sfm.errors import InputError
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.paths import expand_home_in_path_or_list, resolve_links
@@ -94,6 +95,23 @@ class EvaluateOptions(BaseModel):
         le=MAX_ITERATIONS,
         description="Views per image that projectors are trained on; they have more weights to fit, and all "
         f"seeds share the views. Default: {TOTAL_PROJECTOR_VIEWS} of all images together, at least --views.",
+    )
+    crop_edge: RecipeField[CropEdge] = Field(
+        default="clip",
+        description="Crops of views that would be larger than the image are cut to it (clip), or show zeros "
+        "outside of it (zero, as in the published code).",
+    )
+    kd_temperature: RecipeField[float] = Field(
+        default=4.0,
+        ge=MIN_LABEL_TEMPERATURE,
+        le=MAX_LABEL_TEMPERATURE,
+        description="Temperature of both softmaxes of mode kd.",
+    )
+    kd_weight: RecipeField[float] = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Weight of the soft labels in mode kd; the labels have the rest.",
     )
     save: RecipeField[bool] = Field(
         default=False,
@@ -192,7 +210,7 @@ def count_views_per_image_and_seed(config: EvaluateOptions, mode: Mode, image_co
 
 @dataclass(frozen=True)
 class RowTrainingOptions:
-    """The options that an accuracy depends on; None for those that it does not depend on.
+    """The options that an accuracy depends on; None, or the default, for those that it does not depend on.
 
     Attributes
     ----------
@@ -202,11 +220,18 @@ class RowTrainingOptions:
         Views per image and seed.
     seed : int or None
         Seed of the run.
+    crop_edge : {"clip", "zero"}
+        Of the crops of views.
+    kd_temperature, kd_weight : float
+        Of mode ``kd``.
     """
 
     epochs: int | None
     views: int | None
     seed: int | None
+    crop_edge: CropEdge = "clip"
+    kd_temperature: float = 4.0
+    kd_weight: float = 0.5
 
 
 def make_row_training_options(config: EvaluateOptions, mode: Mode, image_count: int) -> RowTrainingOptions:
@@ -221,4 +246,6 @@ def make_row_training_options(config: EvaluateOptions, mode: Mode, image_count: 
     if mode == "inherit-statistics":
         return RowTrainingOptions(None, None, None)
     epochs = None if mode == "inherit-ridge" else config.epochs
-    return RowTrainingOptions(epochs, count_views_per_image_and_seed(config, mode, image_count), config.seed)
+    views = count_views_per_image_and_seed(config, mode, image_count)
+    kd_options = (config.kd_temperature, config.kd_weight) if mode == "kd" else ()
+    return RowTrainingOptions(epochs, views, config.seed, config.crop_edge, *kd_options)

@@ -8,11 +8,10 @@ from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
 from sfm.eval.linear_probe import HeadGradients, train_fresh_heads
 from sfm.eval.training import BatchSchedule, CountCallback, ignore_progress_count
 
-TEMPERATURE = 4.0
-SOFT_LABEL_WEIGHT = 0.5
 
-
-def compute_soft_labels(target_features: Tensor, inherited_classifier: SingleLinearHead) -> Tensor:
+def compute_soft_labels(
+    target_features: Tensor, inherited_classifier: SingleLinearHead, temperature: float
+) -> Tensor:
     """Return the inherited classifier's soft labels of every view: ``softmax(logits / T)``.
 
     Parameters
@@ -21,17 +20,24 @@ def compute_soft_labels(target_features: Tensor, inherited_classifier: SingleLin
         Features of the distillation backbone.
     inherited_classifier : SingleLinearHead
         Of that feature space.
+    temperature : float
+        T.
 
     Returns
     -------
     Tensor, shape (image, view, class)
     """
     logits = target_features @ inherited_classifier.weight[0].T + inherited_classifier.bias[0]
-    return (logits / TEMPERATURE).softmax(-1)
+    return (logits / temperature).softmax(-1)
 
 
 def compute_knowledge_distillation_gradients(
-    heads: LinearHeads, features: Tensor, labels: Tensor, soft_labels: Tensor
+    heads: LinearHeads,
+    features: Tensor,
+    labels: Tensor,
+    soft_labels: Tensor,
+    temperature: float,
+    soft_label_weight: float,
 ) -> HeadGradients:
     """Return the gradient of each seed's mean of ``w T^2 KL(soft || P_T) + (1 - w) CE(labels, P)``.
 
@@ -45,11 +51,13 @@ def compute_knowledge_distillation_gradients(
     features : Tensor, shape (seed, batch, feature)
     labels : Tensor of int64, shape (seed, batch)
     soft_labels : Tensor, shape (seed, batch, class)
+    temperature, soft_label_weight : float
+        T and w.
     """
     logits = torch.baddbmm(heads.bias[:, None], features, heads.weight.transpose(1, 2))
-    soft_error = (logits / TEMPERATURE).softmax(-1) - soft_labels
+    soft_error = (logits / temperature).softmax(-1) - soft_labels
     error = logits.softmax(-1) - one_hot(labels, logits.shape[-1])
-    error = (SOFT_LABEL_WEIGHT * TEMPERATURE * soft_error + (1 - SOFT_LABEL_WEIGHT) * error) / labels.shape[1]
+    error = (soft_label_weight * temperature * soft_error + (1 - soft_label_weight) * error) / labels.shape[1]
     return HeadGradients(error.transpose(1, 2) @ features, error.sum(1))
 
 
@@ -59,6 +67,8 @@ def train_heads_on_hard_and_soft_labels(
     soft_labels: Tensor,
     schedule: BatchSchedule,
     initial_weights: Tensor,
+    temperature: float,
+    soft_label_weight: float,
     on_epoch: CountCallback = ignore_progress_count,
 ) -> LinearHeads:
     """Train one linear head per seed from hard and soft labels, by the schedule of the linear probe.
@@ -73,6 +83,8 @@ def train_heads_on_hard_and_soft_labels(
     schedule : BatchSchedule
     initial_weights : Tensor, shape (seed, class, feature)
         Initial weights; biases start at zero.
+    temperature, soft_label_weight : float
+        See :func:`compute_knowledge_distillation_gradients`; the temperature is that of the soft labels.
     on_epoch : callable, optional
 
     Returns
@@ -86,6 +98,8 @@ def train_heads_on_hard_and_soft_labels(
             view_features[image_indices, view_indices],
             labels[image_indices],
             soft_labels[image_indices, view_indices],
+            temperature,
+            soft_label_weight,
         )
 
     return train_fresh_heads(compute_gradients, schedule, initial_weights.to(view_features), on_epoch)

@@ -159,12 +159,21 @@ def fit_kd_mode(
     seed_views = split_views_between_seeds(context.view_features, context.image_set, config)
     labels = repeat_labels_for_split_views(context)
     seed_targets = split_views_between_seeds(context.require_target_features(), context.image_set, config)
-    soft_labels = compute_soft_labels(seed_targets, context.inherited_classifier)
+    soft_labels = compute_soft_labels(seed_targets, context.inherited_classifier, config.kd_temperature)
     schedule = make_separate_views_schedule(context.image_set, len(seed_views), config)
     weights = draw_initial_head_weights(context, config)
     on_epoch = make_stage_progress_callback(progress, f"kd heads on {context.backbone_spec}", "epochs")
     return FittedHeads(
-        train_heads_on_hard_and_soft_labels(seed_views, labels, soft_labels, schedule, weights, on_epoch)
+        train_heads_on_hard_and_soft_labels(
+            seed_views,
+            labels,
+            soft_labels,
+            schedule,
+            weights,
+            config.kd_temperature,
+            config.kd_weight,
+            on_epoch,
+        )
     )
 
 

@@ -6,8 +6,18 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sfm.backbones.crop_edge import CropEdge
 from sfm.config_fields import MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS, MAX_ITERATIONS
-from sfm.constrained_types import Count, Fraction, InputPixels, Name, NonNegativeFloat, PackageVersions
+from sfm.constrained_types import (
+    MAX_LABEL_TEMPERATURE,
+    MIN_LABEL_TEMPERATURE,
+    Count,
+    Fraction,
+    InputPixels,
+    Name,
+    NonNegativeFloat,
+    PackageVersions,
+)
 from sfm.errors import InputError
 from sfm.eval.config import Mode
 from sfm.text import format_words_as_list, make_distinct_backbone_names
@@ -124,6 +134,11 @@ class AccuracyRow(BaseModel):
         the accuracy does not depend on them.
     epochs, views, seed : int or None
         Protocol of the training: passes, views per image and seed, seed of the run.
+    crop_edge : {"clip", "zero"}
+        Of the crops of views. This and the following are the defaults, as of older versions, where the
+        accuracy does not depend on them.
+    kd_temperature, kd_weight : float
+        Of mode ``kd``.
     unseen : bool or None
         Whether the images were not distilled on this backbone, see :func:`mark_unseen_rows`.
     labels : LabelRecord or None
@@ -154,6 +169,9 @@ class AccuracyRow(BaseModel):
     epochs: PositiveCount | None = None
     views: PositiveCount | None = None
     seed: Seed | None = None
+    crop_edge: CropEdge = "clip"
+    kd_temperature: Annotated[float, Field(ge=MIN_LABEL_TEMPERATURE, le=MAX_LABEL_TEMPERATURE)] = 4.0
+    kd_weight: Fraction = 0.5
     unseen: bool | None = None
     labels: LabelRecord | None = None
 

@@ -37,8 +37,11 @@ from sfm.eval.work_folder import WorkFolder, compute_work_key
 from sfm.events import ProgressCallback
 from sfm.stats_store.digests import compute_array_digest
 
-PROTOCOL_OPTIONS = ("seeds", "epochs", "views", "projector_views", "seed")
-"""Options that every accuracy depends on."""
+PROTOCOL_OPTIONS = (
+    *("seeds", "epochs", "views", "projector_views", "seed"),
+    *("crop_edge", "kd_temperature", "kd_weight"),
+)
+"""Options that accuracies depend on."""
 
 WriteFailure = str
 """A message about what could not be written."""
@@ -229,7 +232,7 @@ def compute_image_set_features(
         * (image_set.seeds_per_image if mode in VIEWS_BY_SEED_MODES else 1)
         for mode in needed_by_modes
     )
-    crops = draw_view_crops(image_set.images, views, config.seed)
+    crops = draw_view_crops(image_set.images, views, config.seed, config.crop_edge)
     stage = f"features of {image_set.name} images on {backbone.card.spec}"
     on_views = make_stage_progress_callback(progress, stage, "views")
     features = compute_view_features(backbone, image_set.images, crops, on_views, work_folder)

@@ -143,6 +143,9 @@ def make_accuracy_row(
         epochs=training_options.epochs,
         views=training_options.views,
         seed=training_options.seed,
+        crop_edge=training_options.crop_edge,
+        kd_temperature=training_options.kd_temperature,
+        kd_weight=training_options.kd_weight,
     )
     if image_set.min_available_exemplars_per_class is not None:
         return row

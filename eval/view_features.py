@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
+from sfm.backbones.crop_edge import CropEdge
 from sfm.backbones.crops import Crops, concatenate_crops, draw_crops, select_crops
 from sfm.backbones.image_tensors import pixels_to_tensor
 from sfm.backbones.view_batches import choose_view_batch_size, compute_features_of_views
@@ -33,7 +34,9 @@ class LabelledImages:
     labels: npt.NDArray[np.int64]
 
 
-def draw_view_crops(images: LabelledImages, views_per_image: int, run_seed: int) -> Crops:
+def draw_view_crops(
+    images: LabelledImages, views_per_image: int, run_seed: int, crop_edge: CropEdge = "clip"
+) -> Crops:
     """Draw the random resized crops and flips of augmented views.
 
     A view depends only on the seed, the index of its image and its own index: more views or more images do
@@ -48,6 +51,8 @@ def draw_view_crops(images: LabelledImages, views_per_image: int, run_seed: int)
         Per image.
     run_seed : int
         Seed of the run.
+    crop_edge : {"clip", "zero"}
+        See :func:`~sfm.backbones.crops.draw_crops`.
 
     Returns
     -------
@@ -59,7 +64,9 @@ def draw_view_crops(images: LabelledImages, views_per_image: int, run_seed: int)
 
     def draw_image_crops(image: int) -> Crops:
         streams = (make_rng(run_seed, RandomStreamPurpose.VIEWS, image, block) for block in blocks)
-        drawn = concatenate_crops([draw_crops(rng, VIEWS_PER_STREAM, side) for rng in streams])
+        drawn = concatenate_crops(
+            [draw_crops(rng, VIEWS_PER_STREAM, side, edge=crop_edge) for rng in streams]
+        )
         return select_crops(drawn, slice(views_per_image))
 
     return concatenate_crops([draw_image_crops(image) for image in range(len(images.pixels))])
@@ -122,7 +129,7 @@ def make_view_features_key(backbone: Backbone, images: LabelledImages, crops: Cr
     inputs = {
         "features": backbone.card.hash,
         "images": compute_array_digest(images.pixels),
-        "crops": [compute_array_digest(box) for box in boxes],
+        "crops": [crops.edge, *(compute_array_digest(box) for box in boxes)],
         "batch_size": batch_size,
     }
     return compute_work_key(inputs, backbone.device)

@@ -160,7 +160,7 @@ def make_typer_parameter_from_field(field_name: str, field: FieldInfo) -> inspec
         typer.Argument(help=field.description, metavar=metavar, show_default=False)
         if metavar
         else typer.Option(
-            "--" + field_name.replace("_", "-"),
+            get_option_declaration(field_name, field),
             help=field.description,
             metavar=format_choices_for_help(field.annotation),
             show_default=format_default_for_help(field),
@@ -184,11 +184,19 @@ def get_option_or_argument_name(config_model: type[BaseModel], field_name: str) 
     return metavar.rstrip(".") if metavar else "--" + field_name.replace("_", "-")
 
 
+def get_option_declaration(field_name: str, field: FieldInfo) -> str:
+    """Return how an option is declared: ``--x``, or ``--x/--no-x`` for a switch that is on by default."""
+    option = "--" + field_name.replace("_", "-")
+    return f"{option}/--no-{option.removeprefix('--')}" if field.default is True else option
+
+
 def format_default_for_help(field: FieldInfo) -> str | Literal[False]:
     """Return how the help shows a field's default; False if it shows none."""
     if field.is_required():
         return "required"
     default = field.default
+    if default is True:
+        return "on"
     if default is None or default is False or default == []:
         return False
     return ",".join(map(str, default)) if isinstance(default, tuple | list) else str(default)

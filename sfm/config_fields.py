@@ -105,6 +105,9 @@ ClassesField = Annotated[T, ConfigFileRule(lambda value: isinstance(value, str |
 InMemoryCountField = Annotated[T, make_max_value_rule(100)]
 """Number of images, or of views of one, that are in memory at a time."""
 
+CanvasField = Annotated[T, make_max_value_rule(1024)]
+"""Side of images in pixels: twelve bytes for each value of an image are in memory."""
+
 FeatureViewsField = Annotated[T, make_max_value_rule(3000)]
 """Number of views that are kept in memory as features."""
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from comparison.training_steps import LGM_VIEWS
+from comparison.training_steps import LGM_VIEWS, PEER_CROP_EDGE
 from measurement import log_progress
 from peers import lgm
 
@@ -288,7 +288,8 @@ def run_lgm(
             "views": LGM_VIEWS,
             "learning_rate": rate,
             "final_rate": 1.0,
-            "grow_every": choose_growth_interval(config.grow_lgm, run_config.image_size),
+            "grow_every": choose_growth_interval(config.grow_lgm, len(run_config.level_resolutions)),
+            "crop_edge": PEER_CROP_EDGE,
             "steps": config.steps_tune if role == "tuning" else config.steps_lgm,
         }
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfm.api import DistillConfig
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.crop_edge import CropEdge
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.backbones.execution.preparation import count_cuda_graph_bytes, optimize_backbone
 from sfm.distill.activation_memory import measure_activation_bytes_per_view, measure_free_memory_bytes
@@ -27,6 +28,9 @@ from sfm.distill.train_step import DistillState, LossTerm, add_pyramid_level, tr
 from sfm.pipeline.sources import open_source
 
 LGM_VIEWS = 10
+PEER_CROP_EDGE: CropEdge = "zero"
+"""Crops of the other methods, as in their published code: those that are larger than the image show zeros."""
+
 BUILTIN = "builtin:fashion-mnist-6k"
 
 SFM_STEPS = ("ours, default", "ours, whole batch", "ours, exact, forward twice")
@@ -196,6 +200,7 @@ def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[]
     """Return a step of LGM, of published SFM, or of the backbone alone."""
     device = backbone.device
     run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
+    run_config = run_config.model_copy(update={"crop_edge": PEER_CROP_EDGE})
     if name == BARE:
         return make_bare_step(backbone, run_config.image_count)
     if name == BARE_LGM:

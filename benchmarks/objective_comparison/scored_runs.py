@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import safetensors.numpy
 from evaluation import train_by_evaluate
 from measurement import log_progress
@@ -24,8 +25,13 @@ from objective_comparison.entries import find_entry, read_held_out_tensors
 from sfm.api import DistillConfig, Entry, EvaluateConfig, distill
 from sfm.atomic import atomic_write
 from sfm.backbones.build import load_backbone
+from sfm.backbones.crop_edge import CropEdge
 from sfm.backbones.execution.preparation import optimize_for_cpu_inference
-from sfm.distill.objective import ClassCentres
+from sfm.distill.objective import (
+    ClassCentres,
+    count_target_centres_per_class,
+    read_target_centres,
+)
 from sfm.distill.target_file import TARGET_FILE
 from sfm.eval.distilled_run import read_distilled_run
 from sfm.eval.head_accuracy import compute_accuracy_by_seed
@@ -65,6 +71,12 @@ class HeadTraining:
 
     seeds: int = 3
     epochs: int = 1000
+    crop_edge: CropEdge = "clip"
+
+    @property
+    def key(self) -> str:
+        """Text that names files of scores."""
+        return f"{self.seeds}x{self.epochs}" + ("" if self.crop_edge == "clip" else f"-{self.crop_edge}")
 
 
 def run_in_child(
@@ -77,7 +89,7 @@ def run_in_child(
 
 def read_or_score_run(run: ArmRun, work: Path, training: HeadTraining) -> dict[str, Any]:
     """Return the row of a run, from its file if it has been scored by such heads before."""
-    file = work / "scores" / f"{run.name}-{training.seeds}x{training.epochs}.json"
+    file = work / "scores" / f"{run.name}-{training.key}.json"
     if not file.exists():
         log_progress(
             f"{run.dataset.name}, {run.role}: {run.arm}, {run.options['steps']} steps, seed {run.seed}"
@@ -96,7 +108,11 @@ def distill_and_score_arm(run: ArmRun, runs_folder: Path, training: HeadTraining
     distilled = read_distilled_run(config.out)
     images = LabelledImages(distilled.pixels, distilled.labels)
     evaluate_config = EvaluateConfig(
-        run=config.out, store=config.store, seeds=training.seeds, epochs=training.epochs
+        run=config.out,
+        store=config.store,
+        seeds=training.seeds,
+        epochs=training.epochs,
+        crop_edge=training.crop_edge,
     )
     targets = read_targets_by_backbone(run, config)
     scores = {
@@ -137,8 +153,9 @@ def read_targets_by_backbone(run: ArmRun, config: DistillConfig) -> dict[str, Cl
             )
         else:
             entry = find_entry(run.dataset, run.role, spec)
-            # As several backbones are matched: only the first one to sub-class centres.
-            targets[spec] = read_real_centres(entry, 1 if index else config.ipc)
+            count = count_target_centres_per_class(config.ipc, index, config.centres)
+            indices = np.arange(len(entry.dataset.class_ids))
+            targets[spec] = read_target_centres(entry, count, indices, config.centres == "sub-class")
     return targets
 
 

@@ -2,8 +2,8 @@
 
 At every step a fresh linear head is drawn. Its cross-entropy gradient on a batch of real images is to be met
 by its gradient on augmented copies of the synthetic images; the loss is the cosine distance between the two.
-Pyramid, augmentation, optimizer and growth are those of :mod:`sfm.distill`, so that the two methods differ in
-nothing but what they match.
+Pyramid, augmentation, optimizer and growth are those of :mod:`sfm.distill`. With a config whose crops show
+zeros outside of the image, as the authors' do, views are theirs.
 
 It gets what does not change the method: frozen parameters, folded batch norms, real features without a graph,
 and the gradient of the head in closed form where the authors' code differentiates twice. Synthetic images go
@@ -23,10 +23,15 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.image_tensors import pixels_to_tensor
 from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.distill.adam import adam_step, init_adam
-from sfm.distill.augment import augment, draw_augmentation
+from sfm.distill.augment import augment
 from sfm.distill.pyramid import decode_pyramid
 from sfm.distill.resolved_config import ResolvedDistillConfig
-from sfm.distill.train_step import DistillState, add_pyramid_level, compute_level_gradients
+from sfm.distill.train_step import (
+    DistillState,
+    add_pyramid_level,
+    compute_level_gradients,
+    draw_step_augmentation,
+)
 from sfm.pipeline.sources import Source
 from sfm.random_streams import make_rng
 
@@ -185,7 +190,7 @@ def run_lgm_step(
         state.levels = add_pyramid_level(state.levels, run_config, device)
         state.adam = init_adam(state.levels)
     count = run_config.image_count * run_config.views
-    views = draw_augmentation(run_config.seed, state.step, 2 * count, run_config.canvas_pixels)
+    views = draw_step_augmentation(run_config, state.step, 2 * count)
     weight = draw_head(run_config, backbone.card.features, state.step, device)
 
     rows = select_batch_rows(run_config.seed, state.step, len(real.labels), count)
@@ -197,7 +202,7 @@ def run_lgm_step(
         target = compute_head_gradient(real_features, torch.from_numpy(real.labels[rows]).to(device), weight)
 
     synthetic = augment(
-        decode_pyramid(state.levels, run_config.canvas_pixels),
+        decode_pyramid(state.levels, run_config.canvas_pixels, run_config.color_decorrelation),
         views.select_views(slice(0, count)),
         run_config.image_size,
     )

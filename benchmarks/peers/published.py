@@ -7,8 +7,9 @@ size before they are added; views by ``grid_sample``; an Adam that is not fused.
 than published: images and weights are laid out in memory as suits the backbone, which saves it a third of its
 time on a CPU.
 
-With several images per class the mean of the *others* is taken over all other images, N - 1 of them, whatever
-their class, where the real flow has the mean over C - 1 classes. This is kept too.
+With several images per class their features are averaged first, so that a class has one flow and all its
+images the same gradient. The sum over the other classes is divided by N - 1, the number of images less one,
+where the real flow has the mean over C - 1 classes. This is kept too.
 """
 
 from collections.abc import Sequence
@@ -22,11 +23,11 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone, FeatureModel, _load_model_with_weights_note
 from sfm.backbones.spec import PROJECTED, parse_spec
-from sfm.distill.augment import NOISE_MEAN, NOISE_STD, AugmentationParameters, draw_augmentation
+from sfm.distill.augment import NOISE_MEAN, NOISE_STD, AugmentationParameters
 from sfm.distill.flow import compute_flow
 from sfm.distill.pyramid import make_decorrelated_to_rgb_matrix
 from sfm.distill.resolved_config import ResolvedDistillConfig
-from sfm.distill.train_step import add_pyramid_level
+from sfm.distill.train_step import add_pyramid_level, draw_step_augmentation
 
 
 def make_trainable_backbone(spec: str, backbone: Backbone) -> Backbone:
@@ -90,6 +91,7 @@ def augment_with_grid_sample(images: Tensor, views: AugmentationParameters, out:
         Differentiable.
     views : AugmentationParameters
         Of N * A views, those of the first image first. The noise is torch's own and ignores their seeds.
+        Where the authors' crops leave the image, views are zero; `crops.edge` says whether these are such.
     out : int
         Side of the views, in pixels.
 
@@ -102,19 +104,20 @@ def augment_with_grid_sample(images: Tensor, views: AugmentationParameters, out:
     x = torch.from_numpy(compute_grid_coordinates(crops.left, crops.width, size, out, crops.flip)).to(images)
     grid = torch.stack([x[:, None, :].expand(-1, out, -1), y[:, :, None].expand(-1, -1, out)], dim=-1)
     repeated = images.repeat_interleave(len(y) // len(images), dim=0)
-    cut = F.grid_sample(repeated, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    padding = {"clip": "border", "zero": "zeros"}[crops.edge]
+    cut = F.grid_sample(repeated, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     noise = NOISE_MEAN + NOISE_STD * torch.randn_like(cut)
     share = torch.from_numpy(views.is_noisy).to(cut)[:, None, None, None]
     return cut + share * noise
 
 
 def published_loss(features: Tensor, means: Tensor) -> Tensor:
-    """Return ``1 - cos`` of the real and the synthetic flow.
+    """Return ``1 - cos`` of the real and the synthetic flow, one per class.
 
     Parameters
     ----------
-    features : Tensor, shape (C, K, D)
-        Of the synthetic images; differentiable.
+    features : Tensor, shape (C, K, A, D)
+        Of the views of synthetic images; differentiable.
     means : Tensor, shape (C, D)
         Class means of the real data.
 
@@ -122,11 +125,10 @@ def published_loss(features: Tensor, means: Tensor) -> Tensor:
     -------
     Tensor, shape ()
     """
-    classes, ipc, _ = features.shape
-    images = features.flatten(0, 1)
-    synthetic = (images.sum(0) - images) / (classes * ipc - 1) - images
-    real = compute_flow(means, means).repeat_interleave(ipc, dim=0)
-    return 1 - F.cosine_similarity(synthetic.flatten(), real.flatten(), dim=0)
+    classes, ipc = features.shape[:2]
+    averages = features.mean(dim=(1, 2))
+    synthetic = (averages.sum(0) - averages) / (classes * ipc - 1) - averages
+    return 1 - F.cosine_similarity(synthetic.flatten(), compute_flow(means, means).flatten(), dim=0)
 
 
 @dataclass
@@ -166,17 +168,13 @@ def run_published_step(
     if run_config.count_levels_at(state.step) > len(state.levels):
         state.levels = add_pyramid_level(state.levels, run_config, backbone.device)
         state.optimizer = make_adam(state.levels, run_config)
-    views = draw_augmentation(
-        run_config.seed, state.step, run_config.image_count * run_config.views, run_config.canvas_pixels
-    )
+    views = draw_step_augmentation(run_config, state.step, run_config.image_count * run_config.views)
     features = backbone.features(
         augment_with_grid_sample(
             decode_at_full_size(state.levels, run_config.canvas_pixels), views, run_config.image_size
         )
     )
-    loss = published_loss(
-        features.view(len(run_config.classes), run_config.ipc, run_config.views, -1).mean(2), means
-    )
+    loss = published_loss(features.view(len(run_config.classes), run_config.ipc, run_config.views, -1), means)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()

@@ -9,19 +9,24 @@ from sfm.eval.config import EvaluateConfig
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.text_format import format_sfm_command
 
-LARGE_OPTIONS = ("ipc", "views", "micro_batch", "graphs", "devices")
+LARGE_OPTIONS = ("ipc", "views", "micro_batch", "graphs", "devices", "canvas_pixels")
 """Options of `sfm distill` that a file may not give above some size."""
 
 LABEL_OPTIONS = ("soft_labels", "label_views", "label_temperature")
 """Options of `sfm distill` for soft labels; without the first, the others have no effect."""
 
+SWITCHES_ON_BY_DEFAULT = ("augmentation", "color_decorrelation")
+"""Options of `sfm distill` that ``--no-…`` turns off."""
+
 DISTILL_OPTIONS = frozenset(
     {
         *LARGE_OPTIONS,
         *LABEL_OPTIONS,
+        *SWITCHES_ON_BY_DEFAULT,
         *("store", "backbone", "image_size", "dataset", "classes", "objective", "alpha", "centres"),
         *("steps", "learning_rate", "final_rate", "grow_every", "gradient", "checkpoint_every", "seed"),
         *("device", "threads", "precision", "execution", "compile", "backbone_weight", "feature_decay"),
+        *("parametrization", "first_resolution", "start", "crop_edge"),
     }
 )
 """Options of `sfm distill` that a reproduction command may hold."""
@@ -53,11 +58,16 @@ def make_distill_command(run: ReportedRun) -> str:
         large = {name: config[name] for name in LARGE_OPTIONS if config.get(name) not in (None, 1)}
         return format_sfm_command("distill", None, {**repeated, **places, **large})
     # run.json is untrusted: its other fields must not become options of a command.
-    unused = () if run.details.config.get("soft_labels") is True else LABEL_OPTIONS
+    unused = {*SWITCHES_ON_BY_DEFAULT}
+    if run.details.config.get("soft_labels") is not True:
+        unused.update(LABEL_OPTIONS)
     options = {
         name: value
         for name, value in run.details.config.items()
         if name in DISTILL_OPTIONS and name not in unused
+    }
+    options |= {
+        f"no_{name}": True for name in SWITCHES_ON_BY_DEFAULT if run.details.config.get(name) is False
     }
     pinned = {
         "store": record.store,

@@ -5,9 +5,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import interpolate
+from torch.nn.functional import grid_sample, interpolate
 
-from sfm.backbones.crops import Crops, draw_crops, make_centre_crops
+from sfm.backbones.crops import (
+    Crops,
+    concatenate_crops,
+    draw_crops,
+    make_centre_crops,
+    select_crops,
+)
 from sfm.backbones.views import apply_crops, make_interpolation_matrices
 from sfm.random_streams import make_rng
 
@@ -67,7 +73,7 @@ def test_each_image_uses_its_own_crop() -> None:
     images, crops = make_images(4, 32), draw_crops(make_rng(3), 4, 32)
     together = apply_crops(images, crops, 16)
     for i in range(4):
-        one = Crops(*(value[i : i + 1] for value in vars(crops).values()))
+        one = select_crops(crops, slice(i, i + 1))
         torch.testing.assert_close(together[i : i + 1], apply_crops(images[i : i + 1], one, 16))
 
 
@@ -90,6 +96,48 @@ def test_crops_stay_inside_the_image_and_within_area_and_ratio(seed: int, size: 
     assert (ratio >= 3 / 4 - 1e-12).all()
     assert (ratio <= 4 / 3 + 1e-12).all()
     assert (crops.width * crops.height >= 0.08 * size**2 * (1 - 1e-12)).all()
+
+
+@given(seed=st.integers(0, 2**32), size=st.integers(8, 300))
+def test_crops_with_a_zero_edge_cover_an_image_that_they_are_larger_than(seed: int, size: int) -> None:
+    clipped, crops = draw_crops(make_rng(seed), 50, size), draw_crops(make_rng(seed), 50, size, edge="zero")
+    for start, length in ((crops.top, crops.height), (crops.left, crops.width)):
+        larger = length > size
+        assert (start[larger] <= 0).all()
+        assert (start[larger] + length[larger] >= size).all()
+        assert (start[~larger] >= 0).all()
+        assert (start[~larger] + length[~larger] <= size * (1 + 1e-12)).all()
+    fits = (crops.width <= size) & (crops.height <= size)
+    for name in ("top", "left", "height", "width"):
+        np.testing.assert_array_equal(getattr(crops, name)[fits], getattr(clipped, name)[fits])
+    np.testing.assert_array_equal(crops.flip, clipped.flip)
+
+
+def test_one_crop_in_seven_is_larger_than_the_image_as_in_the_published_code() -> None:
+    crops = draw_crops(make_rng(0), 50_000, 64, edge="zero")
+    share = (np.maximum(crops.width, crops.height) > 64).mean()
+    # With r = log(4/3): P(share > exp(-|log ratio|)) = (1 - (1 - exp(-r)) / r) / .92.
+    r = np.log(4 / 3)
+    assert share == pytest.approx((1 - (1 - np.exp(-r)) / r) / 0.92, abs=0.005)
+    assert share == pytest.approx(1 / 7, abs=0.005)
+    area = crops.width * crops.height / 64**2
+    assert area.mean() == pytest.approx(0.54, abs=0.005), "shares of the area are uniform from .08 to 1"
+
+
+@given(seed=st.integers(0, 2**32), size=st.integers(2, 20), out=st.integers(1, 20))
+def test_views_with_a_zero_edge_are_those_of_grid_sample_with_zeros(seed: int, size: int, out: int) -> None:
+    images, crops = make_images(3, size), draw_crops(make_rng(seed), 3, size, edge="zero")
+    fraction = (np.arange(out) + 0.5) / out
+    y, x = (
+        torch.from_numpy(2 * (start[:, None] + length[:, None] * fraction) / size - 1).float()
+        for start, length in ((crops.top, crops.height), (crops.left, crops.width))
+    )
+    x = torch.where(torch.from_numpy(crops.flip)[:, None], x.flip(1), x)
+    grid = torch.stack([x[:, None].expand(-1, out, -1), y[:, :, None].expand(-1, -1, out)], dim=-1)
+    expected = grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    torch.testing.assert_close(apply_crops(images, crops, out), expected, atol=1e-4, rtol=0)
+    parts = [select_crops(crops, slice(0, 1)), select_crops(crops, slice(1, 3))]
+    assert torch.equal(apply_crops(images, concatenate_crops(parts), out), apply_crops(images, crops, out))
 
 
 def test_about_half_of_the_views_are_flipped() -> None:

@@ -11,17 +11,25 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from peers import lgm, published
+from resolved_run import make_resolved_config
 from torch import Tensor, nn
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.distill.adam import init_adam
-from sfm.distill.augment import augment, draw_augmentation
+from sfm.distill.augment import augment
 from sfm.distill.config import DistillConfig
 from sfm.distill.config_resolution import resolve_distill_config
 from sfm.distill.flow import compute_flow, sfm_loss
+from sfm.distill.objective import ClassCentres, make_objective
 from sfm.distill.pyramid import decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
-from sfm.distill.train_step import DistillState, LossTerm, add_pyramid_level, train_step
+from sfm.distill.train_step import (
+    DistillState,
+    LossTerm,
+    add_pyramid_level,
+    draw_step_augmentation,
+    train_step,
+)
 from sfm.pipeline.sources import open_source
 
 SIZE, CLASSES = 32, 3
@@ -39,9 +47,15 @@ def trainable(lite0: Backbone) -> Backbone:
 
 @pytest.fixture
 def run_config(lite0: Backbone) -> ResolvedDistillConfig:
-    """Of a run whose pyramid gets a level per step."""
+    """Of a run whose pyramid gets a level per step, and whose crops are those of the published code."""
     config = DistillConfig(
-        store="none", backbone="lite0", dataset="none", out=Path("none"), micro_batch=CLASSES, grow_every=1
+        store="none",
+        backbone="lite0",
+        dataset="none",
+        out=Path("none"),
+        micro_batch=CLASSES,
+        grow_every=1,
+        crop_edge="zero",
     )
     return resolve_distill_config(config, [""], [str(index) for index in range(CLASSES)], [lite0])
 
@@ -136,7 +150,8 @@ def test_an_lgm_step_follows_the_gradient_of_its_definition(
     loss = lgm.run_lgm_step(state, run_config, lite0, real)
 
     rows = lgm.select_batch_rows(run_config.seed, step, 30, count)
-    views = draw_augmentation(run_config.seed, step, 2 * count, run_config.canvas_pixels)
+    views = draw_step_augmentation(run_config, step, 2 * count)
+    assert max(views.crops.width.max(), views.crops.height.max()) > run_config.canvas_pixels
     weight = lgm.draw_head(run_config, lite0.card.features, step, torch.device("cpu"))
     batch = torch.from_numpy(pixels[rows] / np.float32(255)).permute(0, 3, 1, 2).contiguous()
     real_features = lite0.features(augment(batch, views.select_views(slice(count, 2 * count)), SIZE))
@@ -186,16 +201,47 @@ def test_real_images_are_decoded_at_canvas_size_with_their_labels(lite0: Backbon
 
 
 def test_the_published_loss_equals_ours_with_one_image_per_class() -> None:
-    features, means = draw_normal(5, 1, 7), draw_normal(5, 7)
-    ours = sfm_loss(features[:, :, None], compute_flow(means, means))
+    features, means = draw_normal(5, 1, 2, 7), draw_normal(5, 7)
+    ours = sfm_loss(features, compute_flow(means, means))
     assert published.published_loss(features, means).item() == pytest.approx(ours.item(), rel=1e-12)
 
 
-def test_the_published_loss_averages_all_other_images_with_two_images_per_class() -> None:
-    features, means = torch.tensor([[[1.0], [2.0]], [[4.0], [8.0]]]), torch.tensor([[0.0], [1.0]])
-    # Others (2+4+8)/3, (1+4+8)/3, (1+2+8)/3, (1+2+4)/3, less own: 11/3, 7/3, -1/3, -17/3; real 1, 1, -1, -1.
-    expected = 1 - (11 + 7 + 1 + 17) / (2 * math.sqrt(11**2 + 7**2 + 1**2 + 17**2))
-    assert published.published_loss(features, means).item() == pytest.approx(expected)
+def test_the_published_loss_has_one_flow_per_class_and_divides_by_the_images_less_one() -> None:
+    features, means = torch.tensor([[[1.0], [5.0]], [[7.0], [11.0]]]), torch.tensor([[0.0], [1.0]])
+    # Averages 3 and 9 of two images each: flows 9/3 - 3 = 0 and 3/3 - 9 = -8; real 1 and -1.
+    expected = 1 - 8 / (8 * math.sqrt(2))
+    assert published.published_loss(features[:, :, None], means).item() == pytest.approx(expected)
+
+
+@given(classes=st.integers(2, 4), ipc=st.integers(1, 4), views=st.integers(1, 3), seed=st.integers(0, 99))
+def test_class_average_is_what_is_published(classes: int, ipc: int, views: int, seed: int) -> None:
+    """And it is, written down once more in numpy, for features of any values."""
+    rng = np.random.default_rng(seed)
+    features, means = rng.normal(size=(classes, ipc, views, 5)), rng.normal(size=(classes, 5))
+    averages = features.reshape(classes, ipc * views, 5).mean(axis=1)
+    flows = [
+        [others.sum(axis=0) / divisor - own for own, others in split_off_each(rows)]
+        for rows, divisor in ((averages, classes * ipc - 1), (means, classes - 1))
+    ]
+    synthetic, real = (np.concatenate(flow) for flow in flows)
+    expected = 1 - synthetic @ real / (np.linalg.norm(synthetic) * np.linalg.norm(real))
+
+    config = make_resolved_config(classes=classes, ipc=ipc, views=views, centres="class-average")
+    objective = make_objective(config, ClassCentres(means, means[:, None]), torch.device("cpu"))
+    tensor = torch.from_numpy(features).requires_grad_()
+    theirs, ours = published.published_loss(tensor, torch.from_numpy(means)), objective(tensor.float())
+    assert theirs.item() == pytest.approx(expected, abs=1e-9)
+    assert ours.item() == pytest.approx(expected, abs=1e-5)
+    for loss in (theirs, ours):
+        (gradient,) = torch.autograd.grad(loss, tensor)
+        # All images of a class have the same gradient, so from equal starts they would stay equal.
+        torch.testing.assert_close(gradient, gradient[:, :1, :1].expand_as(gradient))
+        assert gradient.abs().max() > 0
+
+
+def split_off_each(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return every row with all the others."""
+    return [(row, np.delete(rows, index, axis=0)) for index, row in enumerate(rows)]
 
 
 def test_published_decoding_and_augmentation_match_ours(run_config: ResolvedDistillConfig) -> None:
@@ -204,7 +250,8 @@ def test_published_decoding_and_augmentation_match_ours(run_config: ResolvedDist
     torch.testing.assert_close(
         published.decode_at_full_size(levels, run_config.canvas_pixels), images, atol=1e-5, rtol=0
     )
-    views = draw_augmentation(run_config.seed, 5, 2 * CLASSES, run_config.canvas_pixels)
+    views = draw_step_augmentation(run_config, 5, 2 * CLASSES)
+    assert max(views.crops.width.max(), views.crops.height.max()) > run_config.canvas_pixels
     quiet = replace(views, is_noisy=np.zeros(2 * CLASSES, dtype=bool))
     torch.testing.assert_close(
         published.augment_with_grid_sample(images, quiet, SIZE),
@@ -227,7 +274,7 @@ def test_the_published_step_has_the_loss_and_gradient_of_ours(
     step = next(
         step
         for step in range(20, 200)
-        if not draw_augmentation(run_config.seed, step, CLASSES, run_config.canvas_pixels).is_noisy.any()
+        if not draw_step_augmentation(run_config, step, CLASSES).is_noisy.any()
     )
     ours, theirs = make_full_pyramid(run_config, step), make_full_pyramid(run_config, step)
     own = DistillState(step, ours, init_adam(ours))

@@ -67,7 +67,14 @@ def test_distiller_from_config_gives_the_images_of_the_distill_command(config: D
     assert np.array_equal(images.reshape(written.shape), written)
 
 
-@pytest.mark.parametrize("changes", [{}, SPLIT, {"micro_batch": 2, "graphs": 0, "views": 2}])
+KNOBS: list[dict[str, object]] = [
+    {"parametrization": "pixels", "crop_edge": "zero"},
+    {"start": "zeros", "first_resolution": 8, "color_decorrelation": False},
+    {"augmentation": False, "canvas_pixels": 20, "ipc": 3, "centres": "class-average"},
+]
+
+
+@pytest.mark.parametrize("changes", [{}, SPLIT, {"micro_batch": 2, "graphs": 0, "views": 2}, *KNOBS])
 def test_a_loaded_state_dict_resumes_bit_for_bit(
     make_distiller: MakeDistiller, tmp_path: Path, changes: dict[str, object]
 ) -> None:
@@ -84,6 +91,71 @@ def test_a_loaded_state_dict_resumes_bit_for_bit(
         assert resumed.run() == outputs[step:]
         for one, other in zip(resumed.gather_levels(), uninterrupted.gather_levels(), strict=True):
             assert torch.equal(one, other)
+
+
+def decode_after_one_step(distiller: Distiller) -> np.ndarray:
+    distiller.step()
+    return distiller.decode_images()
+
+
+def test_each_knob_of_the_published_code_changes_the_images(make_distiller: MakeDistiller) -> None:
+    plain = decode_after_one_step(make_distiller())
+    assert np.array_equal(plain, decode_after_one_step(make_distiller()))
+    knobs = {
+        "parametrization": "pixels",
+        "augmentation": False,
+        "color_decorrelation": False,
+        "start": "zeros",
+        "first_resolution": 8,
+    }
+    for name, value in knobs.items():
+        images = decode_after_one_step(make_distiller(**{name: value}))
+        assert images.shape == plain.shape
+        assert not np.array_equal(images, plain), name
+    small = make_distiller(canvas_pixels=20)
+    assert decode_after_one_step(small).shape == (4, 1, 20, 20, 3)
+    assert [output.resolution for output in small] == [2, 4, 8, 16, *[20] * 7]
+    assert [output.resolution for output in make_distiller(parametrization="pixels")] == [37] * 12
+
+
+def test_crops_with_a_zero_edge_change_the_loss_of_a_step(make_distiller: MakeDistiller) -> None:
+    losses = [make_distiller(crop_edge=edge, views=3).step().loss for edge in ("clip", "zero")]
+    assert losses[0] != losses[1]
+
+
+def test_a_first_resolution_above_the_canvas_is_refused(make_distiller: MakeDistiller) -> None:
+    with pytest.raises(InputError, match="--first-resolution 38 is larger than the images: give at most 37"):
+        make_distiller(first_resolution=38)
+    assert len(make_distiller(first_resolution=38, canvas_pixels=38).state.levels) == 7
+
+
+def test_images_of_one_class_are_matched_as_centres_says(
+    make_distiller: MakeDistiller, features: np.ndarray
+) -> None:
+    """Each against a few lines of numpy, on random features."""
+    seen = np.random.default_rng(0).normal(size=(4, 2, 3, features.shape[-1]))
+    means, own = features.mean(1), features.reshape(4, 2, 4, -1).mean(2)
+    own[-1, 1] = means[-1]  # It has no sample.
+    images, classes = seen.mean(2), seen.mean((1, 2))
+
+    def subtract_from_others(centres: np.ndarray, class_means: np.ndarray, divisor: int = 3) -> np.ndarray:
+        others = np.stack([np.delete(class_means, c, axis=0).sum(0) / divisor for c in range(4)])
+        return (others.reshape(4, *(1,) * (centres.ndim - 2), -1) - centres).ravel()
+
+    expected = {
+        "sub-class": (subtract_from_others(images, classes), subtract_from_others(own, means)),
+        "class-mean": (
+            subtract_from_others(images, classes),
+            subtract_from_others(means[:, None].repeat(2, axis=1), means),
+        ),
+        # Two images each of four classes, less one.
+        "class-average": (subtract_from_others(classes, classes, 7), subtract_from_others(means, means)),
+    }
+    for centres, (synthetic, real) in expected.items():
+        distiller = make_distiller(ipc=2, centres=centres)
+        loss = distiller.objectives[0](torch.from_numpy(seen).float()).item()
+        cosine = synthetic @ real / np.linalg.norm(synthetic) / np.linalg.norm(real)
+        assert loss == pytest.approx(1 - cosine, abs=1e-5), centres
 
 
 def test_load_state_dict_copies_its_tensors(make_distiller: MakeDistiller) -> None:
@@ -205,6 +277,27 @@ def old_run(config: DistillConfig) -> DistillConfig:
 def read_losses(out: Path) -> list[float]:
     with (out / "history.csv").open() as file:
         return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_centres_none_of_older_runs_is_class_mean(old_run: DistillConfig) -> None:
+    (path,) = old_run.out.glob("checkpoint/*/checkpoint.json")
+    recipe = json.loads(path.read_text())["recipe"] | {"centres": "none"}
+    assert ResolvedDistillConfig.model_validate(recipe).centres == "class-mean"
+    record = json.loads((old_run.out / "run.json").read_text())
+    assert DistillConfig.model_validate(record["config"] | {"centres": "none"}).centres == "class-mean"
+
+
+def test_the_canvas_of_older_runs_is_that_of_their_largest_input(old_run: DistillConfig) -> None:
+    (path,) = old_run.out.glob("checkpoint/*/checkpoint.json")
+    recipe = json.loads(path.read_text())["recipe"]
+    assert "canvas_pixels" not in recipe
+    assert ResolvedDistillConfig.model_validate(recipe).canvas_pixels == 37
+    further = {"dataset": "", "backbone": "", "image_size": 64, "weight": 1.0}
+    larger = ResolvedDistillConfig.model_validate(recipe | {"further_backbones": [further]})
+    assert larger.canvas_pixels == 73
+    for wrong in ({"further_backbones": ["none"]}, {"image_size": "32 px"}, {"canvas_pixels": 0}):
+        with pytest.raises(ValueError, match="validation error"):
+            ResolvedDistillConfig.model_validate(recipe | wrong)
 
 
 def test_a_checkpoint_of_version_0_1_0_is_resumed(old_run: DistillConfig) -> None:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm.distill.pyramid import (
+    append_level_of_zeros_or_image_and_rescale,
     append_noise_level_and_rescale,
     compute_canvas_size,
     decode_pyramid,
@@ -40,20 +41,53 @@ def test_colour_matrix_columns_have_norm_at_most_one() -> None:
     assert (make_decorrelated_to_rgb_matrix()[:, 0] > 0).all(), "the first component is brightness"
 
 
-@given(canvas=st.integers(9, 40), levels=st.integers(1, 7), scale=st.floats(0.01, 50))
+@given(
+    canvas=st.integers(9, 40),
+    levels=st.integers(1, 7),
+    scale=st.floats(0.01, 50),
+    decorrelation=st.booleans(),
+)
 @settings(max_examples=25)
 def test_decoding_sums_upsampled_levels_then_applies_colours_and_sigmoid(
-    canvas: int, levels: int, scale: float
+    canvas: int, levels: int, scale: float, decorrelation: bool
 ) -> None:
     stack = [scale * level.detach().double() for level in make_pyramid(canvas, 2, levels)]
     upsampled = [F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in stack]
-    mixed = torch.einsum(
-        "ij,njyx->niyx", make_decorrelated_to_rgb_matrix().double(), torch.stack(upsampled).sum(0)
-    )
-    images = decode_pyramid(stack, canvas)
+    colours = make_decorrelated_to_rgb_matrix().double() if decorrelation else torch.eye(3).double()
+    mixed = torch.einsum("ij,njyx->niyx", colours, torch.stack(upsampled).sum(0))
+    images = decode_pyramid(stack, canvas, decorrelation)
     torch.testing.assert_close(images, torch.sigmoid(2 * mixed), atol=1e-5, rtol=1e-5)
     assert images.min() >= 0
     assert images.max() <= 1
+
+
+@pytest.mark.parametrize("decorrelation", [True, False])
+def test_plain_pixels_are_decoded_with_colours_and_sigmoid_alone(decorrelation: bool) -> None:
+    assert list_level_resolutions(110, "pixels") == (110,)
+    (pixels,) = append_noise_level_and_rescale([], 12, 3, 0, CPU)
+    assert pixels.std().item() == pytest.approx(1, abs=0.1)
+    colours = make_decorrelated_to_rgb_matrix() if decorrelation else torch.eye(3)
+    expected = torch.sigmoid(2 * torch.einsum("ij,njyx->niyx", colours, pixels))
+    images = decode_pyramid([pixels], 12, decorrelation)
+    torch.testing.assert_close(images, expected)
+    (got,), (wanted,) = (torch.autograd.grad(each.square().sum(), pixels) for each in (images, expected))
+    torch.testing.assert_close(got, wanted)
+
+
+def test_a_start_from_zeros_is_grey_and_new_levels_keep_the_images() -> None:
+    levels = append_level_of_zeros_or_image_and_rescale([], 1, 2, CPU)
+    assert torch.equal(decode_pyramid(levels, 20), torch.full((2, 3, 20, 20), 0.5))
+    levels = [level.detach() for level in make_pyramid(20, 2, 3)]
+    after = append_level_of_zeros_or_image_and_rescale(levels, 8, 2, CPU)
+    assert [level.shape[-1] for level in after] == [1, 2, 4, 8]
+    for old, new in zip(levels, after, strict=False):
+        torch.testing.assert_close(new, old * 3 / 4)
+    # The published code fills the new level with the mean of the scaled ones.
+    scaled = [F.interpolate(level * 3 / 4, size=(8, 8), mode="bilinear") for level in levels]
+    torch.testing.assert_close(after[-1], torch.stack(scaled).mean(0))
+    finest = append_level_of_zeros_or_image_and_rescale(levels, 20, 2, CPU)
+    torch.testing.assert_close(decode_pyramid(finest, 20), decode_pyramid(levels, 20))
+    assert all(level.requires_grad and level.is_leaf for level in after)
 
 
 def test_decoding_gradients_of_all_levels_match_bilinear_upsampling() -> None:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm.backbones import views
+from sfm.backbones.crop_edge import CropEdge
 from sfm.backbones.crops import draw_crops
 from sfm.distill.resample import (
     apply_several_crops_per_image,
@@ -32,24 +33,33 @@ def test_resample_rows_and_its_backward_match_dense_matrix_products(
     torch.testing.assert_close(gradient, matrix.T @ towards, atol=1e-5, rtol=1e-5)
 
 
-@given(size=st.integers(1, 30), out=st.integers(1, 30), seed=st.integers(0, 999))
-def test_bilinear_taps_match_the_interpolation_matrix(size: int, out: int, seed: int) -> None:
+EDGES = st.sampled_from(["clip", "zero"])
+
+
+@given(size=st.integers(1, 30), out=st.integers(1, 30), edge=EDGES, seed=st.integers(0, 999))
+def test_bilinear_taps_match_the_interpolation_matrix(size: int, out: int, edge: CropEdge, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    start, length = rng.uniform(-1, size, 4), rng.uniform(0.1, size, 4)
+    start, length = rng.uniform(-3, size, 4), rng.uniform(0.1, size + 5, 4)
     mirror = rng.uniform(size=4) < 0.5
-    pixels, weights = compute_bilinear_taps(start, length, size, out, mirror)
+    pixels, weights = compute_bilinear_taps(start, length, size, out, mirror, edge)
     dense = np.zeros((4, out, size))
     np.add.at(dense, (np.arange(4)[:, None, None], np.arange(out)[:, None], pixels), weights)
-    matrix = views.make_interpolation_matrices(start, length, size, out, mirror).numpy()
+    matrix = views.make_interpolation_matrices(start, length, size, out, mirror, edge=edge).numpy()
     np.testing.assert_allclose(dense, matrix, atol=1e-6)
 
 
-@given(each=st.integers(1, 3), count=st.integers(1, 3), size=st.integers(8, 20), seed=st.integers(0, 999))
+@given(
+    each=st.integers(1, 3),
+    count=st.integers(1, 3),
+    size=st.integers(8, 20),
+    edge=EDGES,
+    seed=st.integers(0, 999),
+)
 @settings(max_examples=30)
 def test_apply_several_crops_per_image_matches_apply_crops_and_its_gradient(
-    each: int, count: int, size: int, seed: int
+    each: int, count: int, size: int, edge: CropEdge, seed: int
 ) -> None:
-    crops = draw_crops(np.random.default_rng(seed), count * each, size)
+    crops = draw_crops(np.random.default_rng(seed), count * each, size, edge=edge)
     images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     ours, theirs = (
         apply_several_crops_per_image(images, crops, 12),

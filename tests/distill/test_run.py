@@ -226,9 +226,20 @@ def test_an_invalid_class_list_is_refused_before_any_output(
 def test_without_sub_class_centres_images_are_matched_to_the_class_mean(
     config: DistillConfig,
 ) -> None:
-    result = distill(config.model_copy(update={"ipc": 3, "centres": "none"}))
+    result = distill(config.model_copy(update={"ipc": 3, "centres": "class-mean"}))
     assert result.record["ipc"] == 3
     assert len(read_image_files(config.out)) == 12
+
+
+def test_a_run_of_plain_pixels_writes_what_any_run_does(config: DistillConfig) -> None:
+    knobs = {"parametrization": "pixels", "canvas_pixels": 24, "color_decorrelation": False}
+    result = distill(config.model_copy(update={"steps": 3, **knobs}))
+    assert result.record["canvas"] == 24
+    assert result.record["resolved"] | knobs == result.record["resolved"]
+    assert [file.name for file in (config.out / "growth").iterdir()] == ["step_00000003.png"]
+    again = config.model_copy(update={"out": config.out.with_name("again"), "steps": 3})
+    again = DistillConfig.model_validate(result.record["config"] | {"out": again.out})
+    assert distill(again).record["images"] == result.record["images"]
 
 
 def test_old_checkpoints_are_deleted_and_one_is_left_at_the_end(config: DistillConfig) -> None:
@@ -284,14 +295,21 @@ def test_resuming_a_finished_run_returns_it_unchanged(config: DistillConfig) -> 
         ("grow_every", 4),
         ("micro_batch", 3),
         ("gradient", "one-pass"),
-        ("centres", "none"),
+        ("centres", "class-average"),
+        ("parametrization", "pixels"),
+        ("first_resolution", 4),
+        ("canvas_pixels", 40),
+        ("start", "zeros"),
+        ("color_decorrelation", False),
+        ("augmentation", False),
+        ("crop_edge", "zero"),
         ("precision", "bf16"),
     ],
 )
 def test_resuming_with_changed_options_is_refused(config: DistillConfig, field: str, value: object) -> None:
     with pytest.raises(SimulatedCrashError):
         distill(config, crash_after_step(2))
-    with pytest.raises(InputError, match=rf"cannot resume .*: {field} was .* now"):
+    with pytest.raises(InputError, match=rf"cannot resume .*[:;] {field} was .* now"):
         distill(config.model_copy(update={"resume": True, field: value}))
 
 

@@ -83,12 +83,34 @@ def test_the_learning_rate_decays_over_the_second_half_to_the_final_rate(steps: 
 
 @given(steps=st.integers(1, 10_000), image_size=st.integers(8, 512))
 def test_the_growth_interval_leaves_half_of_the_run_to_all_levels(steps: int, image_size: int) -> None:
-    every = choose_growth_interval(steps, image_size)
-    count = len(list_level_resolutions(compute_canvas_size(image_size)))
+    canvas = compute_canvas_size(image_size)
+    count = len(list_level_resolutions(canvas))
+    every = choose_growth_interval(steps, count)
     assert every >= 1
     if steps >= 2 * count:
-        config = CONFIG.model_copy(update={"image_size": image_size, "grow_every": every})
+        config = CONFIG.model_copy(update={"canvas_pixels": canvas, "grow_every": every})
         assert config.count_levels_at(steps // 2) == count
+
+
+def test_a_pyramid_that_begins_at_a_resolution_has_all_levels_up_to_it() -> None:
+    config = CONFIG.model_copy(update={"first_resolution": 9, "canvas_pixels": 37, "grow_every": 5})
+    counts = [config.count_levels_at(step) for step in (0, 4, 5, 10, 15, 20)]
+    assert counts == [4, 4, 5, 6, 7, 7]
+    state = init_distill_state(config, torch.device("cpu"))
+    assert [level.shape[-1] for level in state.levels] == [1, 2, 4, 8]
+    # N(0, 1) over the number of levels, all of them.
+    assert [level.std().item() for level in state.levels[2:]] == pytest.approx([1 / 4] * 2, rel=0.15)
+
+
+def test_whole_images_are_seen_without_augmentation(lite0: Backbone) -> None:
+    config = CONFIG.model_copy(update={"views": 1, "augmentation": False, "canvas_pixels": 32})
+    state = init_distill_state(config, lite0.device)
+    images = decode_pyramid(clone_levels(state.levels), 32)
+    seen: list[torch.Tensor] = []
+    wanted = objective(lite0)
+    term = LossTerm(lite0, lambda features: wanted(seen.append(features.detach()) or features))
+    train_step(state, config, [term])
+    torch.testing.assert_close(seen[0].flatten(0, 2), lite0.features(images), atol=1e-4, rtol=1e-3)
 
 
 def test_a_non_finite_loss_leaves_the_state_unchanged(lite0: Backbone) -> None:

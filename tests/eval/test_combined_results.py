@@ -48,6 +48,26 @@ def test_a_later_evaluation_keeps_the_rows_of_earlier_ones(new_run: NewRun, fash
     assert second.changes == [f"kept: {len(first.rows)} rows of earlier evaluations"]
 
 
+def test_rows_of_another_crop_edge_or_kd_weight_stand_beside_earlier_ones(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    run = new_run()
+    first = evaluate(make_config(run, fashion_store, mode=["linear", "kd"], kd_weight=0))
+    linear, kd = (row for row in first.rows if row.images == "distilled")
+    # Without weight, soft labels train the head of `linear`.
+    assert kd.top1 == linear.top1
+    options = {"crop_edge": "zero", "kd_weight": 1, "kd_temperature": 2}
+    second = evaluate(make_config(run, fashion_store, mode=["kd"], **options))
+    together = read_evaluation(run / "evaluation.json")
+    assert together.rows == [*second.rows, *first.rows]
+    distilled = [row for row in together.rows if row.images == "distilled"]
+    assert [(row.mode, row.crop_edge, row.kd_temperature, row.kd_weight) for row in distilled] == [
+        ("kd", "zero", 2, 1),
+        ("linear", "clip", 4, 0.5),
+        ("kd", "clip", 4, 0),
+    ]
+
+
 def test_a_repeated_measurement_replaces_the_earlier_row_and_reports_it(
     new_run: NewRun, fashion_store: str
 ) -> None:

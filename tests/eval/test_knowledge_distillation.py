@@ -17,6 +17,7 @@ from sfm.eval.training import (
 )
 
 CLASSES, FEATURES, TARGETS, VIEWS, EPOCHS, SEEDS = 4, 9, 7, 6, 25, 3
+TEMPERATURE, WEIGHT = 3.0, 0.2
 
 
 def make_problem(images: int) -> tuple[Tensor, Tensor, Tensor, BatchSchedule, Tensor]:
@@ -26,7 +27,7 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, Tensor, BatchSchedule, Te
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     classifier = LinearHeads(draw(1, CLASSES, TARGETS), draw(1, CLASSES))
-    soft = compute_soft_labels(draw(images, VIEWS, TARGETS), classifier)
+    soft = compute_soft_labels(draw(images, VIEWS, TARGETS), classifier, TEMPERATURE)
     schedule = make_batch_schedule(
         3, np.tile(np.arange(images), (SEEDS, 1)), epoch_count=EPOCHS, views_per_image=VIEWS
     )
@@ -35,12 +36,12 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, Tensor, BatchSchedule, Te
 
 
 def compute_loss(logits: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
-    """Half the cross-entropy, half T^2 times the divergence from the teacher at T = 4."""
-    softened = kl_div(log_softmax(logits / 4, -1), soft, reduction="batchmean")
-    return 0.5 * cross_entropy(logits, labels) + 0.5 * 16 * softened
+    """A part of the cross-entropy, the rest T^2 times the divergence from the teacher at T."""
+    softened = kl_div(log_softmax(logits / TEMPERATURE, -1), soft, reduction="batchmean")
+    return (1 - WEIGHT) * cross_entropy(logits, labels) + WEIGHT * TEMPERATURE**2 * softened
 
 
-def test_soft_labels_are_the_teacher_probabilities_at_temperature_4() -> None:
+def test_soft_labels_are_the_teacher_probabilities_at_the_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     target_features = torch.randn(5, VIEWS, TARGETS, generator=generator)
     weight, bias = torch.randn(1, CLASSES, TARGETS, generator=generator), torch.ones(1, CLASSES)
@@ -48,8 +49,9 @@ def test_soft_labels_are_the_teacher_probabilities_at_temperature_4() -> None:
     with torch.no_grad():
         layer.weight.copy_(weight[0])
         layer.bias.copy_(bias[0])
-        expected = (layer(target_features) / 4).softmax(-1)
-    torch.testing.assert_close(compute_soft_labels(target_features, LinearHeads(weight, bias)), expected)
+        expected = (layer(target_features) / 2.5).softmax(-1)
+    soft = compute_soft_labels(target_features, LinearHeads(weight, bias), 2.5)
+    torch.testing.assert_close(soft, expected)
 
 
 def test_knowledge_distillation_gradients_match_autograd() -> None:
@@ -59,14 +61,21 @@ def test_knowledge_distillation_gradients_match_autograd() -> None:
     loss = sum(compute_loss(features[s] @ weight[s].T + bias[s], labels, wanted[s]) for s in range(SEEDS))
     expected = torch.autograd.grad(loss, (weight, bias))
     given = compute_knowledge_distillation_gradients(
-        LinearHeads(weight.detach(), bias.detach()), features, labels.expand(SEEDS, -1), wanted
+        LinearHeads(weight.detach(), bias.detach()),
+        features,
+        labels.expand(SEEDS, -1),
+        wanted,
+        TEMPERATURE,
+        WEIGHT,
     )
     torch.testing.assert_close(given, expected)
 
 
 def test_batched_knowledge_distillation_matches_one_torch_layer_per_seed() -> None:
     view_features, labels, soft, schedule, start = make_problem(130)
-    heads = train_heads_on_hard_and_soft_labels(view_features, labels, soft, schedule, start)
+    heads = train_heads_on_hard_and_soft_labels(
+        view_features, labels, soft, schedule, start, TEMPERATURE, WEIGHT
+    )
     for s in range(SEEDS):
         plain = nn.Linear(FEATURES, CLASSES).double()
         with torch.no_grad():

@@ -394,9 +394,22 @@ def test_reproduction_commands_contain_only_distill_options(run: Path) -> None:
 def test_reproduction_commands_contain_options_that_need_a_trusted_config(run: Path) -> None:
     change_json("run.json", lambda document: document["config"].update(classes=["0", "1"], views=1000))(run)
     assert "--views 1000" in make_distill_command(read_reported_run(run))
+    assert "canvas-pixels" not in make_distill_command(read_reported_run(run))
+    change_json("run.json", lambda document: document["config"].update(canvas_pixels=2000))(run)
+    assert "--canvas-pixels 2000" in make_distill_command(read_reported_run(run))
     assert make_evaluate_command(run, {"store": "s", "run": str(run), "seeds": 500}).endswith(
         "--store s --seeds 500"
     )
+
+
+def test_reproduction_commands_turn_off_what_the_run_did_without(run: Path) -> None:
+    assert "augmentation" not in make_distill_command(read_reported_run(run))
+    config = {"augmentation": False, "color_decorrelation": True, "crop_edge": "zero"}
+    change_json("run.json", lambda document: document["config"].update(config))(run)
+    words = shlex.split(make_distill_command(read_reported_run(run)))
+    assert "--no-augmentation" in words
+    assert words[words.index("--crop-edge") + 1] == "zero"
+    assert not [word for word in words if "color-decorrelation" in word]
 
 
 def test_a_history_of_many_steps_is_read(run: Path) -> None:

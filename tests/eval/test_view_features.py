@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.crops import Crops
+from sfm.backbones.crop_edge import CropEdge
+from sfm.backbones.crops import Crops, select_crops
 from sfm.backbones.views import apply_crops
 from sfm.eval.view_features import LabelledImages, compute_view_features, draw_view_crops
 
@@ -14,12 +15,15 @@ def images(real_pixels: np.ndarray) -> LabelledImages:
 
 
 def select_view(crops: Crops, number: int) -> Crops:
-    at = slice(number, number + 1)
-    return Crops(crops.top[at], crops.left[at], crops.height[at], crops.width[at], crops.flip[at])
+    return select_crops(crops, slice(number, number + 1))
 
 
-def test_view_features_match_the_backbone_on_cropped_images(lite0: Backbone, images: LabelledImages) -> None:
-    crops = draw_view_crops(images, 13, run_seed=0)
+@pytest.mark.parametrize("edge", ["clip", "zero"])
+def test_view_features_match_the_backbone_on_cropped_images(
+    lite0: Backbone, images: LabelledImages, edge: CropEdge
+) -> None:
+    crops = draw_view_crops(images, 13, 0, edge)
+    assert (np.maximum(crops.height, crops.width).max() > 32) == (edge == "zero")
     features = compute_view_features(lite0, images, crops)
     assert features.shape == (10, 13, 1280)
     for image, view in [(0, 0), (0, 12), (4, 7), (9, 12)]:

@@ -196,6 +196,15 @@ def run_distill(store: str, out: Path, *more: object) -> Result:
         (["--dataset", DATASET, "--backbone-weight", "nan"], ["--backbone-weight", "finite"]),
         (["--dataset", DATASET, "--image-size", "32", "--image-size", "64"], ["--image-size", "2 values"]),
         (["--dataset", DATASET, "--feature-decay", "1"], ["--feature-decay 1", "less than 1"]),
+        (["--dataset", DATASET, "--centres", "mean"], ["--centres mean", "'class-mean' or 'class-average'"]),
+        (["--dataset", DATASET, "--views", "2", "--no-augmentation"], ["the views of an image are equal"]),
+        (
+            ["--dataset", DATASET, "--parametrization", "pixels", "--first-resolution", "4"],
+            ["--first-resolution 4", "plain pixels have no levels"],
+        ),
+        (["--dataset", DATASET, "--first-resolution", "99"], ["larger than the images: give at most 37"]),
+        (["--dataset", DATASET, "--canvas-pixels", "4"], ["--canvas-pixels 4", "greater than or equal to 8"]),
+        (["--dataset", DATASET, "--crop-edge", "pad"], ["--crop-edge pad", "'clip' or 'zero'"]),
         (["--dataset", DATASET, "--backbone", "lite0", "--backbone", "lite0"], ["lite0", "given twice"]),
     ],
 )
