@@ -15,7 +15,10 @@ from sfm.random_streams import make_rng
 AUGMENTATION_STREAM = 102
 """Key of the random streams of augmentations."""
 
-NOISE_MEAN, NOISE_STD, NOISE_SHARE = 0.5, 0.2, 0.5
+NOISE_MEAN, NOISE_STD = 0.5, 0.2
+
+PUBLISHED_NOISY_SHARE = 0.5
+"""Share of the views that get noise in the published code."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,12 @@ class AugmentationParameters:
 
 
 def draw_augmentation(
-    seed: int, step: int, total_view_count: int, image_pixels: int, crop_edge: CropEdge = "clip"
+    seed: int,
+    step: int,
+    total_view_count: int,
+    image_pixels: int,
+    crop_edge: CropEdge = "clip",
+    noisy_share: float = PUBLISHED_NOISY_SHARE,
 ) -> AugmentationParameters:
     """Draw the augmentation of a step. It depends on the arguments only, not on earlier draws.
 
@@ -57,6 +65,8 @@ def draw_augmentation(
         Side of the images that are augmented, in pixels.
     crop_edge : {"clip", "zero"}
         Whether crops are cut to the image, or show zeros outside of it; see :func:`draw_crops`.
+    noisy_share : float
+        Probability that a view gets noise.
 
     Returns
     -------
@@ -65,7 +75,7 @@ def draw_augmentation(
     rng = make_rng(seed, AUGMENTATION_STREAM, step)
     return AugmentationParameters(
         crops=draw_crops(rng, total_view_count, image_pixels, edge=crop_edge),
-        is_noisy=rng.uniform(size=total_view_count) < NOISE_SHARE,
+        is_noisy=rng.uniform(size=total_view_count) < noisy_share,
         noise_seeds=rng.integers(2**63 - 1, size=total_view_count),
     )
 

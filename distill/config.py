@@ -113,12 +113,12 @@ class DistillConfig(BaseModel):
     learning_rate: RecipeField[float] = Field(
         default=2e-2, gt=0, allow_inf_nan=False, description="Learning rate of Adam, on the pyramid's levels."
     )
-    final_rate: RecipeField[float] = Field(
-        default=1.0,
+    final_rate: RecipeField[float | None] = Field(
+        default=None,
         ge=0,
         le=1,
         description="Part of the learning rate that is left at the end: over the second half of the run it "
-        "falls along half a cosine (1: it does not fall).",
+        "falls along half a cosine (default: 0.05; 1: it does not fall, as in the published code).",
     )
     grow_every: RecipeField[int | None] = Field(
         default=None,
@@ -174,6 +174,13 @@ class DistillConfig(BaseModel):
     augmentation: RecipeField[bool] = Field(
         default=True,
         description="Show the backbone random crops with flips and noise, instead of the whole images.",
+    )
+    noisy_views: RecipeField[float | None] = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Part of the views that get Gaussian noise N(.5, .2^2) (default: 0; in the published "
+        "code: 0.5). The views of sfm evaluate have none.",
     )
     crop_edge: RecipeField[CropEdge] = Field(
         default="clip",

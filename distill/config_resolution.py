@@ -26,11 +26,32 @@ from sfm.distill.train_step import MicroBatching
 from sfm.errors import InputError
 
 COPIED_FIELDS = (
-    *("objective", "alpha", "ipc", "centres", "views", "steps", "learning_rate", "final_rate", "seed"),
+    *("objective", "alpha", "ipc", "centres", "views", "steps", "learning_rate", "seed"),
     *("gradient", "precision", "parametrization", "first_resolution", "start", "color_decorrelation"),
     *("augmentation", "crop_edge"),
 )
 """Fields of a config that a resolved one has as they are."""
+
+
+DEFAULT_FINAL_RATE, DEFAULT_NOISY_VIEWS = 0.05, 0.0
+
+
+def resolve_versioned_defaults(
+    config: DistillConfig, resume_from: ResolvedDistillConfig | None
+) -> dict[str, float]:
+    """Return the values of options whose defaults are not those of version 0.1.0, by name.
+
+    A run that is resumed keeps its own where none are given: it may have begun with other defaults.
+    """
+    defaults = {
+        "feature_decay": OBJECTIVES[config.objective].default_feature_decay,
+        "final_rate": DEFAULT_FINAL_RATE,
+        "noisy_views": DEFAULT_NOISY_VIEWS,
+    }
+    if resume_from:
+        defaults = {name: getattr(resume_from, name) for name in defaults}
+    given = {name: getattr(config, name) for name in defaults}
+    return {name: default if given[name] is None else given[name] for name, default in defaults.items()}
 
 
 def resolve_distill_config(
@@ -88,14 +109,13 @@ def resolve_distill_config(
         )
     levels = list_level_resolutions(canvas_pixels, config.parametrization)
     stages = len(levels) + 1 - count_first_levels(levels, config.first_resolution)
-    decay, default_decay = config.feature_decay, OBJECTIVES[config.objective].default_feature_decay
     batching = choose_micro_batching(config, len(class_ids), backbones, group, resume_from)
     resolved = ResolvedDistillConfig(
         **{name: getattr(config, name) for name in COPIED_FIELDS},
         **first.model_dump(exclude={"execution"}),
         classes=class_ids,
         further_backbones=further,
-        feature_decay=default_decay if decay is None else decay,
+        **resolve_versioned_defaults(config, resume_from),
         grow_every=config.grow_every or choose_growth_interval(config.steps, stages),
         canvas_pixels=canvas_pixels,
         micro_batch=batching.micro_batch_size,

@@ -184,7 +184,7 @@ def make_decoupled_loss(
 
 
 OBJECTIVES: dict[str, ObjectiveKind] = {
-    "sfm": ObjectiveKind(make_flow_loss),
+    "sfm": ObjectiveKind(make_flow_loss, default_feature_decay=0.9),
     "sfm-decoupled": ObjectiveKind(make_decoupled_loss),
     "sfm-corrected": ObjectiveKind(
         make_flow_loss,

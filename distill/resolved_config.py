@@ -17,6 +17,7 @@ from sfm.config_fields import (
     LossWeight,
 )
 from sfm.constrained_types import MAX_FEATURES, Digest, InputPixels, Name
+from sfm.distill.augment import PUBLISHED_NOISY_SHARE
 from sfm.distill.config import CentreChoice
 from sfm.distill.pyramid import (
     LevelStart,
@@ -150,6 +151,7 @@ class ResolvedDistillConfig(BaseModel):
     color_decorrelation: bool = True
     augmentation: bool = True
     crop_edge: CropEdge = "clip"
+    noisy_views: Annotated[float, Field(ge=0, le=1)] = PUBLISHED_NOISY_SHARE
 
     @model_validator(mode="before")
     @classmethod

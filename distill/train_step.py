@@ -255,7 +255,9 @@ def draw_step_augmentation(
     """
     if not config.augmentation:
         return make_whole_image_views(total_view_count, config.canvas_pixels)
-    return draw_augmentation(config.seed, step, total_view_count, config.canvas_pixels, config.crop_edge)
+    return draw_augmentation(
+        config.seed, step, total_view_count, config.canvas_pixels, config.crop_edge, config.noisy_views
+    )
 
 
 def train_step(

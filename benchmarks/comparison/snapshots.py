@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from comparison.training_steps import LGM_VIEWS, PEER_CROP_EDGE
+from comparison.training_steps import LGM_VIEWS, PEER_AUGMENTATION
 from measurement import log_progress
 from peers import lgm
 
@@ -289,7 +289,7 @@ def run_lgm(
             "learning_rate": rate,
             "final_rate": 1.0,
             "grow_every": choose_growth_interval(config.grow_lgm, len(run_config.level_resolutions)),
-            "crop_edge": PEER_CROP_EDGE,
+            **PEER_AUGMENTATION,
             "steps": config.steps_tune if role == "tuning" else config.steps_lgm,
         }
     )

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sfm.api import DistillConfig
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.crop_edge import CropEdge
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.backbones.execution.preparation import count_cuda_graph_bytes, optimize_backbone
 from sfm.distill.activation_memory import measure_activation_bytes_per_view, measure_free_memory_bytes
 from sfm.distill.adam import init_adam
+from sfm.distill.augment import PUBLISHED_NOISY_SHARE
 from sfm.distill.config_resolution import resolve_distill_config
 from sfm.distill.execution_choice import choose_execution
 from sfm.distill.flow import compute_flow, sfm_loss
@@ -28,7 +28,8 @@ from sfm.distill.train_step import DistillState, LossTerm, add_pyramid_level, tr
 from sfm.pipeline.sources import open_source
 
 LGM_VIEWS = 10
-PEER_CROP_EDGE: CropEdge = "zero"
+PEER_AUGMENTATION = {"crop_edge": "zero", "noisy_views": PUBLISHED_NOISY_SHARE}
+"""Fields of the resolved config for views as the published code draws them."""
 """Crops of the other methods, as in their published code: those that are larger than the image show zeros."""
 
 BUILTIN = "builtin:fashion-mnist-6k"
@@ -200,7 +201,7 @@ def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[]
     """Return a step of LGM, of published SFM, or of the backbone alone."""
     device = backbone.device
     run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
-    run_config = run_config.model_copy(update={"crop_edge": PEER_CROP_EDGE})
+    run_config = run_config.model_copy(update=PEER_AUGMENTATION)
     if name == BARE:
         return make_bare_step(backbone, run_config.image_count)
     if name == BARE_LGM:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_ITERATIONS
 from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat, PackageVersions
@@ -43,6 +43,16 @@ MAX_SHEET_PIXELS = 2**20
 """Limit on the pixels of a growth sheet."""
 
 
+class VersionedDefaults(BaseModel):
+    """Options of a run whose defaults changed after version 0.1.0, which did not record some of them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    feature_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    final_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    noisy_views: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
 class RunDetails(BaseModel):
     """The fields of ``run.json`` that only reports show; None where a run did not record one.
 
@@ -55,6 +65,7 @@ class RunDetails(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     config: dict[str, Any]
+    resolved: VersionedDefaults = VersionedDefaults()
     licence: Name | None = None
     train_samples: Count | None = None
     seed: Count | None = None

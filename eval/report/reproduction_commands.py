@@ -26,7 +26,7 @@ DISTILL_OPTIONS = frozenset(
         *("store", "backbone", "image_size", "dataset", "classes", "objective", "alpha", "centres"),
         *("steps", "learning_rate", "final_rate", "grow_every", "gradient", "checkpoint_every", "seed"),
         *("device", "threads", "precision", "execution", "compile", "backbone_weight", "feature_decay"),
-        *("parametrization", "first_resolution", "start", "crop_edge"),
+        *("parametrization", "first_resolution", "start", "crop_edge", "noisy_views"),
     }
 )
 """Options of `sfm distill` that a reproduction command may hold."""
@@ -48,6 +48,11 @@ def make_evaluate_command(run_directory: Path, recorded_config: Mapping[str, Any
 def make_distill_command(run: ReportedRun) -> str:
     """Return the command that makes the images again, from the same entry."""
     record = run.distilled.record
+    versioned = {
+        name: value
+        for name, value in run.details.resolved.model_dump().items()
+        if run.details.config.get(name) is None
+    }
     # The digest pins the entry of the first backbone; those of the others are of the same data.
     dataset = f"{record.dataset}@{record.entry_digest[:12]}"
     if isinstance(run.details.config.get("classes"), list):
@@ -56,7 +61,7 @@ def make_distill_command(run: ReportedRun) -> str:
         places = {"store": record.store, "backbone": [b.spec for b in record.backbones]}
         config = run.details.config
         large = {name: config[name] for name in LARGE_OPTIONS if config.get(name) not in (None, 1)}
-        return format_sfm_command("distill", None, {**repeated, **places, **large})
+        return format_sfm_command("distill", None, {**repeated, **places, **large, **versioned})
     # run.json is untrusted: its other fields must not become options of a command.
     unused = {*SWITCHES_ON_BY_DEFAULT}
     if run.details.config.get("soft_labels") is not True:
@@ -76,5 +81,7 @@ def make_distill_command(run: ReportedRun) -> str:
         "dataset": dataset,
     }
     return format_sfm_command(
-        "distill", None, {**pinned, **options, **pinned, "out": f"{run.directory}-again"}
+        "distill",
+        None,
+        {**pinned, **options, **versioned, **pinned, "out": f"{run.directory}-again"},
     )
