@@ -1,7 +1,8 @@
 """The config of ``sfm distill``. Imports no torch: the command line reads it at start-up."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -48,6 +49,9 @@ CentreChoice = Annotated[
 
 class DistillConfig(BaseModel):
     """One run of ``sfm distill``; also the ``config`` of its ``run.json``."""
+
+    VALUES_OF_VERSION_0_1_0: ClassVar[Mapping[str, Any]] = {"feature_decay": 0.0, "noisy_views": 0.5}
+    """Values of fields that a ``run.json`` of version 0.1.0 lacks, and whose defaults are others now."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -170,8 +170,11 @@ class ResolvedDistillConfig(BaseModel):
         if not isinstance(values, dict) or "canvas_pixels" in values:
             return values
         further = values.get("further_backbones", [])
-        further = [each for each in further if isinstance(each, dict)] if isinstance(further, list) else []
-        inputs = [each.get("image_size") for each in (values, *further)]
+        further = further if isinstance(further, list) else []
+        inputs = [
+            each.get("image_size") if isinstance(each, dict) else getattr(each, "image_size", None)
+            for each in (values, *further)
+        ]
         sizes = [size for size in inputs if isinstance(size, int) and 0 < size <= MAX_CANVAS_PIXELS]
         return values | {"canvas_pixels": compute_canvas_size(max(sizes))} if sizes else values
 

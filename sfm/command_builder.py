@@ -250,6 +250,8 @@ def make_config_from_file_and_options(
         given as options; or if a value is missing or not valid.
     """
     file_values = read_config_file(config_file, command_name) if config_file else {}
+    if file_values:
+        file_values = {**getattr(config_model, "VALUES_OF_VERSION_0_1_0", {}), **file_values}
     options = {name: value for name, value in options.items() if value not in (None, [])}
     if config_file and not is_file_trusted:
         refuse_restricted_file_values(

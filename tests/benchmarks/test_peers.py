@@ -47,7 +47,7 @@ def trainable(lite0: Backbone) -> Backbone:
 
 @pytest.fixture
 def run_config(lite0: Backbone) -> ResolvedDistillConfig:
-    """Of a run whose pyramid gets a level per step, and whose crops are those of the published code."""
+    """Of a run whose pyramid gets a level per step, and whose views are those of the published code."""
     config = DistillConfig(
         store="none",
         backbone="lite0",
@@ -56,6 +56,7 @@ def run_config(lite0: Backbone) -> ResolvedDistillConfig:
         micro_batch=CLASSES,
         grow_every=1,
         crop_edge="zero",
+        noisy_views=0.5,
     )
     return resolve_distill_config(config, [""], [str(index) for index in range(CLASSES)], [lite0])
 

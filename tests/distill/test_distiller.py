@@ -5,6 +5,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,8 @@ def test_iterating_a_distiller_yields_one_output_per_step(
     outputs = list(distiller)
     assert [output.step for output in outputs] == list(range(1, 13))
     assert [output.resolution for output in outputs] == [1, 2, 4, 8, 16, 32] + [37] * 6
-    assert {output.learning_rate for output in outputs} == {0.02}
+    assert [output.learning_rate for output in outputs[:6]] == [0.02] * 6
+    assert outputs[-1].learning_rate == pytest.approx(0.05 * 0.02)
     assert all(0 < output.loss < 2 for output in outputs)
     assert list(distiller) == []
     assert not config.out.exists()
@@ -103,7 +105,6 @@ def test_each_knob_of_the_published_code_changes_the_images(make_distiller: Make
     assert np.array_equal(plain, decode_after_one_step(make_distiller()))
     knobs = {
         "parametrization": "pixels",
-        "augmentation": False,
         "color_decorrelation": False,
         "start": "zeros",
         "first_resolution": 8,
@@ -112,6 +113,12 @@ def test_each_knob_of_the_published_code_changes_the_images(make_distiller: Make
         images = decode_after_one_step(make_distiller(**{name: value}))
         assert images.shape == plain.shape
         assert not np.array_equal(images, plain), name
+    # Before the second level is there, images have one colour, and so have all views of them.
+    first = [
+        decode_after_one_step(make_distiller(first_resolution=8, **changes))
+        for changes in ({}, {"augmentation": False}, {"noisy_views": 1.0})
+    ]
+    assert not any(np.array_equal(one, other) for one, other in combinations(first, 2))
     small = make_distiller(canvas_pixels=20)
     assert decode_after_one_step(small).shape == (4, 1, 20, 20, 3)
     assert [output.resolution for output in small] == [2, 4, 8, 16, *[20] * 7]
@@ -311,13 +318,23 @@ def test_a_checkpoint_of_version_0_1_0_is_resumed(old_run: DistillConfig) -> Non
     assert len(losses) == 12
 
 
+def test_a_config_file_of_version_0_1_0_keeps_the_defaults_of_that_version(old_run: DistillConfig) -> None:
+    options = {"store": old_run.store, "out": old_run.out, "noisy_views": 0.25}
+    file = RUN_OF_VERSION_0_1_0 / "run.json"
+    config = make_config_from_file_and_options(DistillConfig, "distill", file, options)
+    assert isinstance(config, DistillConfig)
+    assert (config.feature_decay, config.final_rate, config.noisy_views) == (0.0, 1.0, 0.25)
+
+
 def test_a_finished_run_of_version_0_1_0_is_returned_and_its_config_is_reproducible(
     old_run: DistillConfig, tmp_path: Path
 ) -> None:
     record = json.loads((RUN_OF_VERSION_0_1_0 / "run.json").read_text())
     assert distill(old_run).record == record
     again = DistillConfig.model_validate(
-        record["config"] | {"store": old_run.store, "out": tmp_path / "again"}
+        DistillConfig.VALUES_OF_VERSION_0_1_0
+        | record["config"]
+        | {"store": old_run.store, "out": tmp_path / "again"}
     )
     repeated = distill(again).record["resolved"]
     (path,) = old_run.out.glob("checkpoint/*/checkpoint.json")
