@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfm.api import DistillConfig, Distiller, Entry, ResolvedDistillConfig, distill, open_store
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.command_builder import make_config_from_file_and_options
 from sfm.errors import InputError
 
 RUN_OF_VERSION_0_1_0 = Path(__file__).parent / "run-0.1.0"
