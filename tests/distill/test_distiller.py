@@ -324,7 +324,7 @@ def test_a_config_file_of_version_0_1_0_keeps_the_defaults_of_that_version(old_r
     file = RUN_OF_VERSION_0_1_0 / "run.json"
     config = make_config_from_file_and_options(DistillConfig, "distill", file, options)
     assert isinstance(config, DistillConfig)
-    assert (config.feature_decay, config.final_rate, config.noisy_views) == (0.0, 1.0, 0.25)
+    assert (config.feature_decay, config.final_rate, config.noisy_views) == (0.0, 0.1, 0.25)
 
 
 def test_a_finished_run_of_version_0_1_0_is_returned_and_its_config_is_reproducible(
