@@ -42,8 +42,9 @@ def make_step_key(options: ArmOptions) -> str:
 
 
 def make_plain_options(options: ArmOptions) -> dict[str, Any]:
-    """Return the options of plain SFM with as many images and views."""
-    return {name: options[name] for name in ("ipc", "views") if name in options}
+    """Return the options of SFM as published with as many images and views."""
+    published = {"noisy_views": 0.5, "feature_decay": 0.0}
+    return {name: options[name] for name in ("ipc", "views") if name in options} | published
 
 
 def read_or_measure_step_costs(
