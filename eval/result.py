@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sfm.config_fields import MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS, MAX_ITERATIONS
 from sfm.constrained_types import Count, Fraction, InputPixels, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
-from sfm.eval.config import Mode
+from sfm.eval.config import Mode, ProjectorInit
 from sfm.text import format_words_as_list, make_distinct_backbone_names
 
 Item = TypeVar("Item")
@@ -124,6 +124,8 @@ class AccuracyRow(BaseModel):
         the accuracy does not depend on them.
     epochs, views, seed : int or None
         Protocol of the training: passes, views per image and seed, seed of the run.
+    projector_init : ProjectorInit or None
+        Start of the trained projector.
     unseen : bool or None
         Whether the images were not distilled on this backbone, see :func:`mark_unseen_rows`.
     labels : LabelRecord or None
@@ -154,6 +156,7 @@ class AccuracyRow(BaseModel):
     epochs: PositiveCount | None = None
     views: PositiveCount | None = None
     seed: Seed | None = None
+    projector_init: ProjectorInit | None = None
     unseen: bool | None = None
     labels: LabelRecord | None = None
 
@@ -400,9 +403,28 @@ def mark_unseen_rows(evaluation: Evaluation) -> Evaluation:
     )
 
 
+def is_row_of_earlier_training(row: AccuracyRow) -> bool:
+    """Return whether a row of ``joint`` or ``stage`` is older than the published training of these modes.
+
+    Projectors started at zero, and both parts were trained on cross-entropy, the projector at 1e-2. Such rows
+    do not say how their projector started.
+    """
+    return row.mode in ("joint", "stage") and row.projector_init is None
+
+
+EARLIER_TRAINING_OPTIONS_HEADER = {"projector_init": "zero"}
+"""Values in headers of classifier files of versions that did not record them."""
+
+
 def make_training_options_header(row: AccuracyRow) -> dict[str, str]:
     """Return a row's protocol as the header of a classifier file holds it."""
-    protocol = {"epochs": row.epochs, "views": row.views, "seed": row.seed, "seeds": row.seeds}
+    protocol = {
+        "epochs": row.epochs,
+        "views": row.views,
+        "seed": row.seed,
+        "seeds": row.seeds,
+        "projector_init": row.projector_init,
+    }
     return {name: str(value) for name, value in protocol.items() if value is not None}
 
 

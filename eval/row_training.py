@@ -37,7 +37,7 @@ from sfm.eval.work_folder import WorkFolder, compute_work_key
 from sfm.events import ProgressCallback
 from sfm.stats_store.digests import compute_array_digest
 
-PROTOCOL_OPTIONS = ("seeds", "epochs", "views", "projector_views", "seed")
+PROTOCOL_OPTIONS = ("seeds", "epochs", "views", "projector_views", "projector_init", "seed")
 """Options that every accuracy depends on."""
 
 WriteFailure = str

@@ -143,6 +143,7 @@ def make_accuracy_row(
         epochs=training_options.epochs,
         views=training_options.views,
         seed=training_options.seed,
+        projector_init=training_options.projector_init,
     )
     if image_set.min_available_exemplars_per_class is not None:
         return row
