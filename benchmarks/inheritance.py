@@ -176,7 +176,7 @@ def measure_seed(
     return rows
 
 
-def format_top1(values: list[float]) -> str:
+def format_top1_of_seeds(values: list[float]) -> str:
     """Return mean and sample deviation in percent."""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{deviation}" if values else "–"
@@ -191,7 +191,7 @@ def print_rows(rows: list[dict[str, Any]], title: str) -> None:
     for column in ("mode", "projector starts", "classifier by lbfgs", "by adam"):
         table.add_column(column, justify="left" if column in ("mode", "projector starts") else "right")
     for (mode, start), by_solver in top1.items():
-        shown = [format_top1(by_solver[solver] or by_solver[None]) for solver in SOLVERS]
+        shown = [format_top1_of_seeds(by_solver[solver] or by_solver[None]) for solver in SOLVERS]
         table.add_row(mode, start or "–", *shown)
     Console(width=100).print(table)
 

@@ -17,7 +17,7 @@ from sfm.random_streams import make_rng
 
 ADAM_BATCH_SIZE = 128
 LEARNING_RATE_AT_BATCH_256 = 1e-3
-INITIAL_STD = 0.01
+INITIAL_WEIGHT_STD = 0.01
 
 ADAM_STREAM = 6
 """Purpose of the random streams: position 0 draws the initial weights, 1 + epoch the order of an epoch."""
@@ -64,7 +64,7 @@ def train_classifier_with_adam(
     if not view_features:
         raise ValueError("Adam trains on augmented views, and there are none")
     initial_weight = make_rng(seed, ADAM_STREAM, 0).standard_normal((class_count, feature_count))
-    weight = torch.from_numpy((INITIAL_STD * initial_weight).astype(np.float32)).to(device)
+    weight = torch.from_numpy((INITIAL_WEIGHT_STD * initial_weight).astype(np.float32)).to(device)
     bias = torch.zeros(class_count, device=device)
     optimizer = torch.optim.Adam(
         [weight, bias], lr=LEARNING_RATE_AT_BATCH_256 * ADAM_BATCH_SIZE / 256, fused=True
