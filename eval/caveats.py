@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from sfm.eval.config import VIEWS_BY_SEED_MODES
-from sfm.eval.result import AccuracyRow, EntryRecord, FullDataRow
+from sfm.eval.result import AccuracyRow, EntryRecord, FullDataRow, is_row_of_earlier_training
 
-OWN_BACKBONE_BIASED_MODES = frozenset({"inherit", "inherit-ridge"})
+OWN_BACKBONE_BIASED_MODES = frozenset({"inherit", "inherit-ridge", "stage"})
 """Modes that show the store's classifier more than the images on the backbone distilled on."""
 
 NOT_BETTER_THAN_RANDOM = "The distilled images are no better than as many real ones picked at random"
@@ -25,7 +25,10 @@ UNSEEN_CELL_NOTE = "In parentheses: unseen, that run was not distilled on this b
 SOFT_LABELS_KNOW_REAL_IMAGES = "Rows of mode soft are trained on soft labels too"
 """Start of the note about labels."""
 
-CAVEAT_STARTS = (NOT_BETTER_THAN_RANDOM, ABOVE_FULL_DATA, SOFT_LABELS_KNOW_REAL_IMAGES)
+EARLIER_TRAINING = "Measured by an earlier version, before joint and stage were the published trainings"
+"""Start of the note about rows of `joint` and `stage` of earlier versions."""
+
+CAVEAT_STARTS = (NOT_BETTER_THAN_RANDOM, ABOVE_FULL_DATA, SOFT_LABELS_KNOW_REAL_IMAGES, EARLIER_TRAINING)
 """Starts of all sentences that follow from rows."""
 
 FRESH_HEAD_MODES = ("linear", "soft")
@@ -46,6 +49,7 @@ def list_caveats(
         *list_random_baseline_warnings(rows),
         *list_soft_label_notes(rows),
         *list_above_full_data_notes(rows, full_data_rows, entry_records),
+        *list_earlier_training_notes(rows),
     ]
 
 
@@ -100,6 +104,17 @@ def list_soft_label_notes(rows: Sequence[AccuracyRow]) -> list[str]:
         f"distilled images). Real images have such labels, too: compare soft rows with soft rows, and with "
         f"linear."
         for labels in records
+    ]
+
+
+def list_earlier_training_notes(rows: Sequence[AccuracyRow]) -> list[str]:
+    """Return a sentence about rows of `joint` and `stage` whose training was another one, if any."""
+    earlier = [f"{row.mode} on {row.backbone}" for row in rows if is_row_of_earlier_training(row)]
+    if not earlier:
+        return []
+    return [
+        f"{EARLIER_TRAINING}: {', '.join(dict.fromkeys(earlier))}. Their projector started at zero and was "
+        f"trained on the labels, at ten times the learning rate; evaluate again to replace them."
     ]
 
 

@@ -16,7 +16,7 @@ from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.mode_training import FittedHeads
 from sfm.eval.output_files import write_output
-from sfm.eval.result import AccuracyRow, make_training_options_header
+from sfm.eval.result import EARLIER_TRAINING_OPTIONS_HEADER, AccuracyRow, make_training_options_header
 from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
 from sfm.tensor_files import TensorFileError, open_safetensors
 
@@ -52,7 +52,9 @@ def save_first_seed_classifier(
     require_folder_is_not_link(folder)
     path = folder / make_classifier_file_name(card.spec, row.mode)
     if not is_free_or_replaceable_classifier_path(path, card.hash, image_digest, row):
-        protocol = encode_canonical_json([card.hash, row.epochs, row.views, row.seed, row.seeds])
+        # The digest of a zero start is that of versions without a choice.
+        start = [row.projector_init] if row.projector_init == "default" else []
+        protocol = encode_canonical_json([card.hash, row.epochs, row.views, row.seed, row.seeds, *start])
         path = path.with_name(f"{path.stem}-{compute_sha256(protocol)[:8]}{path.suffix}")
     write_output(path, data)
 
@@ -63,7 +65,7 @@ def is_free_or_replaceable_classifier_path(
     """Return whether a path is free, damaged, of other images, or of the same backbone and protocol."""
     try:
         with open_safetensors(classifier_path, "pt", MAX_CLASSIFIER_BYTES) as file:
-            header = file.metadata() or {}
+            header = EARLIER_TRAINING_OPTIONS_HEADER | (file.metadata() or {})
     except (FileNotFoundError, TensorFileError):
         return True
     expected = ("backbone_hash", backbone_hash), *make_training_options_header(row).items()

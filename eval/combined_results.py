@@ -1,7 +1,7 @@
 """Combine the rows of a command with those of earlier commands in ``evaluation.json``."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,13 @@ from pydantic import ValidationError
 from sfm.errors import InputError
 from sfm.eval.caveats import CAVEAT_STARTS, FRESH_HEAD_MODES, list_caveats
 from sfm.eval.config import CLOSED_FORM_MODES, EvaluateConfig, RowTrainingOptions, make_row_training_options
-from sfm.eval.result import AccuracyRow, EarlierCommand, Evaluation, mark_unseen_rows
+from sfm.eval.result import (
+    AccuracyRow,
+    EarlierCommand,
+    Evaluation,
+    is_row_of_earlier_training,
+    mark_unseen_rows,
+)
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, read_bounded_file
 
 RowIdentity = tuple[Any, ...]
@@ -36,7 +42,7 @@ def read_evaluation_if_exists(path: Path) -> Evaluation | None:
 
 def make_row_identity(row: AccuracyRow) -> RowIdentity:
     """Return the values in which two rows of the same images agree if the later one replaces the other."""
-    protocol = (row.epochs, row.views, row.seed, row.seeds)
+    protocol = (row.epochs, row.views, row.seed, row.seeds, row.projector_init)
     options = (row.crop_edge, row.kd_temperature, row.kd_weight)
     return (row.images, row.backbone_hash, row.image_size, row.mode, *protocol, *options)
 
@@ -71,9 +77,11 @@ def combine_evaluations(
     stale_hashes = find_stale_backbone_hashes(previous, current)
     valid_rows: list[AccuracyRow] = []
     stale_rows: list[AccuracyRow] = []
+    superseded_rows: list[AccuracyRow] = []
     for row in previous.rows:
         is_stale = row.backbone_hash in stale_hashes or was_trained_on_stale_labels(row, current)
-        (stale_rows if is_stale else valid_rows).append(row)
+        is_superseded = is_superseded_row_of_earlier_training(row, current)
+        (stale_rows if is_stale else superseded_rows if is_superseded else valid_rows).append(row)
     new_rows = {make_row_identity(row): row for row in current.rows}
     replaced = [
         (row, new_rows[make_row_identity(row)]) for row in valid_rows if make_row_identity(row) in new_rows
@@ -104,7 +112,7 @@ def combine_evaluations(
                 for command in earlier
                 if may_have_measured_any_row(command, kept_rows, distilled_image_count)
             ],
-            "changes": describe_row_changes(replaced, stale_rows, kept_rows),
+            "changes": describe_row_changes(replaced, stale_rows, superseded_rows, kept_rows),
         }
     )
     return mark_unseen_rows(combined)
@@ -120,6 +128,13 @@ def was_trained_on_stale_labels(row: AccuracyRow, current: Evaluation) -> bool:
     """Return whether a row was trained on other soft labels than the command's rows."""
     current_labels = {other.labels for other in current.rows if other.labels}
     return row.labels is not None and bool(current_labels) and row.labels not in current_labels
+
+
+def is_superseded_row_of_earlier_training(row: AccuracyRow, current: Evaluation) -> bool:
+    """Return whether the command measured the same mode, whose training has changed, on the backbone."""
+    return is_row_of_earlier_training(row) and any(
+        (other.mode, other.backbone_hash) == (row.mode, row.backbone_hash) for other in current.rows
+    )
 
 
 def find_stale_backbone_hashes(previous: Evaluation, current: Evaluation) -> set[str]:
@@ -143,7 +158,12 @@ def fill_missing_options_of_rows(evaluation: Evaluation, distilled_image_count: 
 def fill_missing_row_options(
     row: AccuracyRow, evaluation: Evaluation, distilled_image_count: int
 ) -> AccuracyRow:
-    """Return a row with backbone hash and protocol; a row of an older version takes them from its file."""
+    """Return a row with backbone hash and protocol; a row of an older version takes them from its file.
+
+    Projectors of ``inherit`` started at zero before there was a choice.
+    """
+    if row.mode == "inherit" and row.projector_init is None:
+        row = row.model_copy(update={"projector_init": "zero"})
     if row.backbone_hash is not None:
         return row
     hashes = {(e.backbone, e.image_size): e.backbone_hash for e in evaluation.provenance.entries}
@@ -152,14 +172,14 @@ def fill_missing_row_options(
         config = EvaluateConfig.model_validate(evaluation.config)
     except ValidationError:
         return row.model_copy(update=missing)
-    return row.model_copy(
-        update=missing | asdict(make_row_training_options(config, row.mode, distilled_image_count))
-    )
+    options = asdict(make_row_training_options(config, row.mode, distilled_image_count))
+    return row.model_copy(update=missing | options | {"projector_init": row.projector_init})
 
 
 def describe_row_changes(
     replaced_pairs: Sequence[tuple[AccuracyRow, AccuracyRow]],
     stale_rows: Sequence[AccuracyRow],
+    superseded_rows: Sequence[AccuracyRow],
     kept_rows: Sequence[AccuracyRow],
 ) -> list[str]:
     """Return a line about each change to rows that the file held before.
@@ -170,6 +190,8 @@ def describe_row_changes(
         Rows that were measured again, before and now.
     stale_rows : sequence of AccuracyRow
         Rows of entries that the store replaced, or of soft labels that were.
+    superseded_rows : sequence of AccuracyRow
+        See :func:`is_superseded_row_of_earlier_training`.
     kept_rows : sequence of AccuracyRow
     """
     changed = [(old, new) for old, new in replaced_pairs if (old.top1, old.top5) != (new.top1, new.top5)]
@@ -182,6 +204,11 @@ def describe_row_changes(
     if stale_rows:
         lines.append(
             f"dropped: {format_row_count(len(stale_rows))} of entries or labels that were replaced since"
+        )
+    if superseded_rows:
+        lines.append(
+            f"dropped: {format_row_count(len(superseded_rows))} of joint or stage as an earlier version "
+            f"trained them"
         )
     if kept_rows:
         lines.append(f"kept: {format_row_count(len(kept_rows))} of earlier evaluations")
@@ -241,7 +268,15 @@ def is_row_made_by_config(row: AccuracyRow, config: EvaluateConfig, distilled_im
         modes = ["linear", *(mode for mode in config.mode if mode in FRESH_HEAD_MODES)]
     seeds = 1 if row.mode in CLOSED_FORM_MODES else config.seeds
     protocol = RowTrainingOptions(
-        row.epochs, row.views, row.seed, row.crop_edge, row.kd_temperature, row.kd_weight
+        epochs=row.epochs,
+        views=row.views,
+        seed=row.seed,
+        crop_edge=row.crop_edge,
+        kd_temperature=row.kd_temperature,
+        kd_weight=row.kd_weight,
+        projector_init=row.projector_init,
     )
     expected_protocol = make_row_training_options(config, row.mode, distilled_image_count)
+    if is_row_of_earlier_training(row):
+        expected_protocol = replace(expected_protocol, projector_init=None)
     return row.mode in modes and row.seeds == seeds and protocol == expected_protocol

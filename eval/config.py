@@ -23,6 +23,9 @@ from sfm.paths import expand_home_in_path_or_list, resolve_links
 
 Mode = Literal["linear", "soft", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+ProjectorInit = Literal["zero", "default"]
+"""Start of a projector: zero, or as ``torch.nn.Linear`` is initialised."""
+
 VIEWS_BY_SEED_MODES = frozenset({"linear", "soft", "kd"})
 """Modes that train fresh heads, every seed on its own views."""
 
@@ -73,8 +76,14 @@ class EvaluateOptions(BaseModel):
         description="What to train on the images; repeat for several. linear: a fresh head. soft: the same, "
         "on the soft labels of `sfm distill --soft-labels`. inherit: a projector to the classifier that the "
         "store holds; inherit-ridge: the same in closed form; inherit-statistics: the same from class means, "
-        "without images. kd: a head, from that classifier's soft labels of every view. joint, stage: "
-        "projector and head, together or one after the other.",
+        "without images. kd: a head, from that classifier's soft labels of every view. joint: a projector "
+        "and that classifier, together, on the labels. stage: that classifier, on the labels, behind the "
+        "projector of inherit.",
+    )
+    projector_init: RecipeField[ProjectorInit] = Field(
+        default="zero",
+        description="Start of the projector of inherit and stage: zero, or default, as torch.nn.Linear is "
+        "initialised, which is the published setting.",
     )
     seeds: InMemoryCountField[int] = Field(
         default=3, ge=1, le=MAX_ITERATIONS, description="Repetitions; the table shows mean and deviation."
@@ -224,6 +233,8 @@ class RowTrainingOptions:
         Of the crops of views.
     kd_temperature, kd_weight : float
         Of mode ``kd``.
+    projector_init : ProjectorInit or None
+        Start of the trained projector.
     """
 
     epochs: int | None
@@ -232,6 +243,7 @@ class RowTrainingOptions:
     crop_edge: CropEdge = "clip"
     kd_temperature: float = 4.0
     kd_weight: float = 0.5
+    projector_init: ProjectorInit | None = None
 
 
 def make_row_training_options(config: EvaluateOptions, mode: Mode, image_count: int) -> RowTrainingOptions:
@@ -245,7 +257,18 @@ def make_row_training_options(config: EvaluateOptions, mode: Mode, image_count: 
     """
     if mode == "inherit-statistics":
         return RowTrainingOptions(None, None, None)
-    epochs = None if mode == "inherit-ridge" else config.epochs
-    views = count_views_per_image_and_seed(config, mode, image_count)
-    kd_options = (config.kd_temperature, config.kd_weight) if mode == "kd" else ()
-    return RowTrainingOptions(epochs, views, config.seed, config.crop_edge, *kd_options)
+    return RowTrainingOptions(
+        epochs=None if mode == "inherit-ridge" else config.epochs,
+        views=count_views_per_image_and_seed(config, mode, image_count),
+        seed=config.seed,
+        crop_edge=config.crop_edge,
+        projector_init=get_projector_init(config, mode),
+        **({"kd_temperature": config.kd_temperature, "kd_weight": config.kd_weight} if mode == "kd" else {}),
+    )
+
+
+def get_projector_init(config: EvaluateOptions, mode: Mode) -> ProjectorInit | None:
+    """Return how a mode's projector starts; None for modes that train none."""
+    if mode == "joint":
+        return "default"
+    return config.projector_init if mode in ("inherit", "stage") else None

@@ -21,7 +21,7 @@ from sfm.eval.result import NoteText
 from sfm.soft_label_files import SoftLabels
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digests import compute_array_digest
-from sfm.stats_store.store import Store
+from sfm.stats_store.store import Entry, Store
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,34 @@ def prepare_evaluation_job(
             f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "
             f"classifiers and means of the others are left out."
         )
+    entries = [statistics.entry for statistics in all_source_statistics]
+    notes += describe_differing_classifier_solvers(
+        [*entries, *(eval_backbone.statistics.entry for eval_backbone in eval_backbones)]
+    )
     return EvaluationJob(
         config, run, store, all_source_statistics, eval_backbones, teacher, soft_labels, notes
     )
+
+
+def describe_differing_classifier_solvers(entries: Sequence[Entry]) -> list[NoteText]:
+    """Return a note if `sfm extract --classifier adam` trained some of the full-data classifiers, not all."""
+    solvers = {
+        entry.summary.entry_digest: "adam"
+        if entry.extraction.options.get("classifier") == "adam"
+        else "another"
+        for entry in entries
+    }
+    if len(set(solvers.values())) < 2:
+        return []
+    names = [
+        f"{entry.backbone.spec} at {entry.summary.image_size} px"
+        for entry in entries
+        if solvers[entry.summary.entry_digest] == "adam"
+    ]
+    return [
+        f"The classifiers of all real images differ in how they were trained: those of "
+        f"{', '.join(dict.fromkeys(names))} by adam, the others not. Compare them with care."
+    ]
 
 
 def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:

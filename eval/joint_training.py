@@ -1,8 +1,7 @@
-"""Projector and head trained on cross-entropy, together or one after the other.
+"""Heads behind projectors, trained on the labels: the published joint (JT) and stage-wise (ST) training.
 
-Both start as classifier inheritance does: the projector at zero, the head as the classifier in the store.
-Compared with inheritance they show the effect of not fixing the inherited classifier, and of not training the
-projector on the other backbone's features.
+Compared with classifier inheritance they show the effect of not fixing the inherited classifier. Joint
+training also trains the projector on the labels, not on the other backbone's features.
 """
 
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfm.eval import linear_probe, projectors
+from sfm.eval import linear_probe
 from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
-from sfm.eval.projectors import LinearProjectors
+from sfm.eval.projectors import LinearProjectors, copy_contiguous
 from sfm.eval.training import BatchSchedule, CountCallback, ParamGroup, ignore_progress_count, train_with_adam
 
 
@@ -66,10 +65,11 @@ def train_projectors_with_heads(
     view_features: Tensor,
     labels: Tensor,
     inherited_classifier: SingleLinearHead,
+    initial_projectors: LinearProjectors,
     schedule: BatchSchedule,
     on_epoch: CountCallback = ignore_progress_count,
 ) -> ProjectedHeads:
-    """Train projector (Adam at 1e-2 * B / 256) and head (1e-3 * B / 256) together.
+    """Train projectors and heads together on cross-entropy, both by Adam at 1e-3 * B / 256: published JT.
 
     Parameters
     ----------
@@ -77,6 +77,9 @@ def train_projectors_with_heads(
     labels : Tensor of int64, shape (image,)
     inherited_classifier : SingleLinearHead
         Of the distillation backbone's feature space; the heads start as copies of it.
+    initial_projectors : LinearProjectors
+        One per seed; published is the start of ``torch.nn.Linear``, see
+        :func:`~sfm.eval.projectors.init_projectors`. Not changed.
     schedule : BatchSchedule
     on_epoch : callable, optional
         Called with the epochs done and their total.
@@ -85,9 +88,16 @@ def train_projectors_with_heads(
     -------
     ProjectedHeads
     """
-    model = init_projected_heads(view_features, inherited_classifier, schedule.seed_count)
+    model = ProjectedHeads(
+        LinearProjectors(
+            copy_contiguous(initial_projectors.weight, view_features),
+            copy_contiguous(initial_projectors.bias, view_features),
+        ),
+        copy_classifier_per_seed(inherited_classifier, schedule.seed_count, view_features),
+    )
+    parameters = [model.projectors.weight, model.projectors.bias, model.heads.weight, model.heads.bias]
     train_with_adam(
-        [make_projector_param_group(model), make_head_param_group(model)],
+        [ParamGroup(parameters, linear_probe.HEAD_LEARNING_RATE)],
         lambda image_indices, view_indices: compute_projector_and_head_gradients(
             model, view_features[image_indices, view_indices], labels[image_indices]
         ),
@@ -97,79 +107,53 @@ def train_projectors_with_heads(
     return model
 
 
-def train_projectors_then_heads(
+def train_heads_behind_projectors(
     view_features: Tensor,
     labels: Tensor,
     inherited_classifier: SingleLinearHead,
+    projectors: LinearProjectors,
     schedule: BatchSchedule,
     on_epoch: CountCallback = ignore_progress_count,
-) -> ProjectedHeads:
-    """Train the projector before the fixed inherited classifier, then the head behind the fixed projector.
-
-    Each of the two has all epochs, a cosine schedule, and the learning rate of
-    :func:`train_projectors_with_heads`.
+) -> LinearHeads:
+    """Train heads behind fixed projectors on cross-entropy, by Adam at 1e-3 * B / 256: published ST.
 
     Parameters
     ----------
-    view_features, labels, inherited_classifier, schedule
+    view_features, labels, inherited_classifier, schedule, on_epoch
         As for :func:`train_projectors_with_heads`.
-    on_epoch : callable, optional
-        Called with the epochs done, of twice those of the schedule.
+    projectors : LinearProjectors
+        One per seed, as classifier inheritance trains them: see
+        :func:`~sfm.eval.projectors.train_projectors`. Not changed.
 
     Returns
     -------
-    ProjectedHeads
+    LinearHeads
+        Of the distillation backbone's feature space.
     """
-    model = init_projected_heads(view_features, inherited_classifier, schedule.seed_count)
-    total = 2 * schedule.epoch_count
+    heads = copy_classifier_per_seed(inherited_classifier, schedule.seed_count, view_features)
     train_with_adam(
-        [make_projector_param_group(model)],
-        lambda image_indices, view_indices: compute_projector_and_head_gradients(
-            model, view_features[image_indices, view_indices], labels[image_indices]
-        )[:2],
-        schedule,
-        lambda done, _: on_epoch(done, total),
-    )
-    train_with_adam(
-        [make_head_param_group(model)],
+        [ParamGroup([heads.weight, heads.bias], linear_probe.HEAD_LEARNING_RATE)],
         lambda image_indices, view_indices: linear_probe.compute_head_gradients(
-            model.heads,
-            apply_projectors(model.projectors, view_features[image_indices, view_indices]),
+            heads,
+            apply_projectors(projectors, view_features[image_indices, view_indices]),
             labels[image_indices],
         ),
         schedule,
-        lambda done, _: on_epoch(schedule.epoch_count + done, total),
+        on_epoch,
     )
-    return model
+    return heads
 
 
-def init_projected_heads(
-    view_features: Tensor, inherited_classifier: SingleLinearHead, seed_count: int
-) -> ProjectedHeads:
-    """Return a projector of zeros and a copy of the inherited classifier for every seed."""
-    width, features = inherited_classifier.weight.shape[2], view_features.shape[2]
-    return ProjectedHeads(
-        LinearProjectors(
-            view_features.new_zeros((seed_count, width, features)),
-            view_features.new_zeros((seed_count, width)),
-        ),
-        LinearHeads(
-            inherited_classifier.weight.to(view_features.dtype).repeat(seed_count, 1, 1),
-            inherited_classifier.bias.to(view_features.dtype).repeat(seed_count, 1),
-        ),
+def copy_classifier_per_seed(
+    classifier: SingleLinearHead, seed_count: int, view_features: Tensor
+) -> LinearHeads:
+    """Return a copy of a classifier for every seed, on the device and of the dtype of features."""
+    return LinearHeads(
+        classifier.weight.to(view_features).repeat(seed_count, 1, 1),
+        classifier.bias.to(view_features).repeat(seed_count, 1),
     )
 
 
 def apply_projectors(projectors: LinearProjectors, features: Tensor) -> Tensor:
     """Map features (seed, batch, feature) to the target space: (seed, batch, target feature)."""
     return torch.baddbmm(projectors.bias[:, None], features, projectors.weight.transpose(1, 2))
-
-
-def make_projector_param_group(model: ProjectedHeads) -> ParamGroup:
-    """Return the projectors as one parameter group."""
-    return ParamGroup([model.projectors.weight, model.projectors.bias], projectors.PROJECTOR_LEARNING_RATE)
-
-
-def make_head_param_group(model: ProjectedHeads) -> ParamGroup:
-    """Return the heads as one parameter group."""
-    return ParamGroup([model.heads.weight, model.heads.bias], linear_probe.HEAD_LEARNING_RATE)

@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 
 from sfm.eval.class_subset import ClassSubsetStatistics
-from sfm.eval.config import EvaluateConfig, Mode, count_views_per_image_and_seed
+from sfm.eval.config import EvaluateConfig, Mode, count_views_per_image_and_seed, get_projector_init
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
 from sfm.eval.image_sets import ImageSet
-from sfm.eval.joint_training import ProjectedHeads, train_projectors_then_heads, train_projectors_with_heads
+from sfm.eval.joint_training import train_heads_behind_projectors, train_projectors_with_heads
 from sfm.eval.knowledge_distillation import compute_soft_labels, train_heads_on_hard_and_soft_labels
 from sfm.eval.linear_probe import INITIAL_STD, train_linear_heads
-from sfm.eval.projectors import LinearProjectors, compose_projectors_with_classifier, train_projectors
+from sfm.eval.projectors import (
+    LinearProjectors,
+    compose_projectors_with_classifier,
+    init_projectors,
+    train_projectors,
+)
 from sfm.eval.ridge import RidgeFit, fit_ridge_projector
 from sfm.eval.soft_label_training import train_heads_on_soft_labels
 from sfm.eval.training import (
@@ -28,7 +33,7 @@ from sfm.eval.training import (
 )
 from sfm.events import Progress, ProgressCallback
 
-TARGET_FEATURE_MODES: frozenset[Mode] = frozenset({"inherit", "inherit-ridge", "kd"})
+TARGET_FEATURE_MODES: frozenset[Mode] = frozenset({"inherit", "inherit-ridge", "kd", "stage"})
 """Modes that need the features of the distillation backbone too."""
 
 
@@ -181,10 +186,7 @@ def fit_inherit_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
     """Train projectors to the distillation backbone, and compose them with its classifier."""
-    view_features, target_features, schedule = make_projector_training_data(context, config)
-    names = f"{context.backbone_spec} to {context.teacher_statistics.entry.backbone.spec}"
-    on_block = make_stage_progress_callback(progress, f"projectors from {names}", "blocks")
-    projectors = train_projectors(view_features, target_features, schedule, on_block)
+    projectors = train_inheritance_projectors("inherit", context, config, progress)
     heads = compose_projectors_with_classifier(projectors, context.inherited_classifier)
     return FittedHeads(heads, projectors)
 
@@ -221,19 +223,35 @@ def fit_inherit_statistics_mode(
 def fit_joint_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
-    """Train projectors and heads together, on cross-entropy."""
+    """Train projectors and the inherited classifier together, on cross-entropy."""
     stage = f"projectors and heads on {context.backbone_spec}, together"
-    on_epoch = make_stage_progress_callback(progress, stage, "epochs")
-    return fit_projected_heads("joint", train_projectors_with_heads, context, config, on_epoch)
+    model = train_projectors_with_heads(
+        context.view_features,
+        context.labels,
+        context.inherited_classifier,
+        make_initial_projectors("joint", context, config),
+        make_shared_views_schedule(len(context.view_features), "joint", config),
+        make_stage_progress_callback(progress, stage, "epochs"),
+    )
+    return FittedHeads(compose_projectors_with_classifier(model.projectors, model.heads), model.projectors)
 
 
 def fit_stage_mode(
     context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
 ) -> FittedHeads:
-    """Train projectors, then heads, on cross-entropy."""
-    stage = f"projectors, then heads on {context.backbone_spec}"
-    on_epoch = make_stage_progress_callback(progress, stage, "epochs")
-    return fit_projected_heads("stage", train_projectors_then_heads, context, config, on_epoch)
+    """Train the projectors of mode ``inherit``, then the inherited classifier behind them on labels."""
+    projectors = train_inheritance_projectors("stage", context, config, progress)
+    target_space_heads = train_heads_behind_projectors(
+        context.view_features,
+        context.labels,
+        context.inherited_classifier,
+        projectors,
+        make_shared_views_schedule(len(context.view_features), "stage", config),
+        make_stage_progress_callback(
+            progress, f"heads behind projectors on {context.backbone_spec}", "epochs"
+        ),
+    )
+    return FittedHeads(compose_projectors_with_classifier(projectors, target_space_heads), projectors)
 
 
 MODE_FUNCTIONS: dict[Mode, Callable[[ModeTrainingContext, EvaluateConfig, ProgressCallback], FittedHeads]] = {
@@ -254,22 +272,35 @@ def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: ModeTrainingCont
     return FittedHeads(heads, ridge_fit.projector, ridge_fit.relative_penalty)
 
 
-def fit_projected_heads(
-    mode: Mode,
-    train_projectors_and_heads: Callable[
-        [Tensor, Tensor, SingleLinearHead, BatchSchedule, CountCallback], ProjectedHeads
-    ],
-    context: ModeTrainingContext,
-    config: EvaluateConfig,
-    on_epoch: CountCallback,
-) -> FittedHeads:
-    """Train projectors and heads on cross-entropy, and compose them."""
-    schedule = make_shared_views_schedule(len(context.view_features), mode, config)
-    model = train_projectors_and_heads(
-        context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch
+def make_initial_projectors(
+    mode: Mode, context: ModeTrainingContext, config: EvaluateConfig
+) -> LinearProjectors:
+    """Return the projectors that a mode starts at, one per seed."""
+    projector_init = get_projector_init(config, mode)
+    if projector_init is None:
+        raise ValueError(f"mode {mode} trains no projector")
+    return init_projectors(
+        projector_init,
+        config.seed,
+        config.seeds,
+        context.inherited_classifier.weight.shape[2],
+        context.view_features.shape[2],
     )
-    heads = compose_projectors_with_classifier(model.projectors, model.heads)
-    return FittedHeads(heads, model.projectors)
+
+
+def train_inheritance_projectors(
+    mode: Mode, context: ModeTrainingContext, config: EvaluateConfig, progress: ProgressCallback
+) -> LinearProjectors:
+    """Train projectors to the features of the distillation backbone, for mode ``inherit`` or ``stage``."""
+    view_features, target_features, schedule = make_projector_training_data(context, config)
+    names = f"{context.backbone_spec} to {context.teacher_statistics.entry.backbone.spec}"
+    return train_projectors(
+        view_features,
+        target_features,
+        schedule,
+        make_initial_projectors(mode, context, config),
+        make_stage_progress_callback(progress, f"projectors from {names}", "blocks"),
+    )
 
 
 def split_views_between_seeds(view_features: Tensor, image_set: ImageSet, config: EvaluateConfig) -> Tensor:

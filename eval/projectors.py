@@ -4,22 +4,27 @@ The classifier in the store for the distillation backbone stays fixed. Only a li
 evaluation backbone's features to the distillation backbone's is trained, on synthetic images alone.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sfm.eval.config import ProjectorInit
 from sfm.eval.head_accuracy import LinearHeads, SingleLinearHead
 from sfm.eval.training import (
     BatchSchedule,
     CountCallback,
     ParamGroup,
+    RandomStreamPurpose,
     ignore_progress_count,
     limit_torch_threads,
     train_with_adam,
 )
+from sfm.random_streams import make_rng
 
 PROJECTOR_LEARNING_RATE = 1e-2
 # Weights trained at a time on a CPU: they, their gradient and Adam's two moments stay in the cache,
@@ -43,6 +48,39 @@ class LinearProjectors:
 
 SingleLinearProjector = LinearProjectors
 """One projector alone: the first axis has length 1."""
+
+
+def init_projectors(
+    projector_init: ProjectorInit, run_seed: int, seed_count: int, target_width: int, feature_width: int
+) -> LinearProjectors:
+    """Return one untrained projector per seed, float32 on the CPU.
+
+    ``zero``: directions that no synthetic view shows are projected to zero, where random initial weights stay
+    as noise in every held-out feature. ``default``: weights and biases uniform between +-1 / sqrt(feature
+    width), as ``torch.nn.Linear`` draws them; one random stream per seed.
+
+    Parameters
+    ----------
+    projector_init : {"zero", "default"}
+    run_seed : int
+        Seed of the run.
+    seed_count, target_width, feature_width : int
+    """
+    if projector_init == "zero":
+        return LinearProjectors(
+            torch.zeros(seed_count, target_width, feature_width), torch.zeros(seed_count, target_width)
+        )
+    bound = 1 / math.sqrt(feature_width)
+    drawn = np.stack(
+        [
+            make_rng(run_seed, RandomStreamPurpose.PROJECTOR, s).uniform(
+                -bound, bound, size=(target_width, feature_width + 1)
+            )
+            for s in range(seed_count)
+        ]
+    )
+    parameters = torch.from_numpy(drawn.astype(np.float32))
+    return LinearProjectors(parameters[:, :, :-1].contiguous(), parameters[:, :, -1].contiguous())
 
 
 class ProjectorGradients(NamedTuple):
@@ -78,13 +116,13 @@ def train_projectors(
     view_features: Tensor,
     target_features: Tensor,
     schedule: BatchSchedule,
+    initial_projectors: LinearProjectors,
     on_block: CountCallback = ignore_progress_count,
 ) -> LinearProjectors:
     """Train one projector per seed to predict a backbone's features from another's, of the same views.
 
     Mean squared error, Adam at 1e-2 * B / 256, cosine to zero, no weight decay; the last epoch's projector is
-    returned. It starts at zero: directions that no synthetic view shows are projected to zero, where random
-    initial weights would stay as noise in every held-out feature. Seeds differ in their views.
+    returned. Seeds differ in the order of their views, and in their start unless it is zero.
 
     No target feature's weights enter another's loss, and Adam works on each number alone, so target features
     are trained block after block: the same projector as training all of them together.
@@ -96,6 +134,8 @@ def train_projectors(
     target_features : Tensor, shape (image, view, target feature)
         Features of the distillation backbone, of the same views.
     schedule : BatchSchedule
+    initial_projectors : LinearProjectors
+        One per seed, from :func:`init_projectors`; not changed.
     on_block : callable, optional
         Called with the blocks done and their total.
 
@@ -107,8 +147,8 @@ def train_projectors(
 
     def train_block(block: slice) -> LinearProjectors:
         block_targets = target_features[:, :, block].contiguous()
-        weight = view_features.new_zeros((schedule.seed_count, block_targets.shape[2], feature_width))
-        bias = view_features.new_zeros((schedule.seed_count, block_targets.shape[2]))
+        weight = copy_contiguous(initial_projectors.weight[:, block], view_features)
+        bias = copy_contiguous(initial_projectors.bias[:, block], view_features)
         train_with_adam(
             [ParamGroup([weight, bias], PROJECTOR_LEARNING_RATE)],
             lambda image_indices, view_indices: compute_projector_gradients(
@@ -135,6 +175,11 @@ def train_projectors(
     return LinearProjectors(
         torch.cat([p.weight for p in trained], 1), torch.cat([p.bias for p in trained], 1)
     )
+
+
+def copy_contiguous(values: Tensor, like: Tensor) -> Tensor:
+    """Return a contiguous copy of values, on the device and of the dtype of another tensor."""
+    return values.to(like).clone(memory_format=torch.contiguous_format)
 
 
 def split_target_features_for_cpu_cache(

@@ -19,7 +19,7 @@ from sfm.constrained_types import (
     PackageVersions,
 )
 from sfm.errors import InputError
-from sfm.eval.config import Mode
+from sfm.eval.config import Mode, ProjectorInit
 from sfm.text import format_words_as_list, make_distinct_backbone_names
 
 Item = TypeVar("Item")
@@ -139,6 +139,8 @@ class AccuracyRow(BaseModel):
         accuracy does not depend on them.
     kd_temperature, kd_weight : float
         Of mode ``kd``.
+    projector_init : ProjectorInit or None
+        Start of the trained projector.
     unseen : bool or None
         Whether the images were not distilled on this backbone, see :func:`mark_unseen_rows`.
     labels : LabelRecord or None
@@ -172,6 +174,7 @@ class AccuracyRow(BaseModel):
     crop_edge: CropEdge = "clip"
     kd_temperature: Annotated[float, Field(ge=MIN_LABEL_TEMPERATURE, le=MAX_LABEL_TEMPERATURE)] = 4.0
     kd_weight: Fraction = 0.5
+    projector_init: ProjectorInit | None = None
     unseen: bool | None = None
     labels: LabelRecord | None = None
 
@@ -418,9 +421,32 @@ def mark_unseen_rows(evaluation: Evaluation) -> Evaluation:
     )
 
 
+def is_row_of_earlier_training(row: AccuracyRow) -> bool:
+    """Return whether a row of ``joint`` or ``stage`` is older than the published training of these modes.
+
+    Projectors started at zero, and both parts were trained on cross-entropy, the projector at 1e-2. Such rows
+    do not say how their projector started.
+    """
+    return row.mode in ("joint", "stage") and row.projector_init is None
+
+
+EARLIER_TRAINING_OPTIONS_HEADER = {"projector_init": "zero"}
+"""Values in headers of classifier files of versions that did not record them."""
+
+
 def make_training_options_header(row: AccuracyRow) -> dict[str, str]:
     """Return a row's protocol as the header of a classifier file holds it."""
-    protocol = {"epochs": row.epochs, "views": row.views, "seed": row.seed, "seeds": row.seeds}
+    protocol = {
+        "epochs": row.epochs,
+        "views": row.views,
+        "seed": row.seed,
+        "seeds": row.seeds,
+        "projector_init": row.projector_init,
+        # Files of older versions have none of these: their values were today's defaults.
+        "crop_edge": row.crop_edge if row.crop_edge != "clip" else None,
+        "kd_temperature": row.kd_temperature if row.kd_temperature != DEFAULT_KD_TEMPERATURE else None,
+        "kd_weight": row.kd_weight if row.kd_weight != DEFAULT_KD_WEIGHT else None,
+    }
     return {name: str(value) for name, value in protocol.items() if value is not None}
 
 

@@ -38,7 +38,7 @@ from sfm.events import ProgressCallback
 from sfm.stats_store.digests import compute_array_digest
 
 PROTOCOL_OPTIONS = (
-    *("seeds", "epochs", "views", "projector_views", "seed"),
+    *("seeds", "epochs", "views", "projector_views", "projector_init", "seed"),
     *("crop_edge", "kd_temperature", "kd_weight"),
 )
 """Options that accuracies depend on."""

@@ -146,6 +146,7 @@ def make_accuracy_row(
         crop_edge=training_options.crop_edge,
         kd_temperature=training_options.kd_temperature,
         kd_weight=training_options.kd_weight,
+        projector_init=training_options.projector_init,
     )
     if image_set.min_available_exemplars_per_class is not None:
         return row

@@ -11,6 +11,7 @@ import torch
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import linear_classifier
 from sfm.pipeline.block_moments import compute_moments
+from sfm.pipeline.extract_config import ADAM_EPOCHS, ClassifierSolver
 from sfm.pipeline.logistic import compute_loss_and_gradients, deterministic_thread_pool
 from sfm.pipeline.sub_class_centres import MAX_ROWS_PER_CLASS
 from sfm.stats_store.digests import BLOCK_ROWS
@@ -74,6 +75,7 @@ def estimate_statistics_operations(
     training_sample_count: int,
     images_per_sample: int,
     sub_class_k_values: Sequence[int],
+    classifier_solver: ClassifierSolver = "lbfgs",
 ) -> StatisticsOperations:
     """Estimate the cost of an entry's statistics.
 
@@ -86,6 +88,7 @@ def estimate_statistics_operations(
         One plus the number of views.
     sub_class_k_values : sequence of int
         Numbers of sub-class centres, K.
+    classifier_solver : ClassifierSolver
     """
     rows = images_per_sample * training_sample_count
     scalings = 2 if training_sample_count <= linear_classifier.MAX_SMALL_DATASET_ROWS else 1
@@ -100,12 +103,18 @@ def estimate_statistics_operations(
     )
     passes = SELECTION_PASSES * scalings * folds
     clustered = min(training_sample_count, class_count * MAX_ROWS_PER_CLASS)
+    moments = count_moments_operations(training_sample_count, feature_count)
+    selection = passes * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count)
+    fit = FITTING_PASSES * count_classifier_pass_operations(rows, feature_count, class_count)
+    if classifier_solver == "adam":
+        one_view = count_classifier_pass_operations(training_sample_count, feature_count, class_count)
+        selection, fit = 0.0, ADAM_EPOCHS * one_view
+    else:
+        moments += scalings * EIGEN_COST * float(feature_count) ** 3
     return StatisticsOperations(
-        moments=count_moments_operations(training_sample_count, feature_count)
-        + scalings * EIGEN_COST * float(feature_count) ** 3,
-        penalty_selection=passes
-        * count_classifier_pass_operations(min(rows, max_rows), feature_count, class_count),
-        final_fit=FITTING_PASSES * count_classifier_pass_operations(rows, feature_count, class_count),
+        moments=moments,
+        penalty_selection=selection,
+        final_fit=fit,
         sub_class_centres=sum(
             count_centre_placing_operations(clustered, feature_count, k) for k in sub_class_k_values
         )

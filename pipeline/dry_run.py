@@ -226,7 +226,7 @@ def estimate_statistics_seconds(
                 else training_sample_count
             )
             cost = estimate_statistics_operations(
-                class_count, features, rows, 1 + config.views, config.sub_classes
+                class_count, features, rows, 1 + config.views, config.sub_classes, config.classifier
             )
             seconds += cost.total / rate
     return seconds

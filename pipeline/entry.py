@@ -13,6 +13,7 @@ import torch
 
 from sfm.backbones.build import Backbone
 from sfm.events import ProgressCallback
+from sfm.pipeline.adam_classifier import train_classifier_with_adam
 from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.cost_model import (
@@ -148,7 +149,7 @@ def compute_entry_statistics(
     views = [entry_rows.open_train_features(context.staging, name) for name in array_names[1:]]
     stage = f"{'tuning ' if entry_rows.role == 'tuning' else ''}statistics of {backbone.card.spec}"
     cost = estimate_statistics_operations(
-        classes, features, len(labels), len(array_names), sub_class_k_values
+        classes, features, len(labels), len(array_names), sub_class_k_values, config.classifier
     )
     meter = StatisticsProgress(progress, stage, cost)
     meter.report_if_changed()
@@ -165,7 +166,14 @@ def compute_entry_statistics(
         iterate_with_moments_progress(train, meter, features, cost.moments), classes, features
     )
     meter.advance_to_phase_end(cost.moments)
-    classifier = train_classifier(train, moments, backbone.device, views, report_pass_rows=report_pass_rows)
+    if config.classifier == "adam":
+        classifier = train_classifier_with_adam(
+            views, classes, features, config.seed, backbone.device, report_pass_rows
+        )
+    else:
+        classifier = train_classifier(
+            train, moments, backbone.device, views, report_pass_rows=report_pass_rows
+        )
     top1, top5 = measure_top1_and_top5(test, classifier)
     meter.advance_to_phase_end(cost.until_classifier_end)
     centres = compute_sub_class_centres(

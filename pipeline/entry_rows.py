@@ -73,7 +73,7 @@ def make_entry_options(
     rendering_options : dict
         As :func:`sfm.pipeline.image_marks.make_rendering_entry_options` returns it.
     """
-    options = {
+    options: dict[str, Any] = {
         "origin": "extracted",
         "role": role,
         "sub_classes": list(config.sub_classes),
@@ -87,7 +87,12 @@ def make_entry_options(
         "views": 1 + config.views,
         **rendering_options,
     }
-    return options if config.hold_out is None else options | {"hold_out": config.hold_out}
+    # Options of later versions are recorded where they differ from what was done before: keys stay.
+    if config.hold_out is not None:
+        options["hold_out"] = config.hold_out
+    if config.classifier != "lbfgs":
+        options["classifier"] = config.classifier
+    return options
 
 
 def iterate_digests_by_partition(

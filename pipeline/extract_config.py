@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import (
@@ -16,6 +16,11 @@ from sfm.config_fields import (
 )
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.stats_store.dataset_names import find_dataset_name_problem
+
+ClassifierSolver = Literal["lbfgs", "adam"]
+
+ADAM_EPOCHS = 10
+"""Epochs of the solver ``adam``; it draws as many views of each image, unless told otherwise."""
 
 
 class ExtractConfig(BaseModel):
@@ -65,12 +70,18 @@ class ExtractConfig(BaseModel):
         description="Real images to store per class: half nearest to the class mean, half random. "
         "Everyone with access to the store can see them.",
     )
+    classifier: RecipeField[ClassifierSolver] = Field(
+        default="lbfgs",
+        description="Solver of the full-data classifier: lbfgs (L2-regularised logistic regression on the "
+        f"images, and on --views), or adam ({ADAM_EPOCHS} epochs on --views alone, as published).",
+    )
     views: RecipeField[int] = Field(
         default=0,
         ge=0,
         le=MAX_ITERATIONS,
         description="Augmented views of each training image (flip, random resized crop) to train the "
-        "classifier on, besides the image itself; each takes as long as the image.",
+        f"classifier on; each takes as long as the image. Default with --classifier adam: {ADAM_EPOCHS}, a "
+        "new one every epoch.",
     )
     keep_train_features: ConsentField[bool] = Field(
         default=False, description="Store the training features too, for exact merging of stores."
@@ -149,6 +160,20 @@ class ExtractConfig(BaseModel):
         lt=2**63,
         description="Seed of sub-class centres, exemplars, views, the tuning split and --hold-out.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _draw_a_view_per_epoch_of_adam(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("classifier") == "adam":
+            return {"views": ADAM_EPOCHS} | values
+        return values
+
+    @field_validator("views")
+    @classmethod
+    def _require_views_for_adam(cls, value: int, info: ValidationInfo) -> int:
+        if value == 0 and info.data.get("classifier") == "adam":
+            raise ValueError("--classifier adam trains on augmented views alone: give at least 1")
+        return value
 
     @field_validator("scheduler")
     @classmethod

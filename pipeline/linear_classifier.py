@@ -86,10 +86,8 @@ class LinearClassifier:
         Of the final fit.
     converged : bool
         Whether the largest entry of the gradient, times C, fell to ``GRADIENT_TOLERANCE``.
-    shrinks_to_class_means : bool
-        Whether the penalty is on the distance of weights from those of the nearest class mean, not from zero.
-    common_scale : bool
-        Whether the penalty is on weights of features divided by one number, not each by its deviation.
+    solver_description : str
+        Description of the training, for the entry's card.
     """
 
     weight: npt.NDArray[np.float32]
@@ -97,14 +95,7 @@ class LinearClassifier:
     l2: float
     iterations: int
     converged: bool
-    common_scale: bool = False
-    shrinks_to_class_means: bool = False
-
-    @property
-    def solver_description(self) -> str:
-        """Description of the training, for the entry's card."""
-        scaling = "one scale for all features" if self.common_scale else "standardised features"
-        return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.shrinks_to_class_means}"
+    solver_description: str
 
 
 @dataclass(frozen=True)
@@ -381,8 +372,27 @@ def train_classifier(
         x.float().numpy() for x in convert_classifier_to_raw_features(final.weight, final.bias, scaling)
     )
     return LinearClassifier(
-        weight, bias, choice.l2, final.iterations, final.converged, scaling.common_scale, prior is not None
+        weight,
+        bias,
+        choice.l2,
+        final.iterations,
+        final.converged,
+        describe_solver(has_common_scale=scaling.common_scale, shrinks_to_class_means=prior is not None),
     )
+
+
+def describe_solver(*, has_common_scale: bool, shrinks_to_class_means: bool) -> str:
+    """Return a description of the training, for the entry's card.
+
+    Parameters
+    ----------
+    has_common_scale : bool
+        Whether the penalty is on weights of features divided by one number, not each by its deviation.
+    shrinks_to_class_means : bool
+        Whether the penalty is on the distance of weights from those of the nearest class mean, not from zero.
+    """
+    scaling = "one scale for all features" if has_common_scale else "standardised features"
+    return f"{SOLVER}, {scaling}{', towards the nearest class mean' * shrinks_to_class_means}"
 
 
 def measure_top1_and_top5(

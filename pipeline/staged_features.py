@@ -62,13 +62,18 @@ class StagedFeatures:
     masks: tuple[npt.NDArray[np.bool_], ...] | None = None
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32]]]:
-        for i, file in enumerate(self.files):
-            labels = self.labels[i]
-            rows = read_validated_rows(file, np.float32, len(labels))
-            if self.masks is not None:
-                rows, labels = rows[self.masks[i]], labels[self.masks[i]]
+        for number in range(len(self.files)):
+            rows, labels = self.read_partition(number)
             if len(labels):
                 yield rows, labels
+
+    def read_partition(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
+        """Return the rows in use of one file, float32 of shape (n, D), and their labels."""
+        labels = self.labels[number]
+        rows = read_validated_rows(self.files[number], np.float32, len(labels))
+        if self.masks is None:
+            return rows, labels
+        return rows[self.masks[number]], labels[self.masks[number]]
 
     def concatenate_labels(self) -> npt.NDArray[np.int32]:
         """Return the labels of all rows in use, in order."""

@@ -172,7 +172,8 @@ class ClassifierCard(BaseModel):
     l2 : float
         Penalty ``l2 / 2 * |W|^2`` on the mean cross-entropy of standardised features.
     converged : bool
-        Whether the solver met its tolerance before its iteration limit.
+        Whether the solver met its tolerance before its iteration limit; False for one of a fixed number of
+        epochs.
     held_out_top1, held_out_top5 : float or None
         Accuracy on the held-out features as a fraction; None if undefined.
     """

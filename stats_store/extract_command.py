@@ -18,6 +18,7 @@ DEFAULT_OPTIONS: dict[str, Any] = {
     "hold_out": None,
     "seed": 0,
     "precision": "float32",
+    "classifier": "lbfgs",
     "views": 1,
 }
 """Default values of the options of an extraction, by their names in an entry."""

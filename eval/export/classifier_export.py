@@ -22,7 +22,13 @@ from sfm.eval.export.hub_cards import render_model_card
 from sfm.eval.report.reported_runs import ReportedRun, list_result_files
 from sfm.eval.report.row_selection import get_key_without_training_options, select_longest_trained_rows
 from sfm.eval.report.text_format import format_sfm_command
-from sfm.eval.result import AccuracyRow, PositiveCount, Seed, make_training_options_header
+from sfm.eval.result import (
+    EARLIER_TRAINING_OPTIONS_HEADER,
+    AccuracyRow,
+    PositiveCount,
+    Seed,
+    make_training_options_header,
+)
 from sfm.paths import resolve_links
 from sfm.stats_store.store import Entry, open_store
 from sfm.tensor_files import TensorFileError, open_safetensors, read_tensor_specs, require_tensor_specs
@@ -233,7 +239,6 @@ def find_classifier_row(run: ReportedRun, classifier_header: Mapping[str, str]) 
         return None
     group = ("distilled", classifier_header["backbone"], int(classifier_header["image_size"]), "inherit")
     rows = [row for row in evaluation.rows if get_key_without_training_options(row) == group]
-    same_protocol = [
-        row for row in rows if make_training_options_header(row).items() <= classifier_header.items()
-    ]
+    known_header = EARLIER_TRAINING_OPTIONS_HEADER | {**classifier_header}
+    same_protocol = [row for row in rows if make_training_options_header(row).items() <= known_header.items()]
     return next(iter(same_protocol or select_longest_trained_rows(rows)), None)

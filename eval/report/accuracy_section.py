@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM, UNSEEN_BACKBONE_NOTE
+from sfm.eval.caveats import (
+    EARLIER_TRAINING,
+    NOT_BETTER_THAN_RANDOM,
+    UNSEEN_BACKBONE_NOTE,
+    list_earlier_training_notes,
+)
 from sfm.eval.report.charts import AccuracyBar, BarKind, draw_bar_chart
 from sfm.eval.report.comparison_tables import make_backbone_labels
 from sfm.eval.report.row_selection import (
@@ -93,7 +98,13 @@ def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySect
         chart=draw_bar_chart(bar_groups, alt),
         notes=[
             *([UNSEEN_BACKBONE_NOTE] if unseen_groups else []),
-            *(note for note in evaluation.notes if not note.startswith(NOT_BETTER_THAN_RANDOM)),
+            *(
+                note
+                for note in evaluation.notes
+                if not note.startswith((NOT_BETTER_THAN_RANDOM, EARLIER_TRAINING))
+            ),
+            # Files of earlier versions cannot hold this note.
+            *list_earlier_training_notes(evaluation.rows),
         ],
     )
 

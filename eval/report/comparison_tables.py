@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES, UNSEEN_CELL_NOTE
+from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES, UNSEEN_CELL_NOTE, list_earlier_training_notes
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.row_selection import list_result_rows, make_row_label, select_longest_trained_rows
 from sfm.eval.report.text_format import MODE_DESCRIPTIONS, UNKNOWN
@@ -225,6 +225,7 @@ def make_backbone_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str)
         }
         notes = [
             OWN_BACKBONE_NOTE if mode in OWN_BACKBONE_BIASED_MODES else "",
+            *list_earlier_training_notes([row for row in distilled if row.mode == mode]),
             describe_parentheses_if_any([cells for _, cells in rows]),
         ]
         full_data_cells = [make_accuracy_cell(full_data.get(c.key)) for c in columns]

@@ -10,6 +10,7 @@ from sfm.eval.result import (
     FullDataRow,
     ResultRow,
     SourceEntryRecord,
+    is_row_of_earlier_training,
     is_row_on_distillation_backbone,
 )
 from sfm.text import format_percent
@@ -35,6 +36,8 @@ def make_row_label(row: ResultRow, evaluation: Evaluation) -> str:
         return label
     if row.mode in OWN_BACKBONE_BIASED_MODES and is_row_on_distillation_backbone(row, evaluation.provenance):
         label += " (own backbone)"
+    if is_row_of_earlier_training(row):
+        label += " (earlier training)"
     protocol = describe_differing_options(
         row,
         [
@@ -55,13 +58,14 @@ def describe_differing_options(row: AccuracyRow, compared_rows: Sequence[Accurac
     """Return the parts of a row's protocol in which rows differ: "20 epochs, 2 seeds"."""
     values_by_name = {
         name: [getattr(other, name) for other in compared_rows]
-        for name in ("epochs", "seeds", "views", "seed")
+        for name in ("epochs", "seeds", "views", "seed", "projector_init")
     }
     parts = []
     for name, values in values_by_name.items():
         value = getattr(row, name)
         if len(set(values)) > 1 and value is not None:
-            parts.append(f"seed {value}" if name == "seed" else f"{value} {name}")
+            forms = {"seed": f"seed {value}", "projector_init": f"projector from {value} start"}
+            parts.append(forms.get(name, f"{value} {name}"))
     return ", ".join(parts)
 
 

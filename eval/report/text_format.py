@@ -26,8 +26,9 @@ MODE_DESCRIPTIONS = {
     "inherit-ridge": "as inherit, the projector in closed form",
     "inherit-statistics": "as inherit, the projector from class means alone: no image is used",
     "kd": "a fresh classifier, trained on the images with soft labels of the inherited one",
-    "joint": "projector and classifier, trained together on the images",
-    "stage": "projector and classifier, trained one after the other on the images",
+    "joint": "projector and inherited classifier, trained together on the images and their classes",
+    "stage": "the projector of inherit, and behind it the inherited classifier, trained on the images and "
+    "their classes",
     "nearest class mean": "the class whose mean is nearest",
     "discriminant": "the linear discriminant of all real images, in closed form",
 }

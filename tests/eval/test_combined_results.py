@@ -13,8 +13,12 @@ from typer.testing import CliRunner
 from sfm.cli import app
 from sfm.errors import InputError
 from sfm.eval import work_folder
+from sfm.eval.caveats import EARLIER_TRAINING
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.evaluation import NotWrittenError, evaluate, evaluate_runs
+from sfm.eval.report.config import ReportConfig
+from sfm.eval.report.page import report
+from sfm.eval.report.row_selection import make_row_label
 from sfm.eval.result import Evaluation
 from sfm.events import Progress
 
@@ -148,6 +152,48 @@ def test_the_evaluation_file_of_an_older_version_is_extended(new_run: NewRun, fa
     ]
     kept, measured = together.rows[-1], found.rows[1]
     assert kept.model_copy(update={"per_class": measured.per_class}) == measured
+
+
+def test_projectors_of_another_start_add_rows_and_classifiers(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    for projector_init in ("default", "zero"):
+        options = {"mode": ["inherit", "joint"], "backbone": ["lite1"], "projector_init": projector_init}
+        evaluate(make_config(run, fashion_store, save=True, **options))
+    together = read_evaluation(run / "evaluation.json")
+    rows = [row for row in together.rows if row.images == "distilled"]
+    assert [(r.mode, r.projector_init) for r in rows] == [
+        ("inherit", "zero"),
+        ("joint", "default"),
+        ("inherit", "default"),
+    ]
+    assert rows[0].top1 != rows[2].top1
+    assert make_row_label(rows[2], together) == "Distilled, inherit (projector from default start)"
+    assert len([*(run / "classifiers").glob("lite1-inherit*")]) == 2
+    assert len([*(run / "classifiers").glob("lite1-joint*")]) == 1
+
+
+def test_rows_of_joint_and_stage_of_an_earlier_version_are_marked_until_they_are_measured_again(
+    new_run: NewRun, fashion_store: str, tmp_path: Path
+) -> None:
+    """Their training was another one, under the same names."""
+    run, path = new_run(), tmp_path / "run" / "evaluation.json"
+    evaluate(make_config(run, fashion_store, mode=["inherit", "joint", "stage"], backbone=["lite1"]))
+    old = json.loads(path.read_text())
+    del old["config"]["projector_init"]
+    for row in old["rows"]:
+        del row["projector_init"]
+    path.write_text(json.dumps(old))
+    report(ReportConfig(runs=[run], out=tmp_path / "report.html"))
+    assert "Distilled, joint (earlier training)" in (tmp_path / "report.html").read_text()
+
+    again = evaluate(make_config(run, fashion_store, mode=["joint"], backbone=["lite1"], epochs=5))
+    assert "dropped: 1 row of joint or stage as an earlier version trained them" in again.changes
+    kept = read_evaluation(path)
+    starts = {row.mode: row.projector_init for row in kept.rows if row.images == "distilled"}
+    assert starts == {"joint": "default", "inherit": "zero", "stage": None}
+    assert kept.earlier[0].config == old["config"]
+    (note,) = [note for note in kept.notes if note.startswith(EARLIER_TRAINING)]
+    assert f"{EARLIER_TRAINING}: stage on lite1. " in note
 
 
 def test_an_evaluation_file_of_unknown_content_is_not_overwritten(

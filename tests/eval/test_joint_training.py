@@ -8,10 +8,10 @@ from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.joint_training import (
     ProjectedHeads,
     compute_projector_and_head_gradients,
-    train_projectors_then_heads,
+    train_heads_behind_projectors,
     train_projectors_with_heads,
 )
-from sfm.eval.projectors import LinearProjectors
+from sfm.eval.projectors import LinearProjectors, init_projectors, train_projectors
 from sfm.eval.training import BatchSchedule, make_batch_schedule
 
 CLASSES, FEATURES, TARGETS, VIEWS, EPOCHS, SEEDS = 4, 9, 7, 6, 25, 3
@@ -30,85 +30,88 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, LinearHeads, BatchSchedul
     return draw(images, VIEWS, FEATURES), torch.arange(images) % CLASSES, classifier, schedule
 
 
-class PlainModel:
-    """A projector at zero and the inherited head behind it, as torch's own layers."""
+def train_plain_layers(
+    trained: nn.Module,
+    model: nn.Module,
+    view_features: Tensor,
+    labels: Tensor,
+    schedule: BatchSchedule,
+    s: int,
+) -> None:
+    """Train layers of a model on the labels with torch's own Adam, at 1e-3 for a batch of 256."""
+    batch = min(100, len(view_features))
+    optimizer = torch.optim.Adam(trained.parameters(), lr=1e-3 * batch / 256)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS)
+    for epoch in range(EPOCHS):
+        for first in range(0, len(view_features), batch):
+            images = schedule.image_indices[s, epoch, first : first + batch].long()
+            views = schedule.view_indices[s, epoch, first : first + batch].long()
+            model.zero_grad()
+            cross_entropy(model(view_features[images, views]), labels[images]).backward()
+            optimizer.step()
+        scheduler.step()
 
-    def __init__(self, classifier: LinearHeads) -> None:
-        self.projector = nn.Linear(FEATURES, TARGETS).double()
-        nn.init.zeros_(self.projector.weight)
-        nn.init.zeros_(self.projector.bias)
-        self.head = nn.Linear(TARGETS, CLASSES).double()
-        with torch.no_grad():
-            self.head.weight.copy_(classifier.weight[0])
-            self.head.bias.copy_(classifier.bias[0])
 
-    def train(
-        self,
-        groups: list[dict[str, object]],
-        view_features: Tensor,
-        labels: Tensor,
-        schedule: BatchSchedule,
-        s: int,
-    ) -> None:
-        optimizer = torch.optim.Adam(groups)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS)
-        batch = min(100, len(view_features))
-        for epoch in range(EPOCHS):
-            for first in range(0, len(view_features), batch):
-                images = schedule.image_indices[s, epoch, first : first + batch].long()
-                views = schedule.view_indices[s, epoch, first : first + batch].long()
-                self.projector.zero_grad()
-                self.head.zero_grad()
-                cross_entropy(
-                    self.head(self.projector(view_features[images, views])), labels[images]
-                ).backward()
-                optimizer.step()
-            scheduler.step()
+def make_linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0]).double()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer
 
-    def make_param_groups(self, batch: int) -> list[dict[str, object]]:
-        return [
-            {"params": list(self.projector.parameters()), "lr": 1e-2 * batch / 256},
-            {"params": list(self.head.parameters()), "lr": 1e-3 * batch / 256},
-        ]
 
-    def assert_equal_to(self, model: ProjectedHeads, s: int) -> None:
-        for layer, found in ((self.projector, model.projectors), (self.head, model.heads)):
-            torch.testing.assert_close(found.weight[s], layer.weight.data, rtol=0, atol=1e-8)
-            torch.testing.assert_close(found.bias[s], layer.bias.data, rtol=0, atol=1e-8)
+def assert_layer_equal(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    torch.testing.assert_close(weight, layer.weight.data, rtol=0, atol=1e-8)
+    torch.testing.assert_close(bias, layer.bias.data, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("images", [8, 130])
-def test_joint_training_matches_two_torch_layers_trained_together(images: int) -> None:
+def test_joint_mode_is_the_published_jt(images: int) -> None:
+    """Projector from torch's default start and the inherited head, both at 1e-3, on cross-entropy."""
     view_features, labels, classifier, schedule = make_problem(images)
-    model = train_projectors_with_heads(view_features, labels, classifier, schedule)
+    start = init_projectors("default", 0, SEEDS, TARGETS, FEATURES)
+    model = train_projectors_with_heads(view_features, labels, classifier, start, schedule)
     for s in range(SEEDS):
-        plain = PlainModel(classifier)
-        plain.train(plain.make_param_groups(min(100, images)), view_features, labels, schedule, s)
-        plain.assert_equal_to(model, s)
+        projector = make_linear_layer(start.weight[s], start.bias[s])
+        head = make_linear_layer(classifier.weight[0], classifier.bias[0])
+        both = nn.Sequential(projector, head)
+        train_plain_layers(both, both, view_features, labels, schedule, s)
+        assert_layer_equal(projector, model.projectors.weight[s], model.projectors.bias[s])
+        assert_layer_equal(head, model.heads.weight[s], model.heads.bias[s])
 
 
-def test_stage_training_matches_two_torch_layers_trained_in_sequence() -> None:
+def test_stage_mode_is_the_published_st() -> None:
+    """The projector of inheritance is fixed; the inherited head behind it is trained at 1e-3."""
     view_features, labels, classifier, schedule = make_problem(8)
+    target_features = torch.randn(8, VIEWS, TARGETS, generator=torch.Generator().manual_seed(1)).double()
+    start = init_projectors("default", 0, SEEDS, TARGETS, FEATURES)
+    projectors = train_projectors(view_features, target_features, schedule, start)
     calls: list[tuple[int, int]] = []
-    model = train_projectors_then_heads(
-        view_features, labels, classifier, schedule, lambda done, total: calls.append((done, total))
+    heads = train_heads_behind_projectors(
+        *(view_features, labels, classifier, projectors, schedule),
+        lambda done, total: calls.append((done, total)),
     )
-    assert calls == [(epoch, 2 * EPOCHS) for epoch in range(1, 2 * EPOCHS + 1)]
+    assert calls == [(epoch, EPOCHS) for epoch in range(1, EPOCHS + 1)]
     for s in range(SEEDS):
-        plain = PlainModel(classifier)
-        for group in plain.make_param_groups(8):
-            plain.train([group], view_features, labels, schedule, s)
-        plain.assert_equal_to(model, s)
+        projector = make_linear_layer(projectors.weight[s], projectors.bias[s])
+        head = make_linear_layer(classifier.weight[0], classifier.bias[0])
+        train_plain_layers(head, nn.Sequential(projector, head), view_features, labels, schedule, s)
+        assert_layer_equal(head, heads.weight[s], heads.bias[s])
 
 
-def test_the_inherited_classifier_is_not_modified() -> None:
+def test_the_inherited_classifier_and_given_projectors_are_not_modified() -> None:
     view_features, labels, classifier, schedule = make_problem(8)
-    before = classifier.weight.clone(), classifier.bias.clone()
-    for train_model in (train_projectors_with_heads, train_projectors_then_heads):
-        model = train_model(view_features, labels, classifier, schedule)
-        assert not torch.equal(model.heads.weight[0], before[0][0])
-    assert torch.equal(classifier.weight, before[0])
-    assert torch.equal(classifier.bias, before[1])
+    start = init_projectors("default", 0, SEEDS, TARGETS, FEATURES)
+    start = LinearProjectors(start.weight.double(), start.bias.double())
+    tensors = (classifier.weight, classifier.bias, start.weight, start.bias)
+    before = [tensor.clone() for tensor in tensors]
+    model = train_projectors_with_heads(view_features, labels, classifier, start, schedule)
+    heads = train_heads_behind_projectors(view_features, labels, classifier, start, schedule)
+    assert not torch.equal(model.projectors.weight, start.weight)
+    for trained in (model.heads, heads):
+        assert not torch.equal(trained.weight[0], classifier.weight[0])
+    for tensor, copy in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, copy)
 
 
 def test_joint_training_gradients_match_autograd() -> None:

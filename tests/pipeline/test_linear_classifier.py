@@ -346,11 +346,11 @@ def test_a_failed_eigendecomposition_does_not_change_the_fit(staged_toy_features
 
 def test_a_classifier_with_tied_scores_has_zero_accuracy():
     features, labels = np.zeros((30, 4), np.float32), np.arange(30, dtype=np.int32) % 10
-    same = LinearClassifier(np.ones((10, 4), np.float32), np.zeros(10, np.float32), 1.0, 1, True)
+    same = LinearClassifier(np.ones((10, 4), np.float32), np.zeros(10, np.float32), 1.0, 1, True, "toy")
     assert measure_top1_and_top5([(features, labels)], same) == (0.0, 0.0)
 
 
 def test_accuracy_without_samples_is_none():
     assert measure_top1_and_top5(
-        [], LinearClassifier(np.eye(8, dtype=np.float32), np.zeros(8, np.float32), 1.0, 1, True)
+        [], LinearClassifier(np.eye(8, dtype=np.float32), np.zeros(8, np.float32), 1.0, 1, True, "toy")
     ) == (None, None)
