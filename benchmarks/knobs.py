@@ -131,7 +131,7 @@ def main() -> None:
         try:
             if arguments.dry_run:
                 datasets = [open_compared_dataset(*each) for each in arguments.entries or ()]
-                print_plan(console, datasets or NOMINAL_DATASETS, knobs, arguments)
+                print_knob_plan(console, datasets or NOMINAL_DATASETS, knobs, arguments)
             else:
                 measure_and_print(console, knobs, arguments, work)
         except InputError as error:
@@ -348,7 +348,7 @@ def format_accuracy(summary: dict[str, Any], backbone: str) -> tuple[str, str]:
     return top1, f"{text} ± {100 * spread:.1f}" if summary["distillations"] > 1 else text
 
 
-def print_plan(
+def print_knob_plan(
     console: Console,
     datasets: Sequence[ComparedDataset],
     knobs: Sequence[Knob],

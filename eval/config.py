@@ -21,6 +21,8 @@ from sfm.errors import InputError
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.paths import expand_home_in_path_or_list, resolve_links
 
+DEFAULT_KD_TEMPERATURE, DEFAULT_KD_WEIGHT = 4.0, 0.5
+
 Mode = Literal["linear", "soft", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 ProjectorInit = Literal["zero", "default"]
@@ -111,13 +113,13 @@ class EvaluateOptions(BaseModel):
         "outside of it (zero, as in the published code).",
     )
     kd_temperature: RecipeField[float] = Field(
-        default=4.0,
+        default=DEFAULT_KD_TEMPERATURE,
         ge=MIN_LABEL_TEMPERATURE,
         le=MAX_LABEL_TEMPERATURE,
         description="Temperature of both softmaxes of mode kd.",
     )
     kd_weight: RecipeField[float] = Field(
-        default=0.5,
+        default=DEFAULT_KD_WEIGHT,
         ge=0,
         le=1,
         description="Weight of the soft labels in mode kd; the labels have the rest.",
@@ -241,8 +243,8 @@ class RowTrainingOptions:
     views: int | None
     seed: int | None
     crop_edge: CropEdge = "clip"
-    kd_temperature: float = 4.0
-    kd_weight: float = 0.5
+    kd_temperature: float = DEFAULT_KD_TEMPERATURE
+    kd_weight: float = DEFAULT_KD_WEIGHT
     projector_init: ProjectorInit | None = None
 
 

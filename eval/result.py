@@ -19,7 +19,7 @@ from sfm.constrained_types import (
     PackageVersions,
 )
 from sfm.errors import InputError
-from sfm.eval.config import Mode, ProjectorInit
+from sfm.eval.config import DEFAULT_KD_TEMPERATURE, DEFAULT_KD_WEIGHT, Mode, ProjectorInit
 from sfm.text import format_words_as_list, make_distinct_backbone_names
 
 Item = TypeVar("Item")
@@ -172,8 +172,10 @@ class AccuracyRow(BaseModel):
     views: PositiveCount | None = None
     seed: Seed | None = None
     crop_edge: CropEdge = "clip"
-    kd_temperature: Annotated[float, Field(ge=MIN_LABEL_TEMPERATURE, le=MAX_LABEL_TEMPERATURE)] = 4.0
-    kd_weight: Fraction = 0.5
+    kd_temperature: Annotated[float, Field(ge=MIN_LABEL_TEMPERATURE, le=MAX_LABEL_TEMPERATURE)] = (
+        DEFAULT_KD_TEMPERATURE
+    )
+    kd_weight: Fraction = DEFAULT_KD_WEIGHT
     projector_init: ProjectorInit | None = None
     unseen: bool | None = None
     labels: LabelRecord | None = None

@@ -34,7 +34,7 @@ from sfm.stats_store.merged_rendering import (
     make_unrecorded_rendering_notes,
 )
 from sfm.stats_store.merged_statistics import (
-    SubClassCentres,
+    MergedSubClassCentres,
     compute_merged_centres,
     compute_merged_moments,
 )
@@ -75,7 +75,7 @@ class MergedArrays:
     """
 
     moments: ClassMoments
-    centres_by_sub_class_count: Mapping[int, SubClassCentres]
+    centres_by_sub_class_count: Mapping[int, MergedSubClassCentres]
     classifier: MergedClassifier
     train_features: SplitFeatures | None
     test_features: SplitFeatures | None

@@ -17,7 +17,7 @@ from sfm.stats_store.class_moments import (
 from sfm.stats_store.merge_inputs import MOMENT_ARRAYS, MergeInputs
 
 
-class SubClassCentres(NamedTuple):
+class MergedSubClassCentres(NamedTuple):
     """Centres of K sub-classes of every class, and their samples, largest first.
 
     Attributes
@@ -46,7 +46,7 @@ def compute_merged_moments(inputs: MergeInputs) -> ClassMoments:
     return total
 
 
-def compute_merged_centres(inputs: MergeInputs, centres_per_class: int) -> SubClassCentres:
+def compute_merged_centres(inputs: MergeInputs, centres_per_class: int) -> MergedSubClassCentres:
     """Cluster the sub-class centres of all inputs, each weighted by the number of its samples.
 
     A class that only one input has keeps its centres.
@@ -74,7 +74,7 @@ def compute_merged_centres(inputs: MergeInputs, centres_per_class: int) -> SubCl
         weights = np.concatenate([n[n > 0] for _, n in class_centres])
         cluster_centres, sizes = compute_cluster_centres_and_weights(points, weights, centres_per_class)
         centre[c, : len(cluster_centres)], count[c, : len(cluster_centres)] = cluster_centres, sizes
-    return SubClassCentres(centre, count)
+    return MergedSubClassCentres(centre, count)
 
 
 def compute_cluster_centres_and_weights(

@@ -125,6 +125,6 @@ def disambiguate_class_names(run: ReportedRun) -> list[str]:
     return [name if counts[name] == 1 else f"{name} ({id_})" for name, id_ in classes]
 
 
-def list_class_folder_names(run: ReportedRun) -> list[str]:
+def list_exported_class_folders(run: ReportedRun) -> list[str]:
     """Return the names of the classes' folders, in the order of the labels."""
     return list(dict.fromkeys(file.parent.name for file in run.distilled.image_files))

@@ -14,7 +14,7 @@ from sfm.eval.export.export_formats import (
     TABLE_FILE,
     TAR_FILE,
     disambiguate_class_names,
-    list_class_folder_names,
+    list_exported_class_folders,
 )
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_distill_command
@@ -190,7 +190,9 @@ def make_load_dataset_fields(run: ReportedRun, export_format: str, exported_fold
         "dataset_size": dataset_bytes,
     }
     if export_format != "webdataset":
-        names = disambiguate_class_names(run) if export_format == "parquet" else list_class_folder_names(run)
+        names = (
+            disambiguate_class_names(run) if export_format == "parquet" else list_exported_class_folders(run)
+        )
         label = {"class_label": {"names": {str(index): name for index, name in enumerate(names)}}}
         features = [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]
         if run.soft_labels and export_format == "parquet":
