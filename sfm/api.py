@@ -32,11 +32,12 @@ from sfm.distill.run_estimate import DistillationEstimate, estimate_distillation
 from sfm.distill.train_step import StepOutput
 from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
-from sfm.eval.evaluation import Evaluation, evaluate, evaluate_runs
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run_export import ExportResult, export
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
+from sfm.eval.result import Evaluation
+from sfm.image_evaluation import evaluate, evaluate_runs
 from sfm.pipeline.dry_run import ExtractionEstimate, estimate_extraction
 from sfm.pipeline.extract import ExtractionResult, extract
 from sfm.pipeline.extract_config import ExtractConfig
