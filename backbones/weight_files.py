@@ -42,6 +42,32 @@ on memory."""
 
 
 @dataclass(frozen=True)
+class TensorFilePurpose:
+    """What a file of tensors is read for, in the words of its errors.
+
+    Attributes
+    ----------
+    tensors : str
+        What the tensors are: "weights".
+    file : str
+        What the file should be, with its article.
+    remedy : str
+        What to do with a file that holds other objects too.
+    """
+
+    tensors: str
+    file: str
+    remedy: str
+
+
+WEIGHTS = TensorFilePurpose(
+    "weights",
+    "a checkpoint of plain tensors",
+    "save only its weights: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)",
+)
+
+
+@dataclass(frozen=True)
 class LoadedWeights:
     """The weights of a checkpoint file.
 
@@ -79,9 +105,9 @@ def read_weight_file(path: Path, prefix: str = "") -> LoadedWeights:
     InputError
         If the file cannot be read or holds no tensors; it is named.
     """
-    loaded = _load_checkpoint_safely(path)
+    loaded = load_tensors_safely(path, WEIGHTS)
     tensors, choice = _find_weights_and_choice_note(loaded)
-    odd = next((name for name, tensor in tensors.items() if not _is_plain_tensor(tensor)), None)
+    odd = next((name for name, tensor in tensors.items() if not is_plain_tensor(tensor)), None)
     if odd is not None:
         raise InputError(
             f"{path} is damaged: {sanitize_line(odd, 100)} is not a tensor of numbers that it holds"
@@ -147,38 +173,50 @@ def find_packaged_weights(package_name: str) -> Path:
     return files[0]
 
 
-def _load_checkpoint_safely(path: Path) -> Any:
-    """Load a file without running code from it; it takes no more memory than the file has bytes.
+def load_tensors_safely(path: Path, purpose: TensorFilePurpose) -> Any:
+    """Load a file of tensors without running code from it; it takes no more memory than the file has bytes.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.safetensors`` file, or else a file of `torch.save`.
+    purpose : TensorFilePurpose
+        What the tensors are, for messages.
+
+    Returns
+    -------
+    object
+        What was saved: tensors, numbers and text in containers. Tensors may be of any kind, see
+        :func:`is_plain_tensor`.
 
     Raises
     ------
     InputError
-        If it cannot be read, or is not a file of tensors by name.
+        If it cannot be read, or holds anything else.
     """
     try:
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        _refuse_file_that_expands_in_memory(path)
+        _refuse_file_that_expands_in_memory(path, purpose)
         # timm's training keeps its arguments in a Namespace, which is plain data.
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # These tensors are refused below.
+            warnings.simplefilter("ignore")  # These tensors are refused by the caller.
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(
-            f"cannot read weights from {path}: {sanitize_line(get_first_error_line(error), 300)}"
+            f"cannot read {purpose.tensors} from {path}: {sanitize_line(get_first_error_line(error), 300)}"
         ) from error
-    except Exception as error:  # On bytes that are no checkpoint, torch may raise any exception.
+    except Exception as error:  # On bytes that are no such file, torch may raise any exception.
         raise InputError(
-            f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)"
-            f"{_describe_unsafe_classes(path)}"
+            f"{path} is not {purpose.file} (.safetensors or .pth){_describe_unsafe_classes(path, purpose)}"
         ) from error
 
 
-def _refuse_file_that_expands_in_memory(path: Path) -> None:
+def _refuse_file_that_expands_in_memory(path: Path, purpose: TensorFilePurpose) -> None:
     """Refuse a file of `torch.save` that takes more memory than it has bytes.
 
     Such files are zip archives that compress nothing, or of an earlier format. A compressed archive may be of
@@ -188,7 +226,7 @@ def _refuse_file_that_expands_in_memory(path: Path) -> None:
         if content[: len(_ZIP)] != _ZIP:
             if content[: len(_PICKLE)] != _PICKLE:
                 # Neither format: do not read the rest of a file of unknown size.
-                raise InputError(f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)")
+                raise InputError(f"{path} is not {purpose.file} (.safetensors or .pth)")
             has_zero_arrays = content.find(_ZEROS) >= 0
         else:
             archive = torch._C.PyTorchFileReader(str(path))
@@ -197,10 +235,10 @@ def _refuse_file_that_expands_in_memory(path: Path) -> None:
                 raise InputError(f"{path} unpacks to {size:,} bytes: torch.save writes no compressed files")
             has_zero_arrays = _ZEROS in archive.get_record("data.pkl")
     if has_zero_arrays:
-        raise InputError(f"{path} is not a checkpoint of plain tensors: it holds arrays of bytes")
+        raise InputError(f"{path} is not {purpose.file}: it holds arrays of bytes")
 
 
-def _is_plain_tensor(tensor: Tensor) -> bool:
+def is_plain_tensor(tensor: Tensor) -> bool:
     """Return whether a tensor is dense, real, and holds its own values in memory."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
         return False
@@ -210,8 +248,8 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
     return size <= max(tensor.untyped_storage().nbytes(), _MAX_REPEATED_BYTES)
 
 
-def _describe_unsafe_classes(path: Path) -> str:
-    """Describe the classes that keep a checkpoint from being read, and what to do about them."""
+def _describe_unsafe_classes(path: Path, purpose: TensorFilePurpose) -> str:
+    """Describe the classes that keep a file from being read, and what to do about them."""
     try:
         with torch.serialization.safe_globals([Namespace]):
             classes = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
@@ -219,9 +257,8 @@ def _describe_unsafe_classes(path: Path) -> str:
         return ""
     if not classes:
         return ""
-    advice = "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
     names = sanitize_line(", ".join(classes[:3]), 200)
-    return f": {names} in it may run any code; where you trust it, save only its weights: {advice}"
+    return f": {names} in it may run any code; where you trust it, {purpose.remedy}"
 
 
 def _find_weights_and_choice_note(content: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:

@@ -18,21 +18,27 @@ class MatrixCell(BaseModel):
     distilled_on : str
         Names of the backbones they were distilled on: the row.
     ipc : int
-        Images per class.
+        Images per class; the largest number where classes have different ones.
     backbone : str
         Spec of the backbone evaluated on: with `image_size`, the column.
     image_size : int
         Its input size, in pixels.
     own_backbone : bool
         Whether it is one distilled on, at the same input size.
-    unseen : bool
-        Whether it is none of those.
+    unseen : bool or None
+        Whether it is none of those; None if it is unknown what they are.
     mode : Mode
         Mode of training; there is one matrix per mode.
     top1_mean, top1_std : float
         Fractions: mean and standard deviation over `seeds`.
     recovered : float or None
         Fraction of the full-data accuracy of the column's backbone.
+    distilled_on_known : bool
+        Whether it is known what the images were distilled on.
+    images_per_class : list of int or None
+        By class, for images of another program.
+    label_robust_score : float or None
+        As of :class:`~sfm.eval.result.AccuracyRow`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,12 +54,15 @@ class MatrixCell(BaseModel):
     seeds: int
     recovered: float | None
     own_backbone: bool = False
+    distilled_on_known: bool = True
+    images_per_class: list[int] | None = None
+    label_robust_score: float | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def unseen(self) -> bool:
-        """Whether nothing was distilled on the column's backbone."""
-        return not self.own_backbone
+    def unseen(self) -> bool | None:
+        """Whether nothing was distilled on the column's backbone; None if that is unknown."""
+        return None if not self.distilled_on_known else not self.own_backbone
 
 
 def make_matrix(evaluations: Sequence[Evaluation]) -> list[MatrixCell]:
@@ -71,6 +80,9 @@ def make_matrix(evaluations: Sequence[Evaluation]) -> list[MatrixCell]:
             seeds=row.seeds,
             recovered=row.recovered,
             own_backbone=is_row_on_distillation_backbone(row, evaluation.provenance),
+            distilled_on_known=evaluation.provenance.distilled_on_known,
+            images_per_class=evaluation.provenance.images_per_class,
+            label_robust_score=row.label_robust_score,
         )
         for evaluation in evaluations
         for row in evaluation.rows

@@ -22,6 +22,16 @@ UNSEEN_BACKBONE_NOTE = (
 UNSEEN_CELL_NOTE = "In parentheses: unseen, that run was not distilled on this backbone."
 """Note below a table of several runs."""
 
+UNKNOWN_BACKBONE_NOTE = (
+    "Unknown: nobody said which backbone these images were distilled on, so any of these may be it, and none "
+    "counts as unseen. Name it with --distilled-on."
+)
+
+LABEL_ROBUST_SCORE_NOTE = (
+    "LRS: label-robust score of DD-Ranking (arXiv 2505.13300), in percent, with hard labels: it compares "
+    "`linear` with as many random real images, and with all real ones."
+)
+
 SOFT_LABELS_KNOW_REAL_IMAGES = "Rows of mode soft are trained on soft labels too"
 """Start of the note about labels."""
 

@@ -46,9 +46,8 @@ def save_first_seed_classifier(
     """
     card = eval_backbone.backbone.card
     image_digest = compute_array_digest(run.pixels)
-    data = serialize_first_seed_classifier(
-        fitted_heads, card, teacher_statistics.entry.backbone, row, run.class_ids, image_digest
-    )
+    teacher_card = teacher_statistics.entry.backbone if run.record.knows_backbones else None
+    data = serialize_first_seed_classifier(fitted_heads, card, teacher_card, row, run.class_ids, image_digest)
     require_folder_is_not_link(folder)
     path = folder / make_classifier_file_name(card.spec, row.mode)
     if not is_free_or_replaceable_classifier_path(path, card.hash, image_digest, row):
@@ -77,7 +76,7 @@ def is_free_or_replaceable_classifier_path(
 def serialize_first_seed_classifier(
     fitted_heads: FittedHeads,
     eval_backbone_card: BackboneCard,
-    teacher_backbone_card: BackboneCard,
+    teacher_backbone_card: BackboneCard | None,
     row: AccuracyRow,
     class_ids: Sequence[str],
     image_digest: str,
@@ -92,7 +91,7 @@ def serialize_first_seed_classifier(
     ----------
     fitted_heads : FittedHeads
     eval_backbone_card, teacher_backbone_card : BackboneCard
-        The backbone evaluated on, and the one distilled on.
+        The backbone evaluated on, and the one distilled on; None if that is unknown.
     row : AccuracyRow
         Its accuracy and protocol.
     class_ids : sequence of str
@@ -107,11 +106,14 @@ def serialize_first_seed_classifier(
         "backbone": eval_backbone_card.spec,
         "backbone_hash": eval_backbone_card.hash,
         "image_size": str(eval_backbone_card.preprocessing.input_size),
-        "distilled_on": teacher_backbone_card.spec,
-        "distilled_on_hash": teacher_backbone_card.hash,
         "mode": row.mode,
         "images": image_digest,
         **make_training_options_header(row),
         "class_ids": json.dumps(list(class_ids)),
     }
+    if teacher_backbone_card:
+        header |= {
+            "distilled_on": teacher_backbone_card.spec,
+            "distilled_on_hash": teacher_backbone_card.hash,
+        }
     return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sfm.errors import InputError
 from sfm.eval.caveats import CAVEAT_STARTS, FRESH_HEAD_MODES, list_caveats
 from sfm.eval.config import CLOSED_FORM_MODES, EvaluateConfig, RowTrainingOptions, make_row_training_options
+from sfm.eval.dd_ranking import add_label_robust_scores
 from sfm.eval.result import (
     AccuracyRow,
     EarlierCommand,
@@ -115,7 +116,7 @@ def combine_evaluations(
             "changes": describe_row_changes(replaced, stale_rows, superseded_rows, kept_rows),
         }
     )
-    return mark_unseen_rows(combined)
+    return add_label_robust_scores(mark_unseen_rows(combined))
 
 
 def get_combinable_data_key(evaluation: Evaluation) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from sfm.config_fields import (
 from sfm.constrained_types import MAX_INPUT_PIXELS, MAX_LABEL_TEMPERATURE, MIN_LABEL_TEMPERATURE
 from sfm.errors import InputError
 from sfm.eval.output_files import make_distinct_directory_names
+from sfm.eval.run_directory import is_run_directory, make_foreign_result_folder
 from sfm.paths import expand_home_in_path_or_list, resolve_links
 
 DEFAULT_KD_TEMPERATURE, DEFAULT_KD_WEIGHT = 4.0, 0.5
@@ -132,7 +133,8 @@ class EvaluateOptions(BaseModel):
     out: LocationField[Path | None] = Field(
         default=None,
         description="Where to write instead of RUN/evaluation.json, for read-only runs: a .json file, "
-        "or a folder (with a folder in it for each of several runs).",
+        "or a folder (with a folder in it for each of several runs). For images of another program a folder, "
+        "which `sfm report` takes; default: PATH-evaluation beside them.",
     )
     device: RecipeField[Literal["auto", "cpu", "cuda"]] = Field(
         default="auto", description="Where to compute."
@@ -145,21 +147,41 @@ class EvaluateOptions(BaseModel):
         description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.",
     )
 
+    # For images of other programs.
+    dataset: RecipeField[str | None] = Field(
+        default=None,
+        description="For images of another program: the dataset whose statistics they are scored against, as "
+        "NAME, NAME@DIGEST or NAME@tuning. Default: that of a run beside them, or the only one of the store. "
+        "A run directory names its own.",
+    )
+    distilled_on: BackboneField[list[str]] = Field(
+        default=[],
+        description="For images of another program: the backbone that they were distilled on; repeat for "
+        "several. Without it, that is marked as unknown, and what a backbone inherits from it is left out.",
+    )
+
     _expand_out = field_validator("out")(expand_home_in_path_or_list)
 
 
 class EvaluateConfig(EvaluateOptions):
     """Configuration of the evaluation of one run; ``evaluation.json`` holds it."""
 
-    run: LocationField[Path] = Field(description="Directory that `sfm distill` wrote.")
+    run: LocationField[Path] = Field(
+        description="Directory that `sfm distill` wrote, or images of another program."
+    )
 
     _expand_run = field_validator("run")(expand_home_in_path_or_list)
+
+    @property
+    def is_run_directory(self) -> bool:
+        """Whether the images are in a directory that this program wrote."""
+        return is_run_directory(self.run)
 
     @property
     def result_path(self) -> Path:
         """The result file to write."""
         if self.out is None:
-            return self.run / RESULT_FILE
+            return (self.run if self.is_run_directory else make_foreign_result_folder(self.run)) / RESULT_FILE
         return self.out if self.out.suffix == ".json" else self.out / RESULT_FILE
 
 
@@ -168,7 +190,9 @@ class EvaluateRunsConfig(EvaluateOptions):
 
     run: LocationField[list[Path]] = Field(
         min_length=1,
-        description="Directory that `sfm distill` wrote; several give a matrix of all of them.",
+        description="Directory that `sfm distill` wrote; or images of another program: a folder of class "
+        "folders, a .npz, .pt, .pth or .safetensors file of images and labels, a WebDataset .tar, a .parquet "
+        "table. Several give a matrix of all of them.",
         json_schema_extra={"argument": True, "metavar": "RUN"},
     )
 

@@ -1,4 +1,8 @@
-"""Read the directory of a finished distillation: images, classes and ``run.json``."""
+"""Read a directory of distilled images: those of a finished distillation, or of another program.
+
+The former holds ``run.json``; the latter, which `sfm evaluate` writes for images that another program made
+(:mod:`sfm.eval.foreign_run`), holds ``images.json``. Both hold ``classes.json`` and ``images/``.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -21,8 +25,9 @@ from pydantic import (
 
 from sfm.backbones.card import BackboneCard
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_DISTILLATION_BACKBONES, MAX_IMAGES_PER_CLASS, LossWeight
-from sfm.constrained_types import Count, Digest, InputPixels, Name
+from sfm.constrained_types import MAX_CLASSES, Count, Digest, InputPixels, Name
 from sfm.errors import InputError
+from sfm.eval.run_directory import CLASSES_FILE, FOREIGN_RECORD_FILE, RUN_FILE
 from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
 from sfm.text import format_words_as_list, make_distinct_backbone_names, sanitize_line
@@ -30,6 +35,9 @@ from sfm.untrusted_files import OversizeError, read_bounded_file
 
 MAX_UNCHECKED_BYTES, MAX_COMPRESSION = 2**30, 50
 """Bytes of pixels that are read in any case, and the highest ratio of pixels to file bytes above that."""
+
+UNKNOWN_BACKBONE = "unknown"
+"""Name of the backbone distilled on where nobody said which it was."""
 
 MAX_FIELD_CHARACTERS = 200
 """Characters of a field's name in an error."""
@@ -40,6 +48,10 @@ CanvasSidePixels = Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)]
 ImagesPerClass = Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
 DistilledPixelDigest = Digest
 SpecWithWeightsPath = Annotated[str, Field(max_length=10_000)]
+SourcePath = Annotated[str, Field(max_length=10_000)]
+
+MAX_NOTES = 100
+"""Notes about the reading of images that are kept."""
 
 
 class DistillationBackbone(BaseModel):
@@ -67,21 +79,24 @@ class DistillationBackbone(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """The fields of ``run.json`` that evaluation needs.
+    """The fields of ``run.json`` or ``images.json`` that evaluation needs.
 
     Attributes
     ----------
     entry_digest, backbone, image_size
         Of the first backbone distilled on.
+    ipc
+        Images per class; the largest number where classes have different ones.
     images : str or None
         Digest of the pixels that were distilled; None in runs of older versions.
     backbones : list of DistillationBackbone
-        All backbones distilled on, each once; the only one of a run of an older version.
+        All backbones distilled on, each once; the only one of a run of an older version. Where the backbone
+        distilled on is unknown, the one whose statistics say which classes and samples there are.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    command: Literal["distill"]
+    command: Literal["distill", "evaluate"]
     store: str
     entry_digest: Digest
     fingerprint: Digest
@@ -124,6 +139,11 @@ class RunRecord(BaseModel):
         return backbones
 
     @property
+    def knows_backbones(self) -> bool:
+        """Whether it is known which backbones the images were distilled on."""
+        return True
+
+    @property
     def largest_image_size(self) -> int:
         """Largest input size of the backbones distilled on, in pixels."""
         return max(b.image_size for b in self.backbones)
@@ -131,6 +151,8 @@ class RunRecord(BaseModel):
     @property
     def backbone_names(self) -> list[str]:
         """Specs of the backbones distilled on, with the input size where a spec has several."""
+        if not self.knows_backbones:
+            return [UNKNOWN_BACKBONE]
         return make_distinct_backbone_names((b.backbone.spec, b.image_size) for b in self.backbones)
 
     def format_backbone_names(self) -> str:
@@ -139,9 +161,48 @@ class RunRecord(BaseModel):
 
     def format_backbones_with_sizes(self) -> str:
         """Return the backbones distilled on with their input sizes: ``lite0 and lite1 at 96 px``."""
+        if not self.knows_backbones:
+            return "an unknown backbone"
         if len({b.image_size for b in self.backbones}) == 1:
             return f"{self.format_backbone_names()} at {self.image_size} px"
         return format_words_as_list([f"{b.backbone.spec} at {b.image_size} px" for b in self.backbones])
+
+
+class DistillationRecord(RunRecord):
+    """The fields of the ``run.json`` of `sfm distill`."""
+
+    command: Literal["distill"]
+
+
+class ForeignRecord(RunRecord):
+    """The fields of ``images.json``: images that another program made.
+
+    Attributes
+    ----------
+    source : str
+        Where they were read.
+    source_digest : str
+        Digest of them before they were resized.
+    images_per_class : list of int
+    distilled_on_known : bool
+        Whether the user said which backbones they were distilled on.
+    notes : list of str
+        What was done to the images when they were read.
+    """
+
+    command: Literal["evaluate"]
+    source: SourcePath
+    source_digest: Digest
+    images_per_class: Annotated[
+        list[ImagesPerClass], Field(fail_fast=True, min_length=1, max_length=MAX_CLASSES)
+    ]
+    distilled_on_known: bool
+    notes: Annotated[list[str], Field(fail_fast=True, max_length=MAX_NOTES)]
+
+    @property
+    def knows_backbones(self) -> bool:
+        """Whether the user said which backbones the images were distilled on."""
+        return self.distilled_on_known
 
 
 class ClassRecord(BaseModel):
@@ -171,9 +232,9 @@ class DistilledRun:
         Display names, in the same order; may repeat.
     image_files : list of Path
         One file for each of `pixels`.
-    pixels : ndarray of uint8, shape (class * ipc, canvas, canvas, 3)
+    pixels : ndarray of uint8, shape (image, canvas, canvas, 3)
         The images of the first class, then those of the second, ...
-    labels : ndarray of int64, shape (class * ipc,)
+    labels : ndarray of int64, shape (image,)
     """
 
     record: RunRecord
@@ -183,15 +244,27 @@ class DistilledRun:
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
 
+    @property
+    def images_per_class(self) -> list[int]:
+        """Number of images of every class; they are equal unless another program made the images."""
+        counts: list[int] = np.bincount(self.labels, minlength=len(self.class_ids)).tolist()
+        return counts
+
+
+def format_images_per_class(images_per_class: Sequence[int]) -> str:
+    """Return numbers of images as text: "1 per class", "1 to 3 per class"."""
+    fewest, most = min(images_per_class), max(images_per_class)
+    return f"{most:,} per class" if fewest == most else f"{fewest:,} to {most:,} per class"
+
 
 def read_distilled_run(run_directory: Path) -> DistilledRun:
-    """Read the directory of a finished distillation: ``run.json``, ``classes.json``, ``images/``.
+    """Read a directory of images: ``run.json`` or ``images.json``, ``classes.json``, ``images/``.
 
     Raises
     ------
     InputError
         If it is not such a directory, or classes or images are missing, too many, unreadable or not of the
-        size that ``run.json`` names.
+        size that the record names.
     """
     if not run_directory.is_dir():
         raise InputError(f"no run directory at {run_directory}: give the --out of a `sfm distill`")
@@ -200,15 +273,23 @@ def read_distilled_run(run_directory: Path) -> DistilledRun:
             f"{run_directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, "
             f"or repeat its command with --resume if it was interrupted"
         )
-    record = read_run_json(TypeAdapter(RunRecord), run_directory / "run.json")
-    classes = read_run_json(TypeAdapter(ClassRecords), run_directory / "classes.json")
+    is_foreign = (run_directory / FOREIGN_RECORD_FILE).exists()
+    record = (
+        read_foreign_record(run_directory)
+        if is_foreign
+        else read_run_json(TypeAdapter(DistillationRecord), run_directory / RUN_FILE)
+    )
+    classes = read_run_json(TypeAdapter(ClassRecords), run_directory / CLASSES_FILE)
     if [c.index for c in classes] != list(range(len(classes))) or not classes:
         raise InputError(f"{run_directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
+    counts = record.images_per_class if isinstance(record, ForeignRecord) else [record.ipc] * len(classes)
+    if len(counts) != len(classes):
+        raise InputError(f"{run_directory / CLASSES_FILE} lists other classes than {FOREIGN_RECORD_FILE}")
     folders = _list_numbered_paths(run_directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")
     files = [
         file
-        for folder in folders
-        for file in _list_numbered_paths(folder, record.ipc, "image", r"(\d+)\.png")
+        for folder, count in zip(folders, counts, strict=True)
+        for file in _list_numbered_paths(folder, count, "image", r"(\d+)\.png")
     ]
     require_no_outside_links(run_directory, [run_directory / "images", *folders, *files])
     require_plausible_compression(run_directory, files, record.canvas)
@@ -221,31 +302,43 @@ def read_distilled_run(run_directory: Path) -> DistilledRun:
         [c.name for c in classes],
         files,
         pixels,
-        np.repeat(np.arange(len(classes)), record.ipc),
+        np.repeat(np.arange(len(classes)), counts),
     )
 
 
-def read_run_json(type_adapter: TypeAdapter[Model], path: Path) -> Model:
-    """Read and validate a JSON file of a run directory.
+def read_foreign_record(run_directory: Path) -> ForeignRecord:
+    """Read the ``images.json`` that `sfm evaluate` writes for images of another program.
 
     Raises
     ------
     InputError
-        If it is missing, or not what `sfm distill` writes.
+        If it is missing, or not what `sfm evaluate` writes.
+    """
+    return read_run_json(TypeAdapter(ForeignRecord), run_directory / FOREIGN_RECORD_FILE, "evaluate")
+
+
+def read_run_json(type_adapter: TypeAdapter[Model], path: Path, command: str = "distill") -> Model:
+    """Read and validate a JSON file of a run directory, which a command wrote.
+
+    Raises
+    ------
+    InputError
+        If it is missing, or not what the command writes.
     """
     try:
         return type_adapter.validate_json(read_bounded_file(path))
     except OSError as error:
         raise InputError(
-            f"{path.parent} is not a finished run of `sfm distill`: cannot read {path.name}: {error.strerror}"
+            f"{path.parent} is not a finished run of `sfm {command}`: cannot read {path.name}: "
+            f"{error.strerror}"
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = sanitize_line(".".join(map(str, first["loc"])), MAX_FIELD_CHARACTERS) or "the file"
         problem = first["msg"].lower().removeprefix("value error, ")
-        raise InputError(f"{path} is not what `sfm distill` writes: {field}: {problem}") from error
+        raise InputError(f"{path} is not what `sfm {command}` writes: {field}: {problem}") from error
     except OversizeError as error:
-        raise InputError(f"{path} is not what `sfm distill` writes: it is too long") from error
+        raise InputError(f"{path} is not what `sfm {command}` writes: it is too long") from error
 
 
 def require_no_outside_links(run_directory: Path, paths: Iterable[Path]) -> None:

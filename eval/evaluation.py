@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -17,8 +18,16 @@ from sfm.errors import InputError
 from sfm.eval.caveats import list_caveats
 from sfm.eval.combined_results import combine_evaluations, read_evaluation_if_exists
 from sfm.eval.config import EvaluateConfig, EvaluateOptions, EvaluateRunsConfig
-from sfm.eval.distilled_run import DistilledRun, read_distilled_run
+from sfm.eval.dd_ranking import add_label_robust_scores
+from sfm.eval.distilled_run import UNKNOWN_BACKBONE, DistilledRun, ForeignRecord, read_distilled_run
 from sfm.eval.evaluation_job import EvaluationJob, prepare_evaluation_job, require_same_held_out_data
+from sfm.eval.foreign_run import (
+    ForeignRun,
+    open_foreign_run_directory,
+    prepare_foreign_run,
+    require_path_exists,
+    write_foreign_run,
+)
 from sfm.eval.image_set_labels import ImageSetLabeller
 from sfm.eval.image_sets import (
     ImageSet,
@@ -45,6 +54,7 @@ from sfm.eval.scores import load_held_out_samples, make_full_data_rows
 from sfm.eval.view_features import LabelledImages
 from sfm.eval.work_folder import WorkFolder
 from sfm.events import ProgressCallback, no_progress
+from sfm.foreign_images import ForeignImages, ReadForeignImages
 from sfm.locking import lock_output_folder, lock_output_path
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import open_store
@@ -55,7 +65,22 @@ __all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
 EVALUATION_PACKAGES = ("sfm-distill", "torch", "timm", "numpy", "pillow")
 
 
-def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -> Evaluation:
+def refuse_foreign_images(path: Path, _canvas_pixels: int) -> ForeignImages:
+    """Refuse to read images of another program: what :func:`evaluate` does unless it is given a reader.
+
+    Raises
+    ------
+    InputError
+        Always.
+    """
+    raise InputError(f"no run directory at {path}: give the --out of a `sfm distill`")
+
+
+def evaluate(
+    config: EvaluateConfig,
+    progress: ProgressCallback = no_progress,
+    read_foreign_images: ReadForeignImages = refuse_foreign_images,
+) -> Evaluation:
     """Train on distilled images, test on the held-out features in the store, write ``evaluation.json``.
 
     Earlier rows of the file stay, unless they are measured again. Features of views and finished rows are
@@ -71,6 +96,9 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -
     config : EvaluateConfig
     progress : ProgressCallback
         Called with the number of views computed, and of epochs and blocks trained.
+    read_foreign_images : callable
+        Reads images that are no run directory, see :mod:`sfm.eval.foreign_run`. The functions of `sfm.api`
+        and the command line have a reader.
 
     Returns
     -------
@@ -80,16 +108,23 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -
     Raises
     ------
     InputError
-        If the directory is not a complete run, the store is another one or lacks an entry, a backbone differs
-        from that of its entry, or the result cannot be written, which is tried before anything is trained.
+        If the directory is not a complete run, images of another program cannot be read or matched, the store
+        is another one or lacks an entry, a backbone differs from that of its entry, or the result cannot be
+        written, which is tried before anything is trained.
     NotWrittenError
         If the result cannot be written in the end; holds it.
     """
-    (evaluation,) = evaluate_runs(EvaluateRunsConfig.model_validate(config.model_dump()), progress)
+    (evaluation,) = evaluate_runs(
+        EvaluateRunsConfig.model_validate(config.model_dump()), progress, read_foreign_images
+    )
     return evaluation
 
 
-def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_progress) -> list[Evaluation]:
+def evaluate_runs(
+    config: EvaluateRunsConfig,
+    progress: ProgressCallback = no_progress,
+    read_foreign_images: ReadForeignImages = refuse_foreign_images,
+) -> list[Evaluation]:
     """Evaluate several runs of the same data on the same backbones, see :func:`evaluate`.
 
     All runs are checked before the first is trained on; a backbone is loaded once.
@@ -109,23 +144,47 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_pr
         If all was evaluated and a result cannot be written; holds the results.
     """
     run_configs = config.split_by_run()
+    for run_config in run_configs:
+        require_path_exists(run_config.run)
     with ExitStack() as locks:
         locks.enter_context(limit_cpu_threads(config.threads))
         for run_config in run_configs:
-            if run_config.out:
+            if not run_config.is_run_directory:
+                locks.enter_context(lock_output_folder(run_config.result_path.parent))
+            elif run_config.out:
                 locks.enter_context(lock_output_path(run_config.result_path))
             elif run_config.run.is_dir():
                 locks.enter_context(lock_output_folder(run_config.run))
-        return evaluate_locked_runs(run_configs, config, progress)
+        return evaluate_locked_runs(run_configs, config, progress, read_foreign_images)
 
 
 def evaluate_locked_runs(
-    run_configs: Sequence[EvaluateConfig], shared_options: EvaluateOptions, progress: ProgressCallback
+    run_configs: Sequence[EvaluateConfig],
+    shared_options: EvaluateOptions,
+    progress: ProgressCallback,
+    read_foreign_images: ReadForeignImages = refuse_foreign_images,
 ) -> list[Evaluation]:
     """Evaluate runs whose result files are locked, see :func:`evaluate_runs`."""
-    runs = [read_distilled_run(run_config.run) for run_config in run_configs]
+    run_directories = {c.run: read_distilled_run(c.run) for c in run_configs if c.is_run_directory}
+    require_use_of_foreign_options(shared_options, list(run_directories.values()), len(run_configs))
     store = open_store(shared_options.store)
     summaries = store.list_summaries()
+    own_records = [
+        run.record for run in run_directories.values() if not isinstance(run.record, ForeignRecord)
+    ]
+    foreign_runs: dict[Path, ForeignRun] = {}
+    for run_config in run_configs:
+        run_directory = run_directories.get(run_config.run)
+        if run_directory is None:
+            foreign_runs[run_config.run] = prepare_foreign_run(
+                run_config, store, summaries, own_records, read_foreign_images
+            )
+        elif isinstance(run_directory.record, ForeignRecord):
+            foreign_runs[run_config.run] = open_foreign_run_directory(
+                run_config, run_config.run, run_directory, store, summaries
+            )
+    runs = [foreign_runs[c.run].run if c.run in foreign_runs else run_directories[c.run] for c in run_configs]
+    run_configs = [foreign_runs[c.run].config if c.run in foreign_runs else c for c in run_configs]
 
     @functools.cache
     def load_cached(spec: str, image_size: int | None) -> Backbone:
@@ -136,11 +195,19 @@ def evaluate_locked_runs(
         prepare_evaluation_job(run_config, run, store, summaries, load_cached)
         for run_config, run in zip(run_configs, runs, strict=True)
     ]
+    jobs = [
+        replace(job, notes=[*foreign_runs[job.config.run].notes, *job.notes])
+        if job.config.run in foreign_runs
+        else job
+        for job in jobs
+    ]
     require_same_held_out_data(jobs)
     work_folders = [WorkFolder(get_work_folder_path(run_config.result_path)) for run_config in run_configs]
     for run_config, run in zip(run_configs, runs, strict=True):
         make_parent_and_require_writable(run_config.result_path)
         require_replaceable_result(run_config, run)
+    for foreign_run in foreign_runs.values():
+        write_foreign_run(foreign_run)
     evaluations: list[Evaluation] = []
     write_failures: list[str] = []
     for job, work_folder in zip(jobs, work_folders, strict=True):
@@ -153,6 +220,25 @@ def evaluate_locked_runs(
     for work_folder in work_folders:
         work_folder.delete_used_files()
     return evaluations
+
+
+def require_use_of_foreign_options(
+    options: EvaluateOptions, run_directories: Sequence[DistilledRun], run_count: int
+) -> None:
+    """Refuse options for images of other programs where there are only runs of `sfm distill`.
+
+    Raises
+    ------
+    InputError
+        If they are given for nothing.
+    """
+    own = [run for run in run_directories if not isinstance(run.record, ForeignRecord)]
+    given = {"--dataset": options.dataset, "--distilled-on": options.distilled_on}
+    named = [name for name, value in given.items() if value]
+    if named and len(own) == run_count:
+        raise InputError(
+            f"{' and '.join(named)}: for images of other programs; a run of `sfm distill` names its own"
+        )
 
 
 def require_replaceable_result(config: EvaluateConfig, run: DistilledRun) -> None:
@@ -195,11 +281,12 @@ def run_evaluation_job(
     config, run = job.config, job.run
     distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
     exemplars = read_exemplars(job.first_source_statistics)
-    real_image_sets, missing_notes = make_random_and_nearest_image_sets(exemplars, run.record.ipc, config)
+    real_image_sets, missing_notes = make_random_and_nearest_image_sets(
+        exemplars, run.images_per_class, config
+    )
+    writer = "they were read" if isinstance(run.record, ForeignRecord) else "sfm distill wrote them"
     edited_notes = (
-        ["The images are not as sfm distill wrote them: they were edited since."]
-        if job.has_edited_images
-        else []
+        [f"The images are not as {writer}: they were edited since."] if job.has_edited_images else []
     )
     feature_cache: dict[str, KeyedViewFeatures] = {}
 
@@ -230,15 +317,14 @@ def run_evaluation_job(
             rows += trainer.read_or_train_baseline_rows(image_set, write_failures)
     provenance = make_provenance(job, time.perf_counter() - started)
     caveats = list_caveats(rows, full_data, provenance.entries)
-    evaluation = mark_unseen_rows(
-        Evaluation(
-            config=make_recorded_config(config, job.store.url),
-            rows=rows,
-            full_data=full_data,
-            notes=[*edited_notes, *job.notes, *missing_notes, *caveats],
-            provenance=provenance,
-        )
+    evaluation = Evaluation(
+        config=make_recorded_config(config, job.store.url),
+        rows=rows,
+        full_data=full_data,
+        notes=[*edited_notes, *job.notes, *missing_notes, *caveats],
+        provenance=provenance,
     )
+    evaluation = add_label_robust_scores(mark_unseen_rows(evaluation))
     try:
         combined = combine_evaluations(
             evaluation, read_evaluation_if_exists(config.result_path), len(run.pixels)
@@ -253,15 +339,20 @@ def run_evaluation_job(
 def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
     """Return the provenance of the accuracies: store, entries, images, versions, device."""
     device = job.eval_backbones[0].backbone.device
-    source_entry = job.first_source_statistics.entry
+    source_entry, record = job.first_source_statistics.entry, job.run.record
+    is_known = record.knows_backbones
+    foreign_record = record if isinstance(record, ForeignRecord) else None
     return Provenance(
         store=escape_non_utf8(job.store.url),
         dataset=source_entry.dataset.name,
         fingerprint=source_entry.summary.fingerprint,
         role=source_entry.summary.role,
         distilled_from=source_entry.summary.entry_digest,
-        distilled_on=source_entry.backbone.spec,
-        ipc=job.run.record.ipc,
+        distilled_on=source_entry.backbone.spec if is_known else UNKNOWN_BACKBONE,
+        distilled_on_known=is_known,
+        image_source=foreign_record.source if foreign_record else None,
+        ipc=record.ipc,
+        images_per_class=foreign_record.images_per_class if foreign_record else None,
         images=compute_array_digest(job.run.pixels),
         edited=job.has_edited_images,
         entries=[
@@ -280,9 +371,11 @@ def make_provenance(job: EvaluationJob, elapsed_seconds: float) -> Provenance:
         | {name: version(name) for name in EVALUATION_PACKAGES},
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         seconds=elapsed_seconds,
-        distilled_on_hash=source_entry.backbone.hash,
-        distilled_at=source_entry.backbone.preprocessing.input_size,
-        distilled_from_entries=[
+        distilled_on_hash=source_entry.backbone.hash if is_known else None,
+        distilled_at=source_entry.backbone.preprocessing.input_size if is_known else None,
+        distilled_from_entries=None
+        if not is_known
+        else [
             SourceEntryRecord(
                 backbone=source.entry.backbone.spec,
                 backbone_hash=source.entry.backbone.hash,

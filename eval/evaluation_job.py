@@ -8,7 +8,7 @@ from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.distilled_labels import read_run_soft_labels, require_soft_labels_of_images
-from sfm.eval.distilled_run import DistilledRun
+from sfm.eval.distilled_run import DistilledRun, ForeignRecord
 from sfm.eval.evaluated_backbones import (
     EvaluatedBackbone,
     LoadBackbone,
@@ -117,9 +117,10 @@ def prepare_evaluation_job(
                 raise
             notes.append(f"Real images are left out of mode soft, they cannot be labelled: {error}.")
     if not all_source_statistics[0].has_all_classes:
+        was = "have images" if isinstance(run.record, ForeignRecord) else "were distilled"
         class_count = len(all_source_statistics[0].entry.dataset.class_ids)
         notes.append(
-            f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "
+            f"{len(run.class_ids)} of the {class_count} classes {was}: held-out samples, "
             f"classifiers and means of the others are left out."
         )
     entries = [statistics.entry for statistics in all_source_statistics]

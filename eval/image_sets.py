@@ -1,5 +1,6 @@
 """Image sets to train on: the distilled images, and baselines of real images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,16 +62,26 @@ class Exemplars:
     pixels: npt.NDArray[np.uint8]
 
     @property
-    def min_count_per_class(self) -> int:
-        """Number of exemplars of the class with the fewest."""
-        return int((self.roles != EMPTY_ROLE).sum(axis=1).min())
+    def count_per_class(self) -> npt.NDArray[np.int64]:
+        """Number of exemplars of every class."""
+        counts: npt.NDArray[np.int64] = (self.roles != EMPTY_ROLE).sum(axis=1)
+        return counts
 
-    def select_images(self, indices: ExemplarIndices) -> LabelledImages:
-        """Return the exemplars at indices of shape (class, image) or (draw, class, image)."""
+    def count_of_role(self, role: int) -> npt.NDArray[np.int64]:
+        """Return the number of exemplars of a role, shape (class,)."""
+        counts: npt.NDArray[np.int64] = (self.roles == role).sum(axis=1)
+        return counts
+
+    def select_images(self, indices: ExemplarIndices, images_per_class: Sequence[int]) -> LabelledImages:
+        """Return the exemplars at indices of shape (class, image) or (draw, class, image).
+
+        Of every class the first `images_per_class` indices count.
+        """
         classes = np.arange(len(self.roles))
-        labels = np.broadcast_to(classes[:, None], indices.shape).flatten()
-        pixels = self.pixels[classes[:, None], indices]
-        return LabelledImages(pixels.reshape(-1, *pixels.shape[-3:]), labels)
+        is_used = np.arange(indices.shape[-1]) < np.array(images_per_class)[:, None]
+        is_used = np.broadcast_to(is_used, indices.shape)
+        labels = np.broadcast_to(classes[:, None], indices.shape)[is_used]
+        return LabelledImages(self.pixels[labels, indices[is_used]], labels)
 
 
 def read_exemplars(statistics: ClassSubsetStatistics) -> Exemplars | None:
@@ -83,9 +94,16 @@ def read_exemplars(statistics: ClassSubsetStatistics) -> Exemplars | None:
 
 
 def make_random_and_nearest_image_sets(
-    exemplars: Exemplars | None, ipc: int, config: EvaluateConfig
+    exemplars: Exemplars | None, images_per_class: Sequence[int], config: EvaluateConfig
 ) -> tuple[list[ImageSet], list[NoteText]]:
-    """Choose as many real images per class as were distilled, from the exemplars of the run's entry.
+    """Choose as many real images of every class as were distilled, from the exemplars of the run's entry.
+
+    Parameters
+    ----------
+    exemplars : Exemplars or None
+    images_per_class : sequence of int
+        Number of distilled images of every class.
+    config : EvaluateConfig
 
     Returns
     -------
@@ -96,13 +114,15 @@ def make_random_and_nearest_image_sets(
     """
     if exemplars is None:
         return [], ["No real images to compare with: the store keeps no exemplars (sfm extract --exemplars)."]
-    roles = exemplars.roles
+    roles, ipc = exemplars.roles, max(images_per_class)
     image_sets, notes = [], []
     available = count_min_exemplars_per_class(roles, RANDOM_ROLE)
-    if available >= ipc:
-        drawn = exemplars.select_images(draw_random_exemplar_indices(roles, ipc, config.seeds, config.seed))
-        image_sets.append(ImageSet("random", drawn, 1, available))
-        if available < ipc * config.seeds:
+    if (exemplars.count_of_role(RANDOM_ROLE) >= images_per_class).all():
+        indices = draw_random_exemplar_indices(roles, ipc, config.seeds, config.seed)
+        image_sets.append(
+            ImageSet("random", exemplars.select_images(indices, images_per_class), 1, available)
+        )
+        if (exemplars.count_of_role(RANDOM_ROLE) < np.array(images_per_class) * config.seeds).any():
             notes.append(
                 f"The {config.seeds} random draws share images: the store keeps {available} random "
                 f"exemplars of some class."
@@ -110,8 +130,9 @@ def make_random_and_nearest_image_sets(
     else:
         notes.append(f"No random real images: some class has {available} such exemplars, {ipc} are needed.")
     available = count_min_exemplars_per_class(roles, NEAREST_ROLE)
-    if available >= ipc:
-        nearest = exemplars.select_images(select_exemplars_with_nearest_role(roles, ipc))
+    if (exemplars.count_of_role(NEAREST_ROLE) >= images_per_class).all():
+        indices = select_exemplars_with_nearest_role(roles, ipc)
+        nearest = exemplars.select_images(indices, images_per_class)
         image_sets.append(ImageSet("nearest", nearest, config.seeds, available))
     else:
         notes.append(f"No real images nearest to the mean: some class has {available}, {ipc} are needed.")
@@ -132,8 +153,8 @@ def make_neighbour_image_set(
     ImageSet or None
         None where there are too few exemplars.
     """
-    ipc = run.record.ipc
-    if exemplars is None or exemplars.min_count_per_class < ipc:
+    images_per_class = run.images_per_class
+    if exemplars is None or (exemplars.count_per_class < images_per_class).any():
         return None
     class_count, side = exemplars.roles.shape[0], exemplars.pixels.shape[2]
     crop_side = min(run.record.largest_image_size, run.record.canvas)
@@ -155,7 +176,24 @@ def make_neighbour_image_set(
     indices = choose_exemplars_nearest_to_distilled(
         exemplars.roles != EMPTY_ROLE,
         exemplar_features.cpu().numpy().reshape(*exemplars.roles.shape, -1),
-        distilled_features.cpu().numpy().reshape(class_count, ipc, -1),
+        pad_features_to_equal_counts(distilled_features.cpu().numpy().squeeze(1), images_per_class),
     )
-    images = exemplars.select_images(indices)
-    return ImageSet("neighbour", images, config.seeds, exemplars.min_count_per_class, indices.tolist())
+    images = exemplars.select_images(indices, images_per_class)
+    chosen = [row[:count] for row, count in zip(indices.tolist(), images_per_class, strict=True)]
+    return ImageSet("neighbour", images, config.seeds, int(exemplars.count_per_class.min()), chosen)
+
+
+def pad_features_to_equal_counts(
+    features: npt.NDArray[np.float32], images_per_class: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """Return features by class, shape (class, image, feature); classes of fewer images end in zeros.
+
+    Parameters
+    ----------
+    features : ndarray of float32, shape (image, feature)
+        Of the images of the first class, then of the second, ...
+    images_per_class : sequence of int
+    """
+    padded = np.zeros((len(images_per_class), max(images_per_class), features.shape[1]), np.float32)
+    padded[np.arange(padded.shape[1]) < np.array(images_per_class)[:, None]] = features
+    return padded

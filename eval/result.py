@@ -142,9 +142,13 @@ class AccuracyRow(BaseModel):
     projector_init : ProjectorInit or None
         Start of the trained projector.
     unseen : bool or None
-        Whether the images were not distilled on this backbone, see :func:`mark_unseen_rows`.
+        Whether the images were not distilled on this backbone; None if it is unknown what they were distilled
+        on. See :func:`mark_unseen_rows`.
     labels : LabelRecord or None
         In mode ``soft``: the labels of the distilled images. Real images had labels from the same classifier.
+    label_robust_score : float or None
+        Of distilled images in mode ``linear``: the label-robust score of DD-Ranking in [0, 1], see
+        :mod:`sfm.eval.dd_ranking`; None without random real images to compare with.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -179,6 +183,7 @@ class AccuracyRow(BaseModel):
     projector_init: ProjectorInit | None = None
     unseen: bool | None = None
     labels: LabelRecord | None = None
+    label_robust_score: Fraction | None = None
 
 
 class FullDataRow(BaseModel):
@@ -286,8 +291,15 @@ class Provenance(BaseModel):
         All entries that the images were distilled from; None as above.
     evaluated_on : list of str or None
         Hashes of the backbones of the last command alone; None as above.
+    distilled_on_known : bool
+        Whether it is known which backbones the images were distilled on. If not, `distilled_on` is
+        ``unknown``, and `distilled_from` is the entry that says which classes and held-out samples there are.
+    image_source : str or None
+        Where the images of another program were read; None for those of `sfm distill`.
     ipc : int
-        Images per class.
+        Images per class; the largest number where classes have different ones.
+    images_per_class : list of int or None
+        By class, for images of another program.
     images : str
         Digest of the pixels that were evaluated.
     edited : bool or None
@@ -317,10 +329,18 @@ class Provenance(BaseModel):
     distilled_at: InputPixels | None = None
     distilled_from_entries: SourceEntryRecords | None = None
     evaluated_on: FailFastList[BackboneHash] | None = None
+    distilled_on_known: bool = True
+    image_source: str | None = None
+    images_per_class: FailFastList[ImagesPerClass] | None = None
 
     @property
     def source_entries(self) -> list[SourceEntryRecord]:
-        """The entries that the images were distilled from; in a file of an older version the only one."""
+        """The entries that the images were distilled from; none if unknown.
+
+        In a file of an older version the only one.
+        """
+        if not self.distilled_on_known:
+            return []
         only = SourceEntryRecord(
             backbone=self.distilled_on,
             backbone_hash=self.distilled_on_hash,
@@ -330,7 +350,12 @@ class Provenance(BaseModel):
         return self.distilled_from_entries or [only]
 
     def format_backbone_names(self) -> str:
-        """Return the specs of the backbones distilled on as text, with sizes where a spec has several."""
+        """Return the specs of the backbones distilled on as text, with sizes where a spec has several.
+
+        Where that is unknown, ``unknown``.
+        """
+        if not self.distilled_on_known:
+            return self.distilled_on
         names = make_distinct_backbone_names(
             (entry.backbone, entry.image_size) for entry in self.source_entries
         )
@@ -412,10 +437,11 @@ def is_row_on_distillation_backbone(row: ResultRow, provenance: Provenance) -> b
 
 
 def mark_unseen_rows(evaluation: Evaluation) -> Evaluation:
-    """Return an evaluation whose rows say whether nothing was distilled on their backbone."""
+    """Return an evaluation whose rows say whether nothing was distilled on their backbone, if it is known."""
+    is_known = evaluation.provenance.distilled_on_known
 
     def mark(row: Row) -> Row:
-        unseen = not is_row_on_distillation_backbone(row, evaluation.provenance)
+        unseen = None if not is_known else not is_row_on_distillation_backbone(row, evaluation.provenance)
         return row.model_copy(update={"unseen": unseen})
 
     return evaluation.model_copy(

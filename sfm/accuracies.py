@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from sfm.eval.caveats import (
+    LABEL_ROBUST_SCORE_NOTE,
     NOT_BETTER_THAN_RANDOM,
     OWN_BACKBONE_BIASED_MODES,
+    UNKNOWN_BACKBONE_NOTE,
     UNSEEN_BACKBONE_NOTE,
     UNSEEN_CELL_NOTE,
 )
 from sfm.eval.result import Provenance
 from sfm.tables import make_path_relative_if_below_cwd, print_accuracy_table, print_runs_by_backbones_table
 from sfm.terminal import print_line
-from sfm.text import make_distinct_backbone_names
+from sfm.text import format_percent, make_distinct_backbone_names
 
 FOOTNOTE = (
     "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "
@@ -24,18 +26,23 @@ FOOTNOTE = (
 def print_evaluation_rows_and_notes(evaluation_record: dict[str, Any]) -> None:
     """Print the rows of an evaluation, with footnote, notes and changes."""
     rows = [
-        add_footnote_sign_to_mode(row) if is_row_biased_by_own_backbone(row, not row["unseen"]) else row
+        add_footnote_sign_to_mode(row) if is_row_biased_by_own_backbone(row, row["unseen"] is False) else row
         for row in evaluation_record["rows"]
     ]
     warnings = list_evaluation_warnings(evaluation_record)
     notes = [note for note in evaluation_record["notes"] if note not in warnings]
     result_rows = make_rows_with_distinct_backbone_names([*rows, *evaluation_record["full_data"]])
-    for unseen in (False, True):
-        block = [row for row in result_rows if row["unseen"] == unseen]
+    # None: it is unknown what the images were distilled on.
+    for unseen in (None, False, True):
+        block = [row for row in result_rows if row["unseen"] is unseen]
         if block:
             print_accuracy_table(
-                make_accuracy_table_title(evaluation_record, for_unseen_backbones=unseen), block
+                make_accuracy_table_title(evaluation_record, for_unseen_backbones=unseen is True), block
             )
+    if any(row.get("label_robust_score") is not None for row in result_rows):
+        print_line(LABEL_ROBUST_SCORE_NOTE)
+    if any(row["unseen"] is None for row in result_rows):
+        print_line(UNKNOWN_BACKBONE_NOTE)
     if any(row["unseen"] for row in result_rows):
         print_line(UNSEEN_BACKBONE_NOTE)
     for note in notes:
@@ -48,7 +55,8 @@ def print_evaluation_rows_and_notes(evaluation_record: dict[str, Any]) -> None:
 
 def make_accuracy_table_title(evaluation_record: dict[str, Any], *, for_unseen_backbones: bool) -> str:
     """Return the title of a table of accuracies: the run, and the backbones that it was distilled on."""
-    specs = Provenance.model_validate(evaluation_record["provenance"]).format_backbone_names()
+    provenance = Provenance.model_validate(evaluation_record["provenance"])
+    specs = provenance.format_backbone_names() if provenance.distilled_on_known else "an unknown backbone"
     return (
         f"Accuracy on {'unseen backbones' if for_unseen_backbones else 'held-out features'}: "
         f"{make_path_relative_if_below_cwd(evaluation_record['config']['run'])}, distilled on {specs}"
@@ -66,7 +74,7 @@ def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> No
     seen_cells = [
         cell
         | {"mark": " *" if is_row_biased_by_own_backbone(cell, cell["own_backbone"]) else ""}
-        | {"in_parentheses": cell["unseen"]}
+        | {"in_parentheses": cell["unseen"] is True}
         for cell in cells
         if cell["backbone"] in own_backbones
     ]
@@ -76,7 +84,17 @@ def print_cross_backbone_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> No
     if any(cell["unseen"] for cell in seen_cells):
         print_line(UNSEEN_CELL_NOTE)
     if unseen_cells:
-        print_runs_by_backbones_table("Top-1 %, backbones that are unseen to all of these runs", unseen_cells)
+        are_unseen = all(cell["unseen"] for cell in unseen_cells)
+        title = "backbones that are unseen to all of these runs" if are_unseen else "other backbones"
+        print_runs_by_backbones_table(f"Top-1 %, {title}", unseen_cells)
+    if any(cell["unseen"] is None for cell in cells):
+        print_line(UNKNOWN_BACKBONE_NOTE)
+    scored = [cell for cell in cells if cell["label_robust_score"] is not None]
+    if scored:
+        print_runs_by_backbones_table(
+            "Label-robust score of DD-Ranking, by the backbone evaluated on",
+            [cell | {"shown": format_percent(cell["label_robust_score"])} for cell in scored],
+        )
 
 
 def make_rows_with_distinct_backbone_names(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

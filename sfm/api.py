@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from sfm.distill.train_step import StepOutput
     from sfm.eval.backbone_matrix import make_matrix
     from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
-    from sfm.eval.evaluation import Evaluation, evaluate, evaluate_runs
     from sfm.eval.export.config import ExportConfig
     from sfm.eval.export.run_export import ExportResult, export
     from sfm.eval.report.config import ReportConfig
     from sfm.eval.report.page import report
+    from sfm.eval.result import Evaluation
+    from sfm.image_evaluation import evaluate, evaluate_runs
     from sfm.pipeline.dry_run import ExtractionEstimate, estimate_extraction
     from sfm.pipeline.extract import ExtractionResult, extract
     from sfm.pipeline.extract_config import ExtractConfig
@@ -86,7 +87,7 @@ _MODULE_BY_NAME = {
     "Entry": "sfm.stats_store.store",
     "EvaluateConfig": "sfm.eval.config",
     "EvaluateRunsConfig": "sfm.eval.config",
-    "Evaluation": "sfm.eval.evaluation",
+    "Evaluation": "sfm.eval.result",
     "ExportConfig": "sfm.eval.export.config",
     "ExportResult": "sfm.eval.export.run_export",
     "ExtractConfig": "sfm.pipeline.extract_config",
@@ -99,8 +100,8 @@ _MODULE_BY_NAME = {
     "distill": "sfm.distill.run",
     "estimate_distillation": "sfm.distill.run_estimate",
     "estimate_extraction": "sfm.pipeline.dry_run",
-    "evaluate": "sfm.eval.evaluation",
-    "evaluate_runs": "sfm.eval.evaluation",
+    "evaluate": "sfm.image_evaluation",
+    "evaluate_runs": "sfm.image_evaluation",
     "export": "sfm.eval.export.run_export",
     "extract": "sfm.pipeline.extract",
     "make_matrix": "sfm.eval.backbone_matrix",

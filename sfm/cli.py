@@ -176,12 +176,14 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     from sfm.eval.partial_results import format_interruption_message
     from sfm.eval.result import NotWrittenError
 
-    result_files = [each.result_path for each in config.split_by_run()]
+    run_configs = config.split_by_run()
+    result_files = [each.result_path for each in run_configs]
+    are_run_directories = [each.is_run_directory for each in run_configs]
     unwritten: InputError | None = None
     try:
         with show_progress(quiet) as progress:
             from sfm.eval.backbone_matrix import make_matrix
-            from sfm.eval.evaluation import evaluate_runs
+            from sfm.image_evaluation import evaluate_runs
 
             evaluations = evaluate_runs(config, progress)
     except NotWrittenError as error:
@@ -205,9 +207,13 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         return
     for file in result_files:
         print_line(f"Written to {file}")
-    evaluation_option = ["--evaluation", config.out] if config.out else []
+    directories = [
+        run if is_run_directory else file.parent
+        for run, is_run_directory, file in zip(config.run, are_run_directories, result_files, strict=True)
+    ]
+    evaluation_option = ["--evaluation", config.out] if config.out and any(are_run_directories) else []
     print_next_command(
-        "report", *config.run, "--store", config.store, *evaluation_option, "--out", "report.html"
+        "report", *directories, "--store", config.store, *evaluation_option, "--out", "report.html"
     )
 
 
@@ -281,6 +287,7 @@ add_command(
     summary="Train on distilled images and measure accuracy on the held-out features of the store.",
     examples=[
         "sfm evaluate ./distilled --store ./store",
+        "sfm evaluate ./lgm/data.pth --store ./store --dataset birds --distilled-on lite0 --backbone all",
         "sfm evaluate ./distilled --store ./store --backbone lite0 --backbone lite1 --mode inherit",
         "sfm evaluate ./on-lite0 ./on-lite1 --store ./store --backbone all --json",
         "sfm evaluate ./distilled --config ./distilled/evaluation.json --store ./store",

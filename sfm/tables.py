@@ -139,7 +139,7 @@ def print_entry_table(
 
 
 def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> None:
-    """Print accuracy rows, those of all real images last."""
+    """Print accuracy rows, those of all real images last; with scores if a row has one."""
     rows = [
         [
             IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
@@ -148,6 +148,7 @@ def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> N
             format_mean_and_std_as_percent(row, "top1"),
             format_mean_and_std_as_percent(row, "top5"),
             format_percent(row["recovered"]),
+            format_percent(row.get("label_robust_score")),
             str(row["seeds"]),
         ]
         for row in result_rows
@@ -162,12 +163,19 @@ def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> N
             format_percent(row["top5"]),
             format_percent(row["recovered"]),
             "–",
+            "–",
         ]
         for row in result_rows
         if row["images"] == "all real"
     ]
-    columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
-    print_table(title, columns, rows, right_aligned_heads={"top-1 %", "top-5 %", "of full data %", "seeds"})
+    columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "LRS %", "seeds"]
+    if all(row.get("label_robust_score") is None for row in result_rows):
+        position = columns.index("LRS %")
+        columns, rows = (
+            [head for head in columns if head != "LRS %"],
+            [row[:position] + row[position + 1 :] for row in rows],
+        )
+    print_table(title, columns, rows, right_aligned_heads={*columns[3:]})
 
 
 def make_path_relative_if_below_cwd(path: str) -> str:
@@ -195,7 +203,12 @@ def print_runs_by_backbones_table(title: str, evaluation_rows: Sequence[dict[str
 
 
 def format_matrix_accuracy(evaluation_row: dict[str, Any]) -> str:
-    """Return the accuracy of a cell, with its mark; in parentheses if the cell says so."""
+    """Return the accuracy of a cell, with its mark; in parentheses if the cell says so.
+
+    A cell that has a text `shown` shows that instead.
+    """
+    if "shown" in evaluation_row:
+        return str(evaluation_row["shown"])
     text = format_mean_and_std_as_percent(evaluation_row, "top1") + evaluation_row.get("mark", "")
     return f"({text})" if evaluation_row.get("in_parentheses") else text
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfm.errors import InputError
 from sfm.eval.distilled_labels import require_soft_labels_of_images
+from sfm.eval.distilled_run import ForeignRecord
 from sfm.eval.export.classifier_export import export_classifier
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.export_formats import write_imagefolder, write_parquet, write_webdataset
@@ -64,6 +66,11 @@ def export(config: ExportConfig) -> ExportResult:
         command that trains one.
     """
     (run,) = read_reported_runs([config.run], [config.store] if config.store else [], config.evaluation)
+    if isinstance(run.distilled.record, ForeignRecord):
+        raise InputError(
+            f"{config.run} holds images of another program ({run.distilled.record.source}): they are not "
+            f"exported; share them as their authors do"
+        )
     if config.format != "classifier" and run.soft_labels:
         require_soft_labels_of_images(run.soft_labels, run.pixel_digest, config.run, run.distilled.record)
     with lock_output_path(config.out), create_folder_atomically(config.out) as partial:

@@ -6,7 +6,9 @@ from markupsafe import Markup
 
 from sfm.eval.caveats import (
     EARLIER_TRAINING,
+    LABEL_ROBUST_SCORE_NOTE,
     NOT_BETTER_THAN_RANDOM,
+    UNKNOWN_BACKBONE_NOTE,
     UNSEEN_BACKBONE_NOTE,
     list_earlier_training_notes,
 )
@@ -32,6 +34,7 @@ class AccuracyLine:
     top1_percent: str
     top5_percent: str
     recovered_percent: str
+    score_percent: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class AccuracySection:
     blocks: list[AccuracyBlock]
     seed_counts_text: str
     chart: Markup
+    has_scores: bool
     notes: list[str]
 
 
@@ -66,6 +70,7 @@ def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySect
     rows = list_result_rows(evaluation)
     own_groups: list[BackboneAccuracyLines] = []
     unseen_groups: list[BackboneAccuracyLines] = []
+    unknown_groups: list[BackboneAccuracyLines] = []
     own_bars, unseen_bars = [], []
     for key, backbone in make_backbone_labels(rows).items():
         backbone_rows = [row for row in rows if (row.backbone, row.image_size) == key]
@@ -74,7 +79,10 @@ def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySect
             backbone, [make_accuracy_line(row, evaluation) for row in backbone_rows]
         )
         bars = [make_accuracy_bar(row, evaluation) for row in backbone_rows]
-        if is_row_on_distillation_backbone(backbone_rows[0], evaluation.provenance):
+        if not evaluation.provenance.distilled_on_known:
+            unknown_groups.append(lines)
+            own_bars.append((backbone, bars))
+        elif is_row_on_distillation_backbone(backbone_rows[0], evaluation.provenance):
             own_groups.append(lines)
             own_bars.append((backbone, bars))
         else:
@@ -84,20 +92,25 @@ def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySect
     blocks = [
         AccuracyBlock("Distilled on" if unseen_groups else "", own_groups),
         AccuracyBlock("Unseen backbones", unseen_groups),
+        AccuracyBlock("Unknown whether distilled on", unknown_groups),
     ]
     description = "; ".join(
         f"{backbone}: " + ", ".join(f"{bar.label} {bar.percent:.1f}" for bar in bars)
         for backbone, bars in bar_groups
     )
     alt = f"Bar chart of the top-1 accuracies of {run_name} in percent. {description}."
+    has_scores = any(row.label_robust_score is not None for row in evaluation.rows)
     seed_counts = sorted({row.seeds for row in evaluation.rows if row.seeds > 1})
     return AccuracySection(
         run_name=run_name,
         blocks=[block for block in blocks if block.backbone_groups],
         seed_counts_text=" or ".join(map(str, seed_counts)),
         chart=draw_bar_chart(bar_groups, alt),
+        has_scores=has_scores,
         notes=[
             *([UNSEEN_BACKBONE_NOTE] if unseen_groups else []),
+            *([UNKNOWN_BACKBONE_NOTE] if unknown_groups else []),
+            *([LABEL_ROBUST_SCORE_NOTE] if has_scores else []),
             *(
                 note
                 for note in evaluation.notes
@@ -129,7 +142,8 @@ def make_accuracy_line(row: ResultRow, evaluation: Evaluation) -> AccuracyLine:
     else:
         top1, top5 = format_percent(row.top1), format_percent(row.top5)
     recovered = format_percent(compute_recovered_fraction(row, evaluation))
-    return AccuracyLine(make_row_label(row, evaluation), get_bar_kind(row), top1, top5, recovered)
+    score = format_percent(row.label_robust_score if isinstance(row, AccuracyRow) else None)
+    return AccuracyLine(make_row_label(row, evaluation), get_bar_kind(row), top1, top5, recovered, score)
 
 
 def make_accuracy_bar(row: ResultRow, evaluation: Evaluation) -> AccuracyBar:

@@ -4,9 +4,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES, UNSEEN_CELL_NOTE, list_earlier_training_notes
+from sfm.eval.caveats import (
+    LABEL_ROBUST_SCORE_NOTE,
+    OWN_BACKBONE_BIASED_MODES,
+    UNSEEN_CELL_NOTE,
+    list_earlier_training_notes,
+)
+from sfm.eval.distilled_run import format_images_per_class
 from sfm.eval.report.reported_runs import ReportedRun
-from sfm.eval.report.row_selection import list_result_rows, make_row_label, select_longest_trained_rows
+from sfm.eval.report.row_selection import (
+    list_linear_rows,
+    list_result_rows,
+    make_row_label,
+    select_longest_trained_rows,
+)
 from sfm.eval.report.text_format import MODE_DESCRIPTIONS, UNKNOWN
 from sfm.eval.result import Evaluation, FullDataRow, ResultRow, is_row_on_distillation_backbone
 from sfm.text import format_percent
@@ -73,7 +84,7 @@ def make_comparison_table(runs: Sequence[ReportedRun], dataset_title: str) -> Re
     )
     table_rows = [
         LabelledCells(
-            f"{column.label}{'' if column.has_own_run else ' (unseen)'}: {label}",
+            f"{column.label}{' (unseen)' if is_unseen_to_all(column, runs) else ''}: {label}",
             [
                 make_cell_parenthesized_if_unseen(run, rows.get((column.key, label)), column)
                 for run, rows in zip(runs, rows_by_run, strict=True)
@@ -127,6 +138,40 @@ def list_backbone_columns(runs: Sequence[ReportedRun], rows: Sequence[ResultRow]
     return sorted(columns, key=lambda column: not column.has_own_run)
 
 
+def is_unseen_to_all(column: BackboneColumn, runs: Sequence[ReportedRun]) -> bool:
+    """Return whether it is known that none of the runs was distilled on a backbone."""
+    return not column.has_own_run and all(run.distilled.record.knows_backbones for run in runs)
+
+
+def make_score_table(runs: Sequence[ReportedRun], dataset_title: str) -> ReportTable | None:
+    """Return a table of the label-robust scores of runs of one dataset; None if no row has one."""
+    scores_by_run = [
+        {
+            get_backbone_key(row): row.label_robust_score
+            for row in (list_linear_rows(run.evaluation) if run.evaluation else ())
+            if row.label_robust_score is not None
+        }
+        for run in runs
+    ]
+    linear_rows = [row for run in runs if run.evaluation for row in list_linear_rows(run.evaluation)]
+    table_rows = [
+        LabelledCells(
+            label, [TableCell(format_percent(scores.get(key)), scores.get(key)) for scores in scores_by_run]
+        )
+        for key, label in make_backbone_labels(linear_rows).items()
+        if any(key in scores for scores in scores_by_run)
+    ]
+    if not table_rows:
+        return None
+    return ReportTable(
+        f"Label-robust score on {dataset_title}, %",
+        "evaluated on",
+        [run.name for run in runs],
+        table_rows,
+        LABEL_ROBUST_SCORE_NOTE,
+    )
+
+
 def make_cell_parenthesized_if_unseen(
     run: ReportedRun, row: ResultRow | None, column: BackboneColumn
 ) -> TableCell:
@@ -134,7 +179,8 @@ def make_cell_parenthesized_if_unseen(
     cell = make_accuracy_cell(row)
     if row is None or row.images != "distilled" or run.evaluation is None or not column.has_own_run:
         return cell
-    if is_row_on_distillation_backbone(row, run.evaluation.provenance):
+    provenance = run.evaluation.provenance
+    if not provenance.distilled_on_known or is_row_on_distillation_backbone(row, provenance):
         return cell
     return TableCell(f"({cell.text})", cell.shade_fraction)
 
@@ -204,7 +250,9 @@ def make_backbone_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str)
     if len(columns) < 2:
         return []
     unseen_count = sum(not column.has_own_run for column in columns)
-    group_sizes = {"distilled on": len(columns) - unseen_count, "unseen": unseen_count}
+    are_known = all(run.distilled.record.knows_backbones for run in runs)
+    rest = "unseen" if are_known else "unknown whether distilled on"
+    group_sizes = {"distilled on": len(columns) - unseen_count, rest: unseen_count}
     column_groups = (
         [ColumnGroup(title, size) for title, size in group_sizes.items() if size] if unseen_count else []
     )
@@ -213,8 +261,9 @@ def make_backbone_matrix_tables(runs: Sequence[ReportedRun], dataset_title: str)
         rows = []
         for run, evaluation, measured in evaluated:
             by_backbone = {get_backbone_key(row): row for row in measured if row.mode == mode}
-            specs, record = evaluation.provenance.format_backbone_names(), run.distilled.record
-            label = f"{specs} ({run.name}, {record.ipc} per class)" if len(evaluated) > 1 else specs
+            specs = evaluation.provenance.format_backbone_names()
+            count = format_images_per_class(run.distilled.images_per_class)
+            label = f"{specs} ({run.name}, {count})" if len(evaluated) > 1 else specs
             cells = [make_cell_parenthesized_if_unseen(run, by_backbone.get(c.key), c) for c in columns]
             rows.append(LabelledCells(label, cells))
         full_data = {

@@ -15,7 +15,8 @@ class ReportConfig(BaseModel):
 
     runs: LocationField[list[Path]] = Field(
         min_length=1,
-        description="Directories that `sfm distill` wrote; several are compared.",
+        description="Directories that `sfm distill` wrote, or evaluated images of another program; several "
+        "are compared.",
         json_schema_extra={"argument": True, "metavar": "DIR..."},
     )
     out: LocationField[Path] = Field(description="HTML file to write; replaces a report, and nothing else.")

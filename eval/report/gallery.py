@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sfm.eval.distilled_run import format_images_per_class
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.result import is_row_on_distillation_backbone
 
@@ -57,7 +58,9 @@ def make_gallery(runs: Sequence[ReportedRun], dataset_title: str) -> Gallery:
     first = runs[0].distilled
     class_count = min(MAX_GALLERY_CLASSES, len(first.class_ids))
     per_class = max(1, MAX_GALLERY_IMAGES // (class_count * len(runs)))
-    image_counts = [min(MAX_GALLERY_IMAGES_PER_CLASS, per_class, run.distilled.record.ipc) for run in runs]
+    image_counts = [
+        min(MAX_GALLERY_IMAGES_PER_CLASS, per_class, max(run.distilled.images_per_class)) for run in runs
+    ]
     has_several_runs = len(runs) > 1
     neighbours = [select_neighbour_pixels(run) for run in runs]
     has_neighbours = any(images is not None for images in neighbours)
@@ -93,9 +96,10 @@ def make_omitted_image_notes(
     if shown_class_count < all_classes:
         notes.append(f"The first {shown_class_count} of {all_classes:,} classes.")
     for run, count in zip(runs, shown_images_per_class_by_run, strict=True):
-        if count < run.distilled.record.ipc:
+        if count < max(run.distilled.images_per_class):
             run_name = f" of {run.name}" if len(runs) > 1 else ""
-            notes.append(f"The first {count} of {run.distilled.record.ipc} images per class{run_name}.")
+            per_class = format_images_per_class(run.distilled.images_per_class)
+            notes.append(f"The first {count} of {per_class.replace(' per', ' images per')}{run_name}.")
     return notes
 
 
@@ -104,31 +108,33 @@ def make_distilled_and_neighbour_pictures(
     class_index: int,
     shown_image_count: int,
     run_label: str,
-    neighbour_pixels: npt.NDArray[np.uint8] | None,
+    neighbour_pixels: list[npt.NDArray[np.uint8]] | None,
 ) -> list[ReportPicture]:
     """Return the first distilled images of a class, each followed by the nearest real one, if known."""
-    ipc, class_name = run.distilled.record.ipc, run.distilled.class_names[class_index]
+    class_name, counts = run.distilled.class_names[class_index], run.distilled.images_per_class
+    first = sum(counts[:class_index])
     pictures = []
-    for i in range(shown_image_count):
-        caption = f"{run_label} {i + 1}" if ipc > 1 else run_label
+    for i in range(min(shown_image_count, counts[class_index])):
+        caption = f"{run_label} {i + 1}" if max(counts) > 1 else run_label
         title = f"{class_name}: {caption}"
-        source = encode_webp_data_url(run.distilled.pixels[class_index * ipc + i])
+        source = encode_webp_data_url(run.distilled.pixels[first + i])
         pictures.append(ReportPicture(source, f"Distilled image of {title}", caption, title))
         if neighbour_pixels is not None:
             title = f"{class_name}: the real image nearest to {caption}"
-            source = encode_webp_data_url(neighbour_pixels[class_index, i])
+            source = encode_webp_data_url(neighbour_pixels[class_index][i])
             pictures.append(
                 ReportPicture(source, f"Real image of {title}", "nearest real", title, is_real=True)
             )
     return pictures
 
 
-def select_neighbour_pixels(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
+def select_neighbour_pixels(run: ReportedRun) -> list[npt.NDArray[np.uint8]] | None:
     """Return the real image nearest to every distilled one, where an evaluation chose it and it is stored.
 
     Returns
     -------
-    ndarray of uint8, shape (class, image, height, width, 3), or None
+    list of ndarray of uint8, shape (image, height, width, 3), or None
+        By class.
     """
     if run.source_data is None or run.source_data.exemplar_pixels is None or run.evaluation is None:
         return None
@@ -137,9 +143,8 @@ def select_neighbour_pixels(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
     rows = [row for row in rows if is_row_on_distillation_backbone(row, provenance)] or rows
     if not rows or provenance.images != run.pixel_digest:
         return None
-    indices = np.array(rows[0].chosen)
-    images: npt.NDArray[np.uint8] = run.source_data.exemplar_pixels[np.arange(len(indices))[:, None], indices]
-    return images
+    exemplars = run.source_data.exemplar_pixels
+    return [exemplars[class_index, indices] for class_index, indices in enumerate(rows[0].chosen or [])]
 
 
 def make_nearest_to_mean_picture(runs: Sequence[ReportedRun], class_index: int) -> ReportPicture | None:

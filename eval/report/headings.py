@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from sfm.eval.distilled_run import ForeignRecord, format_images_per_class
 from sfm.eval.report.reported_runs import ReportedRun
 
 OPTION_FORMATS = {
@@ -20,7 +21,9 @@ def describe_run(run: ReportedRun) -> str:
     """Return dataset, backbones, input sizes and images per class of a run."""
     record = run.distilled.record
     backbones = f"distilled on {record.format_backbones_with_sizes()}"
-    return f"{record.dataset}, {backbones}, {record.ipc:,} per class"
+    count = format_images_per_class(run.distilled.images_per_class)
+    source = ", by another program" if isinstance(record, ForeignRecord) else ""
+    return f"{record.dataset}, {backbones}{source}, {count}"
 
 
 def make_page_title(runs: Sequence[ReportedRun]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sfm.eval.distilled_run import DistillationBackbone
+from sfm.eval.distilled_run import DistillationBackbone, ForeignRecord
 from sfm.eval.report.comparison_tables import LabelledCells, ReportTable, TableCell
 from sfm.eval.report.reported_runs import ReportedRun, SourceData
 from sfm.eval.report.reproduction_commands import make_distill_command
@@ -106,7 +106,10 @@ def describe_extraction_time(card: ExtractionCard) -> str:
 def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
     """Return the provenance of images and accuracies, and the commands that reproduce them."""
     record, details, evaluation = run.distilled.record, run.details, run.evaluation
+    foreign_record = record if isinstance(record, ForeignRecord) else None
     facts = [
+        LabelledFact("Made by another program, read from", foreign_record.source if foreign_record else ""),
+        LabelledFact("Distilled on", "" if record.knows_backbones else "unknown"),
         LabelledFact("Store", record.store),
         *(LabelledFact("Entry", f"{record.dataset}@{b.entry_digest}") for b in record.backbones),
         LabelledFact("Data fingerprint", record.fingerprint),
@@ -122,7 +125,7 @@ def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
         LabelledFact("Device", details.device or ""),
         LabelledFact("Distilled with", format_versions(details.versions)),
     ]
-    commands = [make_distill_command(run)]
+    commands = [] if foreign_record else [make_distill_command(run)]
     if evaluation:
         for entry in evaluation.provenance.entries:
             facts.append(
@@ -136,7 +139,8 @@ def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
         earlier_configs = [command.config for command in reversed(evaluation.earlier)]
         for config in (*earlier_configs, evaluation.config):
             options = {name: value for name, value in config.items() if name != "run"}
-            commands.append(format_sfm_command("evaluate", str(run.directory), options))
+            images = foreign_record.source if foreign_record else str(run.directory)
+            commands.append(format_sfm_command("evaluate", images, options))
     return ProvenanceSection(run.name, [fact for fact in facts if fact.value], commands)
 
 

@@ -11,7 +11,12 @@ from sfm.eval.report.class_tables import (
     make_class_accuracy_table,
     make_confusion_table,
 )
-from sfm.eval.report.comparison_tables import ReportTable, make_backbone_matrix_tables, make_comparison_table
+from sfm.eval.report.comparison_tables import (
+    ReportTable,
+    make_backbone_matrix_tables,
+    make_comparison_table,
+    make_score_table,
+)
 from sfm.eval.report.gallery import Gallery, make_gallery
 from sfm.eval.report.headings import (
     describe_runs_with_differing_options,
@@ -70,9 +75,10 @@ def make_report_content(runs: Sequence[ReportedRun]) -> ReportContent:
         ],
         galleries=[make_gallery(group, title) for group, title in titled_groups],
         comparison_tables=[
-            make_comparison_table(group, title)
+            table
             for group, title in titled_groups
-            if count_evaluated_runs(group) > 1
+            for table in (make_comparison_table(group, title), make_score_table(group, title))
+            if table and count_evaluated_runs(group) > 1
         ],
         accuracy_sections=[make_accuracy_section(name, evaluation) for name, evaluation in evaluations],
         mode_descriptions=[(mode, text) for mode, text in MODE_DESCRIPTIONS.items() if mode in modes],

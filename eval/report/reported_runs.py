@@ -22,12 +22,14 @@ from sfm.eval.distilled_labels import read_run_soft_labels
 from sfm.eval.distilled_run import (
     DistilledPixelDigest,
     DistilledRun,
+    ForeignRecord,
     read_distilled_run,
     read_run_json,
     require_no_outside_links,
 )
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.eval.result import Evaluation, SourceEntryRecord
+from sfm.eval.run_directory import RUN_FILE, is_run_directory, make_foreign_result_folder
 from sfm.image_files import read_png_as_rgb
 from sfm.paths import resolve_links
 from sfm.soft_label_files import SoftLabels
@@ -201,6 +203,7 @@ def read_reported_runs(
         If a directory is not a finished run, or appears twice; if a file in it is not valid; if a result is
         of none of the runs; if a store cannot be opened, holds none of the runs' entries, or other classes.
     """
+    run_directories = [find_evaluated_directory(directory) for directory in run_directories]
     paths = [resolve_links(directory) for directory in run_directories]
     for directory, path in zip(run_directories, paths, strict=True):
         if paths.count(path) > 1:
@@ -215,7 +218,7 @@ def read_reported_runs(
             directory=directory,
             name=name,
             distilled=run,
-            details=read_run_json(TypeAdapter(RunDetails), directory / "run.json"),
+            details=read_run_details(directory, run),
             pixel_digest=digests[i],
             loss_history=read_loss_history(directory / "history.csv"),
             growth_sheets=read_growth_sheets(directory / "growth"),
@@ -227,6 +230,38 @@ def read_reported_runs(
         )
         for i, (directory, name, run) in enumerate(zip(run_directories, names, runs, strict=True))
     ]
+
+
+def find_evaluated_directory(path: Path) -> Path:
+    """Return a run directory as it is, and for images of another program the folder of their evaluation.
+
+    Raises
+    ------
+    InputError
+        If such images were not evaluated.
+    """
+    if is_run_directory(path) or not path.exists():
+        return path
+    folder = make_foreign_result_folder(path)
+    if is_run_directory(folder):
+        return folder
+    raise InputError(
+        f"{path} is no run directory: for images of another program, run `sfm evaluate` first, then give the "
+        f"folder that it wrote (--out, or {folder})"
+    )
+
+
+def read_run_details(run_directory: Path, run: DistilledRun) -> RunDetails:
+    """Read what only reports show of a run; of images of another program only the digest is known.
+
+    Raises
+    ------
+    InputError
+        If ``run.json`` is not what `sfm distill` writes.
+    """
+    if isinstance(run.record, ForeignRecord):
+        return RunDetails(config={}, images=run.record.images)
+    return read_run_json(TypeAdapter(RunDetails), run_directory / RUN_FILE)
 
 
 def find_source_data_by_run_index(
@@ -321,7 +356,8 @@ def combine_run_results(
     if combined is None:
         return None
     # Files of older versions lack these fields.
-    provenance = combined.provenance.model_copy(update=distilled_on)
+    update = distilled_on if run.record.knows_backbones else {}
+    provenance = combined.provenance.model_copy(update=update)
     return combined.model_copy(update={"provenance": provenance})
 
 
@@ -417,7 +453,7 @@ def require_matching_classes_and_ipc(evaluation: Evaluation, run: DistilledRun, 
     InputError
         If a row does not fit the run's classes.
     """
-    class_count, ipc = len(run.class_ids), run.record.ipc
+    class_count, images_per_class = len(run.class_ids), run.images_per_class
     per_class = [row.per_class for row in evaluation.rows if row.per_class is not None]
     per_class += [row.per_class for row in evaluation.full_data if row.per_class is not None]
     matrices = [row.confusion for row in evaluation.rows if row.confusion is not None]
@@ -427,7 +463,7 @@ def require_matching_classes_and_ipc(evaluation: Evaluation, run: DistilledRun, 
         all(len(accuracies) == class_count for accuracies in per_class)
         and all(len(m) == class_count and all(len(row) == class_count for row in m) for m in matrices)
         and all(max(pair.right, pair.predicted) < class_count for pair in pairs)
-        and all(len(c) == class_count and all(len(row) == ipc for row in c) for c in chosen)
+        and all([len(row) for row in by_class] == images_per_class for by_class in chosen)
     ):
         raise InputError(
             f"the evaluation of {run_directory} has accuracies of other classes or images than the run's: "

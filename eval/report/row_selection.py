@@ -98,8 +98,19 @@ def find_headline_row_of_source(evaluation: Evaluation, source: SourceEntryRecor
     return None
 
 
+def list_linear_rows(evaluation: Evaluation) -> list[AccuracyRow]:
+    """Return the rows of `linear` of the distilled images, on any backbone."""
+    return [
+        row
+        for row in select_longest_trained_rows(evaluation.rows)
+        if (row.images, row.mode) == ("distilled", "linear")
+    ]
+
+
 def list_unseen_inherit_rows(evaluation: Evaluation) -> list[AccuracyRow]:
-    """Return the rows of `inherit` on backbones that the images were not distilled on."""
+    """Return the rows of `inherit` on backbones that the images were not distilled on, if that is known."""
+    if not evaluation.provenance.distilled_on_known:
+        return []
     return [
         row
         for row in select_longest_trained_rows(evaluation.rows)

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from sfm.eval.caveats import list_random_baseline_warnings
 from sfm.eval.distilled_labels import describe_how_to_add_soft_labels
+from sfm.eval.distilled_run import ForeignRecord, format_images_per_class
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_evaluate_command
 from sfm.eval.report.row_selection import (
     describe_row_versus_real_images,
     find_headline_row_of_source,
+    list_linear_rows,
     list_unseen_inherit_rows,
     select_longest_trained_rows,
 )
@@ -47,7 +49,9 @@ class RunSummary:
 def make_run_summary(run: ReportedRun, description: str) -> RunSummary:
     """Return number, accuracy, size and cost of a run's images, with warnings."""
     record, details = run.distilled.record, run.details
-    note = f"{record.ipc:,} per class"
+    note = format_images_per_class(run.distilled.images_per_class)
+    if isinstance(record, ForeignRecord):
+        note += ", made by another program"
     if details.train_samples:
         note += f", made from {format_count_with_noun(details.train_samples, 'real image')}"
     facts = [LabelledFact("Distilled images", f"{len(run.distilled.image_files):,}", note)]
@@ -65,7 +69,7 @@ def make_run_summary(run: ReportedRun, description: str) -> RunSummary:
 
 def make_size_fact(run: ReportedRun) -> LabelledFact:
     """Return the size of the distilled set: of its images, and of its soft labels if it has any."""
-    note = "as PNG files"
+    note = "as PNG files" + (", resized" if isinstance(run.distilled.record, ForeignRecord) else "")
     if run.label_file_bytes:
         images, labels = map(format_decimal_bytes, (run.image_file_bytes, run.label_file_bytes))
         note = f"PNG files {images}, soft labels {labels}"
@@ -84,6 +88,11 @@ def list_accuracy_facts(evaluation: Evaluation) -> list[LabelledFact]:
         else:
             note = describe_row_versus_real_images(headline, evaluation)
             facts.append(LabelledFact("Top-1 accuracy", f"{format_percent(headline.top1_mean)} %", note))
+    if not evaluation.provenance.distilled_on_known:
+        for row in list_linear_rows(evaluation)[:MAX_UNSEEN_FACTS]:
+            note = f"{describe_row_versus_real_images(row, evaluation)}; distilled on an unknown backbone"
+            facts.append(LabelledFact("Top-1 accuracy", f"{format_percent(row.top1_mean)} %", note))
+        return facts
     for row in list_unseen_inherit_rows(evaluation)[:MAX_UNSEEN_FACTS]:
         note = describe_row_versus_real_images(row, evaluation)
         facts.append(LabelledFact("Top-1, unseen", f"{format_percent(row.top1_mean)} %", note))

@@ -353,7 +353,8 @@ def test_rows_state_their_protocol_and_the_most_thorough_is_compared(
     groups = [group for block in shown.accuracy_sections[0].blocks for group in block.backbone_groups]
     labels = [line.label for group in groups for line in group.lines]
     assert {"Distilled, linear (20 epochs)", "Distilled, linear (900 epochs)"} <= set(labels)
-    (table,) = shown.comparison_tables
+    table, scores = shown.comparison_tables
+    assert scores.title.startswith("Label-robust score")
     rows = dict(table.rows)
     assert rows["lite0: Distilled, linear"][0].text.startswith("50.0")
     assert table.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
