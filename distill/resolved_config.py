@@ -168,8 +168,12 @@ class ResolvedDistillConfig(BaseModel):
         if not isinstance(values, dict) or "canvas_pixels" in values:
             return values
         further = values.get("further_backbones", [])
-        further = [each for each in further if isinstance(each, dict)] if isinstance(further, list) else []
-        inputs = [each.get("image_size") for each in (values, *further)]
+        inputs = [values.get("image_size")]
+        for each in further if isinstance(further, list) else ():
+            if isinstance(each, MatchedBackbone):
+                inputs.append(each.image_size)
+            elif isinstance(each, dict):
+                inputs.append(each.get("image_size"))
         sizes = [size for size in inputs if isinstance(size, int) and 0 < size <= MAX_CANVAS_PIXELS]
         return values | {"canvas_pixels": compute_canvas_size(max(sizes))} if sizes else values
 
