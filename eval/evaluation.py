@@ -60,13 +60,13 @@ from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import open_store
 from sfm.text import escape_non_utf8
 
-__all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
+__all__ = ["Evaluation", "NotWrittenError", "evaluate_runs_with_reader", "evaluate_with_reader"]
 
 EVALUATION_PACKAGES = ("sfm-distill", "torch", "timm", "numpy", "pillow")
 
 
 def refuse_foreign_images(path: Path, _canvas_pixels: int) -> ForeignImages:
-    """Refuse to read images of another program: what :func:`evaluate` does unless it is given a reader.
+    """Refuse to read images of another program: :func:`evaluate_with_reader` without a reader does.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def refuse_foreign_images(path: Path, _canvas_pixels: int) -> ForeignImages:
     raise InputError(f"no run directory at {path}: give the --out of a `sfm distill`")
 
 
-def evaluate(
+def evaluate_with_reader(
     config: EvaluateConfig,
     progress: ProgressCallback = no_progress,
     read_foreign_images: ReadForeignImages = refuse_foreign_images,
@@ -114,18 +114,18 @@ def evaluate(
     NotWrittenError
         If the result cannot be written in the end; holds it.
     """
-    (evaluation,) = evaluate_runs(
+    (evaluation,) = evaluate_runs_with_reader(
         EvaluateRunsConfig.model_validate(config.model_dump()), progress, read_foreign_images
     )
     return evaluation
 
 
-def evaluate_runs(
+def evaluate_runs_with_reader(
     config: EvaluateRunsConfig,
     progress: ProgressCallback = no_progress,
     read_foreign_images: ReadForeignImages = refuse_foreign_images,
 ) -> list[Evaluation]:
-    """Evaluate several runs of the same data on the same backbones, see :func:`evaluate`.
+    """Evaluate several runs of the same data on the same backbones, see :func:`evaluate_with_reader`.
 
     All runs are checked before the first is trained on; a backbone is loaded once.
 
@@ -139,7 +139,7 @@ def evaluate_runs(
     Raises
     ------
     InputError
-        As :func:`evaluate`; or if the runs are of different data, or another process is writing one.
+        As :func:`evaluate_with_reader`; or if runs are of different data, or another process is writing one.
     NotWrittenError
         If all was evaluated and a result cannot be written; holds the results.
     """
@@ -164,7 +164,7 @@ def evaluate_locked_runs(
     progress: ProgressCallback,
     read_foreign_images: ReadForeignImages = refuse_foreign_images,
 ) -> list[Evaluation]:
-    """Evaluate runs whose result files are locked, see :func:`evaluate_runs`."""
+    """Evaluate runs whose result files are locked, see :func:`evaluate_runs_with_reader`."""
     run_directories = {c.run: read_distilled_run(c.run) for c in run_configs if c.is_run_directory}
     require_use_of_foreign_options(shared_options, list(run_directories.values()), len(run_configs))
     store = open_store(shared_options.store)

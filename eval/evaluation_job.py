@@ -87,7 +87,7 @@ def prepare_evaluation_job(
 ) -> EvaluationJob:
     """Open and check everything that the evaluation of a run needs.
 
-    Raises the errors of :func:`~sfm.eval.evaluation.evaluate`.
+    Raises the errors of :func:`~sfm.eval.evaluation.evaluate_with_reader`.
     """
     soft_labels = None
     if "soft" in config.mode:

@@ -14,16 +14,16 @@ from sfm.foreign_images import ForeignImages
 
 def read_images_if_needed(path: Path, canvas_pixels: int) -> ForeignImages:
     """Read images of another program; the reader is imported here, since runs need none."""
-    from sfm.pipeline.foreign_images import read_foreign_images
+    from sfm.pipeline.foreign_image_reader import read_foreign_images
 
     return read_foreign_images(path, canvas_pixels)
 
 
 def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -> Evaluation:
-    """Evaluate a run, or images of another program; see :func:`sfm.eval.evaluation.evaluate`."""
-    return evaluation.evaluate(config, progress, read_images_if_needed)
+    """Evaluate a run, or images of another program; see :func:`sfm.eval.evaluation.evaluate_with_reader`."""
+    return evaluation.evaluate_with_reader(config, progress, read_images_if_needed)
 
 
 def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_progress) -> list[Evaluation]:
-    """Evaluate runs and images of other programs; see :func:`sfm.eval.evaluation.evaluate_runs`."""
-    return evaluation.evaluate_runs(config, progress, read_images_if_needed)
+    """Evaluate several; see :func:`sfm.eval.evaluation.evaluate_runs_with_reader`."""
+    return evaluation.evaluate_runs_with_reader(config, progress, read_images_if_needed)

@@ -120,7 +120,7 @@ def write_finished_run(out: Path, fashion_store: str) -> None:
     from sfm.distill.config import DistillConfig
     from sfm.distill.run import distill
     from sfm.eval.config import EvaluateConfig
-    from sfm.eval.evaluation import evaluate
+    from sfm.eval.evaluation import evaluate_with_reader
 
     asked = DistillConfig(
         store=fashion_store,
@@ -133,7 +133,7 @@ def write_finished_run(out: Path, fashion_store: str) -> None:
         device="cpu",
     )
     distill(asked)
-    evaluate(
+    evaluate_with_reader(
         EvaluateConfig(
             run=out,
             store=fashion_store,
@@ -160,7 +160,7 @@ def write_two_backbone_run(out: Path, fashion_store: str) -> None:
     from sfm.distill.config import DistillConfig
     from sfm.distill.run import distill
     from sfm.eval.config import EvaluateConfig
-    from sfm.eval.evaluation import evaluate
+    from sfm.eval.evaluation import evaluate_with_reader
 
     asked = DistillConfig(
         store=fashion_store,
@@ -173,7 +173,7 @@ def write_two_backbone_run(out: Path, fashion_store: str) -> None:
     )
     distill(asked)
     short = {"epochs": 20, "views": 4, "projector_views": 6, "save": True, "device": "cpu"}
-    evaluate(EvaluateConfig.model_validate({"run": out, "store": fashion_store} | short))
+    evaluate_with_reader(EvaluateConfig.model_validate({"run": out, "store": fashion_store} | short))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from sfm.cli import app
 from sfm.errors import InputError
 from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
-from sfm.eval.evaluation import evaluate, evaluate_runs
+from sfm.eval.evaluation import evaluate_runs_with_reader, evaluate_with_reader
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import Entry, open_store
 
@@ -34,7 +34,7 @@ def test_two_runs_on_all_backbones_give_a_matrix_of_every_mode(
     config = EvaluateRunsConfig.model_validate(
         {"run": two_runs, "store": fashion_store, "backbone": ["all"]} | SHORT
     )
-    found = evaluate_runs(config)
+    found = evaluate_runs_with_reader(config)
     cells = make_matrix(found)
     assert [(c.run, c.distilled_on, c.backbone, c.mode) for c in cells] == [
         (str(run), on, backbone, mode)
@@ -44,7 +44,7 @@ def test_two_runs_on_all_backbones_give_a_matrix_of_every_mode(
     ]
     for run, evaluation in zip(two_runs, found, strict=True):
         assert json.loads((run / "evaluation.json").read_text()) == evaluation.model_dump(mode="json")
-        alone = evaluate(EvaluateConfig.model_validate(evaluation.config))
+        alone = evaluate_with_reader(EvaluateConfig.model_validate(evaluation.config))
         assert alone.rows == evaluation.rows
         assert alone.full_data == evaluation.full_data
 
@@ -55,7 +55,7 @@ def test_backbone_all_selects_entries_of_the_same_data_and_role(
     store = open_store(fashion_store)
     (tuning,) = [s for s in store.list_summaries() if s.role == "tuning" and s.backbone == "lite1"]
     run = write_run(tmp_path / "run", store.open_entry(tuning))
-    found = evaluate(
+    found = evaluate_with_reader(
         EvaluateConfig.model_validate(
             {"run": run, "store": fashion_store, "backbone": ["all"], "mode": ["inherit-statistics"]} | SHORT
         )
@@ -78,12 +78,16 @@ def test_backbone_all_skips_backbones_that_cannot_be_loaded_and_notes_them(
 
     monkeypatch.setattr(evaluation, "load_backbone", without_lite1)
     options = {"store": fashion_store, "mode": ["inherit-statistics"]} | SHORT
-    found = evaluate(EvaluateConfig.model_validate({"run": two_runs[0], "backbone": ["all"]} | options))
+    found = evaluate_with_reader(
+        EvaluateConfig.model_validate({"run": two_runs[0], "backbone": ["all"]} | options)
+    )
     assert {r.backbone for r in found.rows} == {"lite0"}
     assert "lite1 is left out: no such weights on this machine." in found.notes
     for asked in (["all", "lite1"], ["lite1"]):
         with pytest.raises(InputError, match="no such weights"):
-            evaluate(EvaluateConfig.model_validate({"run": two_runs[0], "backbone": asked} | options))
+            evaluate_with_reader(
+                EvaluateConfig.model_validate({"run": two_runs[0], "backbone": asked} | options)
+            )
 
 
 def test_evaluating_runs_of_different_data_together_is_refused(
@@ -93,14 +97,14 @@ def test_evaluating_runs_of_different_data_together_is_refused(
     (tuning,) = [s for s in store.list_summaries() if s.role == "tuning" and s.backbone == "lite0"]
     runs = [write_run(tmp_path / "a", lite0_entry), write_run(tmp_path / "b", store.open_entry(tuning))]
     with pytest.raises(InputError, match="are of different data"):
-        evaluate_runs(EvaluateRunsConfig(run=runs, store=fashion_store))
+        evaluate_runs_with_reader(EvaluateRunsConfig(run=runs, store=fashion_store))
     assert not any((run / "evaluation.json").exists() for run in runs)
 
 
 def test_no_run_is_evaluated_while_another_is_incomplete(two_runs: list[Path], fashion_store: str) -> None:
     shutil.rmtree(two_runs[1] / "images")
     with pytest.raises(InputError, match="on1/images is missing"):
-        evaluate_runs(EvaluateRunsConfig(run=two_runs, store=fashion_store))
+        evaluate_runs_with_reader(EvaluateRunsConfig(run=two_runs, store=fashion_store))
     assert not (two_runs[0] / "evaluation.json").exists()
 
 
@@ -117,7 +121,7 @@ def test_edited_images_are_evaluated_and_noted(
             compute_array_digest(read_distilled_run(run).pixels) if digest == "as distilled" else "0" * 64
         )
         (run / "run.json").write_text(json.dumps(record))
-    found = evaluate(EvaluateConfig.model_validate({"run": run, "store": fashion_store} | SHORT))
+    found = evaluate_with_reader(EvaluateConfig.model_validate({"run": run, "store": fashion_store} | SHORT))
     assert found.provenance.edited == {None: None, "as distilled": False, "another": True}[digest]
     assert any("edited" in note for note in found.notes) == (digest == "another")
 

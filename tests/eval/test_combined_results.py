@@ -15,7 +15,7 @@ from sfm.errors import InputError
 from sfm.eval import work_folder
 from sfm.eval.caveats import EARLIER_TRAINING
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
-from sfm.eval.evaluation import NotWrittenError, evaluate, evaluate_runs
+from sfm.eval.evaluation import NotWrittenError, evaluate_runs_with_reader, evaluate_with_reader
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
 from sfm.eval.report.row_selection import make_row_label
@@ -41,8 +41,10 @@ def list_row_names(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 def test_a_later_evaluation_keeps_the_rows_of_earlier_ones(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    first = evaluate(make_config(run, fashion_store, mode=["linear"]))
-    second = evaluate(make_config(run, fashion_store, backbone=["lite1"], mode=["inherit"], epochs=5))
+    first = evaluate_with_reader(make_config(run, fashion_store, mode=["linear"]))
+    second = evaluate_with_reader(
+        make_config(run, fashion_store, backbone=["lite1"], mode=["inherit"], epochs=5)
+    )
     together = read_evaluation(run / "evaluation.json")
     assert together.rows == [*second.rows, *first.rows]
     assert together.full_data == [*second.full_data, *first.full_data]
@@ -56,12 +58,12 @@ def test_rows_of_another_crop_edge_or_kd_weight_stand_beside_earlier_ones(
     new_run: NewRun, fashion_store: str
 ) -> None:
     run = new_run()
-    first = evaluate(make_config(run, fashion_store, mode=["linear", "kd"], kd_weight=0))
+    first = evaluate_with_reader(make_config(run, fashion_store, mode=["linear", "kd"], kd_weight=0))
     linear, kd = (row for row in first.rows if row.images == "distilled")
     # Without weight, soft labels train the head of `linear`.
     assert kd.top1 == linear.top1
     options = {"crop_edge": "zero", "kd_weight": 1, "kd_temperature": 2}
-    second = evaluate(make_config(run, fashion_store, mode=["kd"], **options))
+    second = evaluate_with_reader(make_config(run, fashion_store, mode=["kd"], **options))
     together = read_evaluation(run / "evaluation.json")
     assert together.rows == [*second.rows, *first.rows]
     distilled = [row for row in together.rows if row.images == "distilled"]
@@ -77,11 +79,11 @@ def test_a_repeated_measurement_replaces_the_earlier_row_and_reports_it(
 ) -> None:
     run = new_run()
     asked = make_config(run, fashion_store, mode=["linear"])
-    found = evaluate(asked)
+    found = evaluate_with_reader(asked)
     path = run / "evaluation.json"
     other = found.rows[0].model_copy(update={"top1": [0.1, 0.3], "top1_mean": 0.2})
     path.write_text(found.model_copy(update={"rows": [other, *found.rows[1:]]}).model_dump_json())
-    again = evaluate(asked)
+    again = evaluate_with_reader(asked)
     shown = f"{100 * found.rows[0].top1_mean:.1f}"
     assert again.changes == [
         f"replaced: lite0 linear, 2 seeds: 20.0 -> {shown}",
@@ -94,7 +96,7 @@ def test_a_repeated_measurement_replaces_the_earlier_row_and_reports_it(
 def test_another_protocol_adds_another_row(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     for options in ({}, {"epochs": 5}, {"seeds": 3}, {"views": 3}, {"seed": 1}):
-        evaluate(make_config(run, fashion_store, **{"mode": ["linear"]} | options))
+        evaluate_with_reader(make_config(run, fashion_store, **{"mode": ["linear"]} | options))
     rows = [row for row in read_evaluation(run / "evaluation.json").rows if row.images == "distilled"]
     assert [(r.epochs, r.seeds, r.views, r.seed) for r in rows] == [
         (10, 2, 4, 1),
@@ -108,14 +110,14 @@ def test_another_protocol_adds_another_row(new_run: NewRun, fashion_store: str) 
 def test_earlier_commands_are_kept_as_long_as_their_rows(new_run: NewRun, fashion_store: str) -> None:
     run, quick = new_run(), {"mode": ["inherit-ridge"], "epochs": 1, "views": 1, "projector_views": 1}
     for options in ({"seeds": 1}, {"backbone": ["lite1"]}, {"backbone": ["lite1"]}, {"seeds": 1}):
-        evaluate(make_config(run, fashion_store, **quick | options))
+        evaluate_with_reader(make_config(run, fashion_store, **quick | options))
     (lite1,) = read_evaluation(run / "evaluation.json").earlier
     hashes = {
         e.backbone: e.backbone_hash for e in read_evaluation(run / "evaluation.json").provenance.entries
     }
     assert (lite1.config["backbone"], lite1.backbones) == (["lite1"], [hashes["lite1"]])
     for seeds in (3, 1):
-        evaluate(make_config(run, fashion_store, **quick | {"seeds": seeds}))
+        evaluate_with_reader(make_config(run, fashion_store, **quick | {"seeds": seeds}))
     earlier = [
         (one.config["backbone"], one.config["seeds"])
         for one in read_evaluation(run / "evaluation.json").earlier
@@ -125,10 +127,10 @@ def test_earlier_commands_are_kept_as_long_as_their_rows(new_run: NewRun, fashio
 
 def test_rows_of_changed_images_are_dropped_and_reported(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    before = evaluate(make_config(run, fashion_store))
+    before = evaluate_with_reader(make_config(run, fashion_store))
     image = next((run / "images").rglob("*.png"))
     Image.open(image).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(image)
-    found = evaluate(make_config(run, fashion_store, mode=["linear"]))
+    found = evaluate_with_reader(make_config(run, fashion_store, mode=["linear"]))
     assert found.changes == [
         f"dropped: {len(before.rows)} rows of images or data that are no longer those of the run"
     ]
@@ -137,7 +139,7 @@ def test_rows_of_changed_images_are_dropped_and_reported(new_run: NewRun, fashio
 
 def test_the_evaluation_file_of_an_older_version_is_extended(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    found = evaluate(make_config(run, fashion_store, mode=["linear", "inherit"]))
+    found = evaluate_with_reader(make_config(run, fashion_store, mode=["linear", "inherit"]))
     old = json.loads((run / "evaluation.json").read_text())
     for row in [*old["rows"], *old["full_data"]]:
         for name in ("backbone_hash", "epochs", "views", "seed", "per_class"):
@@ -145,7 +147,7 @@ def test_the_evaluation_file_of_an_older_version_is_extended(new_run: NewRun, fa
     for name in ("earlier", "changes"):
         old.pop(name)
     (run / "evaluation.json").write_text(json.dumps(old))
-    evaluate(make_config(run, fashion_store, mode=["linear"]))
+    evaluate_with_reader(make_config(run, fashion_store, mode=["linear"]))
     together = read_evaluation(run / "evaluation.json")
     assert list_row_names(together) == [n for n in list_row_names(found) if n[2] == "linear"] + [
         ("distilled", "lite0", "inherit")
@@ -158,7 +160,7 @@ def test_projectors_of_another_start_add_rows_and_classifiers(new_run: NewRun, f
     run = new_run()
     for projector_init in ("default", "zero"):
         options = {"mode": ["inherit", "joint"], "backbone": ["lite1"], "projector_init": projector_init}
-        evaluate(make_config(run, fashion_store, save=True, **options))
+        evaluate_with_reader(make_config(run, fashion_store, save=True, **options))
     together = read_evaluation(run / "evaluation.json")
     rows = [row for row in together.rows if row.images == "distilled"]
     assert [(r.mode, r.projector_init) for r in rows] == [
@@ -177,7 +179,9 @@ def test_rows_of_joint_and_stage_of_an_earlier_version_are_marked_until_they_are
 ) -> None:
     """Their training was another one, under the same names."""
     run, path = new_run(), tmp_path / "run" / "evaluation.json"
-    evaluate(make_config(run, fashion_store, mode=["inherit", "joint", "stage"], backbone=["lite1"]))
+    evaluate_with_reader(
+        make_config(run, fashion_store, mode=["inherit", "joint", "stage"], backbone=["lite1"])
+    )
     old = json.loads(path.read_text())
     del old["config"]["projector_init"]
     for row in old["rows"]:
@@ -186,7 +190,9 @@ def test_rows_of_joint_and_stage_of_an_earlier_version_are_marked_until_they_are
     report(ReportConfig(runs=[run], out=tmp_path / "report.html"))
     assert "Distilled, joint (earlier training)" in (tmp_path / "report.html").read_text()
 
-    again = evaluate(make_config(run, fashion_store, mode=["joint"], backbone=["lite1"], epochs=5))
+    again = evaluate_with_reader(
+        make_config(run, fashion_store, mode=["joint"], backbone=["lite1"], epochs=5)
+    )
     assert "dropped: 1 row of joint or stage as an earlier version trained them" in again.changes
     kept = read_evaluation(path)
     starts = {row.mode: row.projector_init for row in kept.rows if row.images == "distilled"}
@@ -204,14 +210,14 @@ def test_an_evaluation_file_of_unknown_content_is_not_overwritten(
     with pytest.raises(
         InputError, match=r"evaluation\.json is not what this version of `sfm evaluate` writes"
     ):
-        evaluate(make_config(run, fashion_store))
+        evaluate_with_reader(make_config(run, fashion_store))
     assert (run / "evaluation.json").read_text() == "my notes"
 
 
 def test_classifiers_of_another_protocol_are_kept(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     for epochs in (10, 5, 10):
-        evaluate(make_config(run, fashion_store, mode=["linear"], save=True, epochs=epochs))
+        evaluate_with_reader(make_config(run, fashion_store, mode=["linear"], save=True, epochs=epochs))
     files = sorted((run / "classifiers").iterdir())
     assert len(files) == 2
     headers = [safe_open(path, framework="pt").metadata() for path in files]
@@ -224,10 +230,10 @@ def test_out_writes_results_and_classifiers_to_another_place(
 ) -> None:
     run, other = new_run(), new_run("other")
     options = {"store": fashion_store, "mode": ["linear"], "save": True, **SHORT}
-    evaluate(
+    evaluate_with_reader(
         make_config(run, fashion_store, mode=["linear"], save=True, out=tmp_path / "results" / "one.json")
     )
-    evaluate_runs(
+    evaluate_runs_with_reader(
         EvaluateRunsConfig.model_validate({"run": [run, other], "out": tmp_path / "many"} | options)
     )
     assert not (run / "evaluation.json").exists()
@@ -240,7 +246,7 @@ def test_out_writes_results_and_classifiers_to_another_place(
         "many/other/evaluation.json",
     }
     with pytest.raises(InputError, match="is one file, for 2 runs: give a folder"):
-        evaluate_runs(
+        evaluate_runs_with_reader(
             EvaluateRunsConfig.model_validate({"run": [run, other], "out": tmp_path / "x.json"} | options)
         )
 
@@ -250,7 +256,7 @@ def test_results_in_one_folder_have_separate_classifier_folders(
 ) -> None:
     for name, ipc in (("a", 1), ("b", 2)):
         run, out = new_run(name, ipc=ipc), tmp_path / "results" / f"{name}.json"
-        found = evaluate(make_config(run, fashion_store, mode=["linear"], save=True, out=out))
+        found = evaluate_with_reader(make_config(run, fashion_store, mode=["linear"], save=True, out=out))
         path = tmp_path / "results" / f"{name}-classifiers" / "lite0-linear.safetensors"
         assert safe_open(path, framework="pt").metadata()["images"] == found.provenance.images
     first = tmp_path / "results" / "a-classifiers" / "lite0-linear.safetensors"
@@ -261,9 +267,9 @@ def test_the_result_of_another_run_is_not_overwritten(
     new_run: NewRun, fashion_store: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
-    found = evaluate(make_config(new_run(), fashion_store, mode=["linear"], out=out))
+    found = evaluate_with_reader(make_config(new_run(), fashion_store, mode=["linear"], out=out))
     with pytest.raises(InputError, match="holds the result of other images than those in"):
-        evaluate(make_config(new_run("other", ipc=2), fashion_store, mode=["linear"], out=out))
+        evaluate_with_reader(make_config(new_run("other", ipc=2), fashion_store, mode=["linear"], out=out))
     assert read_evaluation(out / "evaluation.json").rows == found.rows
 
 
@@ -271,7 +277,7 @@ def test_an_unwritable_output_is_refused_before_any_computation(new_run: NewRun,
     run, events = new_run(), list[Progress]()
     (run / "evaluation.json").mkdir()
     with pytest.raises(InputError, match=r"cannot write .*evaluation\.json: .*; give --out"):
-        evaluate(make_config(run, fashion_store), events.append)
+        evaluate_with_reader(make_config(run, fashion_store), events.append)
     assert events == []
 
 
@@ -283,12 +289,15 @@ def make_result_unwritable(run: Path) -> Callable[[Progress], None]:
 def test_a_failed_write_raises_an_error_that_holds_the_results(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     with pytest.raises(NotWrittenError, match=r"cannot .*evaluation\.json: Is a directory") as refused:
-        evaluate(make_config(run, fashion_store, mode=["linear"]), make_result_unwritable(run))
+        evaluate_with_reader(make_config(run, fashion_store, mode=["linear"]), make_result_unwritable(run))
     (found,) = refused.value.evaluations
     assert found.rows[0].mode == "linear"
     (run / "evaluation.json").rmdir()
     events = list[Progress]()
-    assert evaluate(make_config(run, fashion_store, mode=["linear"]), events.append).rows == found.rows
+    assert (
+        evaluate_with_reader(make_config(run, fashion_store, mode=["linear"]), events.append).rows
+        == found.rows
+    )
     assert not any("heads" in event.stage for event in events)
 
 
@@ -320,7 +329,7 @@ def test_an_interrupted_evaluation_resumes_with_the_same_numbers(
     new_run: NewRun, fashion_store: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfm.backbones.view_batches.CPU_BATCH_PIXELS", 7 * 32**2)
-    whole = evaluate(make_config(new_run("whole"), fashion_store))
+    whole = evaluate_with_reader(make_config(new_run("whole"), fashion_store))
     run = new_run()
 
     def interrupt(event: Progress) -> None:
@@ -328,12 +337,12 @@ def test_an_interrupted_evaluation_resumes_with_the_same_numbers(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(make_config(run, fashion_store), interrupt)
+        evaluate_with_reader(make_config(run, fashion_store), interrupt)
     assert any((run / "evaluation.partial").iterdir())
     for path in [*(run / "evaluation.partial").iterdir()][:1]:
         path.write_bytes(path.read_bytes()[:-3])  # as no atomic write leaves it, and worth nothing
     events = list[Progress]()
-    found = evaluate(make_config(run, fashion_store), events.append)
+    found = evaluate_with_reader(make_config(run, fashion_store), events.append)
     assert found.rows == whole.rows
     assert found.full_data == whole.full_data
     assert not (run / "evaluation.partial").exists()
@@ -351,9 +360,9 @@ def test_computed_views_are_not_recomputed_after_an_interrupt(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(make_config(run, fashion_store, mode=["linear"]), interrupt)
+        evaluate_with_reader(make_config(run, fashion_store, mode=["linear"]), interrupt)
     assert len(list((run / "evaluation.partial").iterdir())) == 3
-    evaluate(make_config(run, fashion_store, mode=["linear"]), events.append)
+    evaluate_with_reader(make_config(run, fashion_store, mode=["linear"]), events.append)
     first = [event.done for event in events if "distilled" in event.stage and event.unit == "views"]
     assert first == [30, 40, 50, 60, 70, 80]
 
@@ -369,9 +378,9 @@ def test_a_finished_evaluation_keeps_the_partial_results_of_another(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(interrupted, interrupt)
-    evaluate(make_config(run, fashion_store, mode=["inherit-statistics"], views=3, epochs=2))
-    evaluate(interrupted, events.append)
+        evaluate_with_reader(interrupted, interrupt)
+    evaluate_with_reader(make_config(run, fashion_store, mode=["inherit-statistics"], views=3, epochs=2))
+    evaluate_with_reader(interrupted, events.append)
     assert not any("distilled" in event.stage for event in events)
     assert not (run / "evaluation.partial").exists()
 
@@ -403,5 +412,5 @@ def test_an_unwritable_work_folder_is_a_warning_and_the_evaluation_finishes(
 ) -> None:
     run = new_run()
     (run / "evaluation.partial").write_text("a file where the folder should be")
-    evaluate(make_config(run, fashion_store, mode=["linear"]))
+    evaluate_with_reader(make_config(run, fashion_store, mode=["linear"]))
     assert [record.message.split(":")[0] for record in caplog.records] == ["an interruption would start over"]

@@ -8,7 +8,7 @@ import pytest
 
 from sfm.errors import InputError
 from sfm.eval.config import MODES, EvaluateConfig
-from sfm.eval.evaluation import Evaluation, evaluate
+from sfm.eval.evaluation import Evaluation, evaluate_with_reader
 from sfm.eval.result import AccuracyRow
 from sfm.events import Progress
 from sfm.stats_store.publication import Draft, publish_draft
@@ -75,7 +75,7 @@ def full_evaluation(
     asked = make_config(
         run, fashion_store, backbone=["lite0", "lite1"], seeds=3, epochs=300, views=20, projector_views=30
     )
-    return evaluate(asked, events.append)
+    return evaluate_with_reader(asked, events.append)
 
 
 def test_each_backbone_has_rows_of_all_modes_real_baselines_and_full_data(
@@ -186,7 +186,9 @@ def test_equal_seeds_give_equal_accuracies_and_other_seeds_do_not(
     new_run: NewRun, fashion_store: str
 ) -> None:
     run = new_run()
-    first, again, other = (evaluate(make_config(run, fashion_store, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        evaluate_with_reader(make_config(run, fashion_store, seed=seed)) for seed in (1, 1, 2)
+    )
     assert first.rows == again.rows
     for one, two in zip(first.rows, other.rows, strict=True):
         assert one.images == "none" or (one.top1, one.top5) != (two.top1, two.top5)
@@ -195,7 +197,7 @@ def test_equal_seeds_give_equal_accuracies_and_other_seeds_do_not(
 def test_modes_that_are_not_requested_are_not_computed(new_run: NewRun, fashion_store: str) -> None:
     events: list[Progress] = []
     asked = make_config(new_run(), fashion_store, mode=["linear"], backbone=["lite1"])
-    found = evaluate(asked, events.append)
+    found = evaluate_with_reader(asked, events.append)
     assert {r.mode for r in found.rows} == {"linear"}
     assert not any("lite0" in p.stage or "projector" in p.stage for p in events)
 
@@ -208,14 +210,14 @@ def test_without_exemplars_real_baselines_are_skipped_with_a_note(
     record = json.loads((run / "run.json").read_text())
     record["entry_digest"] = open_only_entry(store).summary.entry_digest
     (run / "run.json").write_text(json.dumps(record))
-    found = evaluate(make_config(run, store))
+    found = evaluate_with_reader(make_config(run, store))
     assert {r.images for r in found.rows} == {"distilled", "none"}
     assert "no exemplars" in found.notes[0]
 
 
 def test_the_accuracy_of_a_seed_is_independent_of_the_seed_count(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    one, three = (evaluate(make_config(run, fashion_store, seeds=seeds)) for seeds in (1, 3))
+    one, three = (evaluate_with_reader(make_config(run, fashion_store, seeds=seeds)) for seeds in (1, 3))
     for alone, among in zip(one.rows, three.rows, strict=True):
         # Batched matrix products round differently, which may move a sample or two of 400.
         assert alone.top1[0] == pytest.approx(among.top1[0], abs=0.006)
@@ -224,20 +226,20 @@ def test_the_accuracy_of_a_seed_is_independent_of_the_seed_count(new_run: NewRun
 
 def test_the_accuracy_of_a_mode_is_independent_of_other_modes(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    together = evaluate(make_config(run, fashion_store))
+    together = evaluate_with_reader(make_config(run, fashion_store))
     for mode in ("linear", "inherit"):
-        alone = evaluate(make_config(run, fashion_store, mode=[mode]))
+        alone = evaluate_with_reader(make_config(run, fashion_store, mode=[mode]))
         assert find_row(alone, "distilled", "lite0", mode) == find_row(together, "distilled", "lite0", mode)
 
 
 def test_random_draws_that_share_images_give_a_note(new_run: NewRun, fashion_store: str) -> None:
-    found = evaluate(make_config(new_run(ipc=2), fashion_store, seeds=3, mode=["linear"]))
+    found = evaluate_with_reader(make_config(new_run(ipc=2), fashion_store, seeds=3, mode=["linear"]))
     assert [r.images for r in found.rows] == ["distilled", "random", "nearest", "neighbour"]
     assert "share images" in found.notes[0]
 
 
 def test_too_few_exemplars_give_a_note_and_skip_the_baseline(new_run: NewRun, fashion_store: str) -> None:
-    found = evaluate(make_config(new_run(ipc=4), fashion_store, mode=["linear"]))
+    found = evaluate_with_reader(make_config(new_run(ipc=4), fashion_store, mode=["linear"]))
     assert [r.images for r in found.rows] == ["distilled", "neighbour"]
     assert [note.split(":")[0] for note in found.notes if "through" not in note] == [
         "No random real images",
@@ -247,7 +249,7 @@ def test_too_few_exemplars_give_a_note_and_skip_the_baseline(new_run: NewRun, fa
 
 def test_top5_is_none_with_four_classes(tmp_path: Path, lite0_entry: Entry, write_run: NewRun) -> None:
     store = republish(lite0_entry, tmp_path / "store", classes=4)
-    found = evaluate(make_config(write_run(tmp_path / "run", open_only_entry(store)), store))
+    found = evaluate_with_reader(make_config(write_run(tmp_path / "run", open_only_entry(store)), store))
     for r in found.rows:
         assert (r.top5, r.top5_mean, r.top5_std) == (None, None, None)
         assert all(0 <= top1 <= 1 for top1 in r.top1)
@@ -274,7 +276,9 @@ def test_a_run_of_a_class_subset_is_evaluated_on_its_held_out_samples(
     keep_classes(run, kept)
     class_ids = json.dumps([lite0_entry.dataset.class_ids[index] for index in kept])
     write_labels(run, lite0_entry, np.eye(5), class_ids=class_ids)
-    found = evaluate(make_config(run, fashion_store, backbone=["lite0", "lite1"], mode=list(MODES)))
+    found = evaluate_with_reader(
+        make_config(run, fashion_store, backbone=["lite0", "lite1"], mode=list(MODES))
+    )
     assert found.notes[0].startswith("5 of the 10 classes were distilled")
     assert [e.held_out_samples for e in found.provenance.entries] == [200, 200]
     assert np.sum(found.rows[0].confusion) == 2 * 200
@@ -297,7 +301,7 @@ def test_a_run_on_a_tuning_entry_is_evaluated_on_the_tuning_held_out_samples(
     store = open_store(fashion_store)
     (summary,) = [s for s in store.list_summaries() if s.role == "tuning" and s.backbone == "lite0"]
     run = write_run(tmp_path / "run", store.open_entry(summary))
-    found = evaluate(make_config(run, fashion_store, backbone=["lite1"]))
+    found = evaluate_with_reader(make_config(run, fashion_store, backbone=["lite1"]))
     assert found.provenance.role == "tuning"
     assert found.provenance.entries[0].held_out_samples == summary.test_samples == 100
 
@@ -311,13 +315,13 @@ def test_a_store_without_held_out_features_is_refused(
     record["entry_digest"] = open_only_entry(store).summary.entry_digest
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="no held-out features"):
-        evaluate(make_config(run, store))
+        evaluate_with_reader(make_config(run, store))
 
 
 def test_a_run_from_another_store_is_refused(tmp_path: Path, lite0_entry: Entry, new_run: NewRun) -> None:
     store = republish(lite0_entry, tmp_path / "store", classes=4)
     with pytest.raises(InputError, match="run directory from another store"):
-        evaluate(make_config(new_run(), store))
+        evaluate_with_reader(make_config(new_run(), store))
 
 
 def test_a_run_with_other_classes_than_its_entry_is_refused(new_run: NewRun, fashion_store: str) -> None:
@@ -326,7 +330,7 @@ def test_a_run_with_other_classes_than_its_entry_is_refused(new_run: NewRun, fas
     classes[3]["class_id"] = "another"
     (run / "classes.json").write_text(json.dumps(classes))
     with pytest.raises(InputError, match=r"the classes in .* are not those of"):
-        evaluate(make_config(run, fashion_store))
+        evaluate_with_reader(make_config(run, fashion_store))
 
 
 @pytest.mark.parametrize(
@@ -341,7 +345,7 @@ def test_a_backbone_without_a_store_entry_is_refused(
     new_run: NewRun, fashion_store: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(make_config(new_run(), fashion_store, **options))
+        evaluate_with_reader(make_config(new_run(), fashion_store, **options))
 
 
 def test_inheriting_from_a_backbone_with_other_weights_is_refused(
@@ -352,7 +356,7 @@ def test_inheriting_from_a_backbone_with_other_weights_is_refused(
     record["config"]["backbone"] = "lite1"  # as if other weights now lay where the run found its own
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"lite1 .* is not the one the entry .* was extracted with"):
-        evaluate(make_config(run, fashion_store, backbone=["lite1"], mode=["inherit"]))
+        evaluate_with_reader(make_config(run, fashion_store, backbone=["lite1"], mode=["inherit"]))
 
 
 def test_a_failed_write_keeps_the_existing_result(new_run: NewRun, fashion_store: str) -> None:
@@ -360,5 +364,5 @@ def test_a_failed_write_keeps_the_existing_result(new_run: NewRun, fashion_store
     (run / "evaluation.json").mkdir()
     (run / "evaluation.json" / "mine").write_text("the old one")
     with pytest.raises(InputError, match=r"cannot write .*evaluation\.json"):
-        evaluate(make_config(run, fashion_store, mode=["linear"], epochs=1, views=1))
+        evaluate_with_reader(make_config(run, fashion_store, mode=["linear"], epochs=1, views=1))
     assert (run / "evaluation.json" / "mine").read_text() == "the old one"

@@ -15,7 +15,7 @@ from sfm.eval.config import (
     EvaluateOptions,
     count_views_per_image_and_seed,
 )
-from sfm.eval.evaluation import Evaluation, evaluate
+from sfm.eval.evaluation import Evaluation, evaluate_with_reader
 from sfm.eval.result import AccuracyRow
 from sfm.events import Progress
 from sfm.stats_store.store import Entry
@@ -42,7 +42,7 @@ def all_modes_evaluation(
     write_labels(run, lite0_entry, 0.8 * np.eye(10) + 0.02)
     options = {"epochs": 300, "views": 20, "projector_views": 30, "seeds": 2, "device": "cpu", "save": True}
     given = {"run": run, "store": fashion_store, "backbone": ["lite1"], "mode": list(MODES)}
-    return evaluate(EvaluateConfig.model_validate(given | options))
+    return evaluate_with_reader(EvaluateConfig.model_validate(given | options))
 
 
 def index_by_mode(evaluation: Evaluation) -> dict[str, AccuracyRow]:
@@ -68,7 +68,7 @@ def test_a_projector_to_the_same_backbone_recovers_the_full_data_accuracy(
     all_modes_evaluation: Evaluation,
 ) -> None:
     changed = {"backbone": ["lite0"], "mode": ["inherit-ridge"], "save": False}
-    found = evaluate(EvaluateConfig.model_validate(all_modes_evaluation.config | changed))
+    found = evaluate_with_reader(EvaluateConfig.model_validate(all_modes_evaluation.config | changed))
     assert found.rows[0].recovered == pytest.approx(1, abs=0.1)
 
 
@@ -105,7 +105,10 @@ def test_with_many_classes_only_the_most_frequent_confusions_are_kept(
     monkeypatch.setattr("sfm.eval.scores.MAX_CONFUSED_PAIRS", 3)
     changed = {"mode": ["inherit-statistics"], "save": False}
     config = EvaluateConfig.model_validate(all_modes_evaluation.config | changed)
-    whole, (few, *_) = index_by_mode(all_modes_evaluation)["inherit-statistics"], evaluate(config).rows
+    whole, (few, *_) = (
+        index_by_mode(all_modes_evaluation)["inherit-statistics"],
+        evaluate_with_reader(config).rows,
+    )
     assert few.confusion is None
     assert few.confused == (whole.confused or [])[:3]
 
@@ -141,7 +144,9 @@ def test_a_saved_classifier_reproduces_the_accuracy_of_the_first_seed(
 
 def test_classifiers_are_saved_only_on_request(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    evaluate(EvaluateConfig(run=run, store=fashion_store, mode=["inherit-statistics"], epochs=2, views=2))
+    evaluate_with_reader(
+        EvaluateConfig(run=run, store=fashion_store, mode=["inherit-statistics"], epochs=2, views=2)
+    )
     assert not (run / "classifiers").exists()
 
 
@@ -155,7 +160,7 @@ def test_inherit_statistics_does_not_run_the_source_backbone(new_run: NewRun, fa
         epochs=2,
         views=2,
     )
-    found = evaluate(asked, events.append)
+    found = evaluate_with_reader(asked, events.append)
     assert not any("lite0" in p.stage for p in events)
     # A classifier of another backbone, behind a projector that no image shaped.
     assert found.rows[0].top1_mean > 0.6

@@ -10,7 +10,7 @@ import pytest
 from sfm import locking
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
-from sfm.eval.evaluation import evaluate, evaluate_runs
+from sfm.eval.evaluation import evaluate_runs_with_reader, evaluate_with_reader
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run_export import export
 from sfm.eval.report.config import ReportConfig
@@ -30,7 +30,7 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
 
 def test_a_concurrent_evaluation_of_a_run_is_refused(run: Path, fashion_store: str) -> None:
     with lock_output_folder(run), pytest.raises(InputError, match=r"run is being written by process \d+ on"):
-        evaluate(EvaluateConfig(run=run, store=fashion_store))
+        evaluate_with_reader(EvaluateConfig(run=run, store=fashion_store))
 
 
 def test_a_run_given_twice_is_refused_before_locking(run: Path, fashion_store: str) -> None:
@@ -39,12 +39,12 @@ def test_a_run_given_twice_is_refused_before_locking(run: Path, fashion_store: s
         {"run": [run, Path(os.path.relpath(run))], "store": fashion_store, **short}
     )
     with pytest.raises(InputError, match="run is given more than once"):
-        evaluate_runs(twice)
+        evaluate_runs_with_reader(twice)
 
 
 def test_a_folder_that_is_not_a_run_is_left_unchanged(tmp_path: Path, fashion_store: str) -> None:
     with pytest.raises(InputError, match="no run directory"):
-        evaluate(EvaluateConfig(run=tmp_path / "nothing", store=fashion_store))
+        evaluate_with_reader(EvaluateConfig(run=tmp_path / "nothing", store=fashion_store))
     assert list(tmp_path.iterdir()) == []
 
 

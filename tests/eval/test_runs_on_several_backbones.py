@@ -22,7 +22,7 @@ from sfm.eval.config import EvaluateConfig
 from sfm.eval.distilled_labels import describe_how_to_add_soft_labels
 from sfm.eval.distilled_run import RunRecord, read_distilled_run
 from sfm.eval.evaluated_backbones import list_requested_backbones
-from sfm.eval.evaluation import evaluate
+from sfm.eval.evaluation import evaluate_with_reader
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.hub_cards import list_accuracy_table_rows
 from sfm.eval.export.run_export import export
@@ -228,7 +228,7 @@ def test_entries_that_the_store_lacks_or_that_are_of_other_data_are_refused_in_o
     ]:
         change_backbones(run, lambda backbones, digest=digest: backbones[1].update(entry_digest=digest))
         with pytest.raises(InputError, match=message) as refused:
-            evaluate(config)
+            evaluate_with_reader(config)
         assert "\n" not in str(refused.value)
 
 

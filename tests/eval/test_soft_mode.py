@@ -20,7 +20,7 @@ from sfm.errors import InputError
 from sfm.eval.caveats import SOFT_LABELS_KNOW_REAL_IMAGES
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.distilled_run import read_distilled_run
-from sfm.eval.evaluation import Evaluation, evaluate
+from sfm.eval.evaluation import Evaluation, evaluate_with_reader
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run_export import export
 from sfm.eval.report.provenance import make_cost_table
@@ -69,7 +69,7 @@ def test_real_images_have_rows_on_labels_from_the_same_classifier(
     labelled_run: Path, fashion_store: str
 ) -> None:
     events: list[Progress] = []
-    found = evaluate(make_config(labelled_run, fashion_store, backbone=["lite1"]), events.append)
+    found = evaluate_with_reader(make_config(labelled_run, fashion_store, backbone=["lite1"]), events.append)
     assert [(r.images, r.mode) for r in found.rows] == [
         (images, mode)
         for images in ("distilled", "random", "nearest", "neighbour")
@@ -94,7 +94,7 @@ def test_hard_labels_in_the_file_give_the_rows_of_linear(
     labelled_run: Path, fashion_store: str, lite0_entry: Entry, write_labels: WriteLabels
 ) -> None:
     write_labels(labelled_run, lite0_entry, np.eye(10))
-    found = evaluate(make_config(labelled_run, fashion_store))
+    found = evaluate_with_reader(make_config(labelled_run, fashion_store))
     assert find_top1(found, "distilled", "soft") == find_top1(found, "distilled", "linear")
     assert find_top1(found, "nearest", "soft") != find_top1(found, "nearest", "linear")
 
@@ -157,7 +157,7 @@ def test_labels_of_something_else_are_refused_in_one_line(
 ) -> None:
     write_labels(labelled_run, lite0_entry, probabilities, **header)
     with pytest.raises(InputError, match=message) as caught:
-        evaluate(make_config(labelled_run, fashion_store, mode=["soft"]))
+        evaluate_with_reader(make_config(labelled_run, fashion_store, mode=["soft"]))
     assert "\n" not in str(caught.value)
     assert not (labelled_run / "evaluation.json").exists()
 
@@ -166,9 +166,9 @@ def test_rows_of_replaced_labels_are_dropped(
     labelled_run: Path, fashion_store: str, lite0_entry: Entry, write_labels: WriteLabels
 ) -> None:
     short = {"epochs": 2, "views": 2, "seeds": 1}
-    evaluate(make_config(labelled_run, fashion_store, **short))
+    evaluate_with_reader(make_config(labelled_run, fashion_store, **short))
     write_labels(labelled_run, lite0_entry, np.eye(10))
-    again = evaluate(make_config(labelled_run, fashion_store, backbone=["lite1"], **short))
+    again = evaluate_with_reader(make_config(labelled_run, fashion_store, backbone=["lite1"], **short))
     together = Evaluation.model_validate_json((labelled_run / "evaluation.json").read_bytes())
     assert [(r.backbone, r.mode) for r in together.rows if r.images == "distilled"] == [
         ("lite1", "linear"),
@@ -199,7 +199,9 @@ def test_labels_travel_to_where_their_backbone_is_not(
     labelled_run: Path, fashion_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hide_weights_of_lite0(monkeypatch):
-        found = evaluate(make_config(labelled_run, fashion_store, backbone=["lite1"], mode=["soft"]))
+        found = evaluate_with_reader(
+            make_config(labelled_run, fashion_store, backbone=["lite1"], mode=["soft"])
+        )
     assert [(r.images, r.mode) for r in found.rows if r.mode == "soft"] == [("distilled", "soft")]
     assert any("left out of mode soft" in n and "lite0 is not installed" in n for n in found.notes)
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from sfm.errors import InputError
 from sfm.foreign_images import ForeignImages
-from sfm.pipeline import foreign_images
-from sfm.pipeline.foreign_images import read_foreign_images
+from sfm.pipeline import foreign_image_reader
+from sfm.pipeline.foreign_image_reader import read_foreign_images
 
 SIDE = 12
 MIB = 2**20
@@ -216,8 +216,8 @@ def test_an_array_that_unpacks_to_gigabytes_is_refused_before_memory_is_taken(tm
 def test_more_images_than_their_files_explain_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foreign_images, "MAX_UNCHECKED_BYTES", 4 * SIDE**2 * 3)
-    monkeypatch.setattr(foreign_images, "MAX_GROWTH", 0)
+    monkeypatch.setattr(foreign_image_reader, "MAX_UNCHECKED_BYTES", 4 * SIDE**2 * 3)
+    monkeypatch.setattr(foreign_image_reader, "MAX_GROWTH", 0)
     with pytest.raises(InputError, match="more images than are read"):
         read_foreign_images(write_npz(tmp_path), SIDE)
 

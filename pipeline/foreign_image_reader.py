@@ -54,7 +54,7 @@ def read_foreign_images(path: Path, canvas_pixels: int) -> ForeignImages:
     if path.name.lower().endswith(ARRAY_SUFFIXES):
         images = iterate_pillow_images(read_labelled_arrays(path))
     else:
-        source = find_source_opener(path)(str(path))
+        source = find_image_folder_opener(path)(str(path))
         images = iterate_source_images(source)
         if source.test.shards:
             notes.append(f"Only the training images in {path} were read: it has held-out images too.")
@@ -62,7 +62,7 @@ def read_foreign_images(path: Path, canvas_pixels: int) -> ForeignImages:
     return resize_to_canvas(images, canvas_pixels, path, notes)
 
 
-def find_source_opener(path: Path) -> Callable[[str], Source]:
+def find_image_folder_opener(path: Path) -> Callable[[str], Source]:
     """Return the function that opens the images at a path as the training split of a dataset.
 
     Raises
