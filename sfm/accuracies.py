@@ -39,7 +39,13 @@ def print_evaluation_rows_and_notes(evaluation_record: dict[str, Any]) -> None:
             print_accuracy_table(
                 make_accuracy_table_title(evaluation_record, for_unseen_backbones=unseen is True), block
             )
-    if any(row.get("label_robust_score") is not None for row in result_rows):
+    scores = [
+        f"{row['backbone']} {format_percent(row['label_robust_score'])} %"
+        for row in result_rows
+        if row.get("label_robust_score") is not None
+    ]
+    if scores:
+        print_line(f"LRS of the distilled images: {', '.join(scores)}")
         print_line(LABEL_ROBUST_SCORE_NOTE)
     if any(row["unseen"] is None for row in result_rows):
         print_line(UNKNOWN_BACKBONE_NOTE)

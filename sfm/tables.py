@@ -139,7 +139,7 @@ def print_entry_table(
 
 
 def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> None:
-    """Print accuracy rows, those of all real images last; with scores if a row has one."""
+    """Print accuracy rows, those of all real images last."""
     rows = [
         [
             IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
@@ -148,7 +148,6 @@ def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> N
             format_mean_and_std_as_percent(row, "top1"),
             format_mean_and_std_as_percent(row, "top5"),
             format_percent(row["recovered"]),
-            format_percent(row.get("label_robust_score")),
             str(row["seeds"]),
         ]
         for row in result_rows
@@ -163,18 +162,11 @@ def print_accuracy_table(title: str, result_rows: Sequence[dict[str, Any]]) -> N
             format_percent(row["top5"]),
             format_percent(row["recovered"]),
             "–",
-            "–",
         ]
         for row in result_rows
         if row["images"] == "all real"
     ]
-    columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "LRS %", "seeds"]
-    if all(row.get("label_robust_score") is None for row in result_rows):
-        position = columns.index("LRS %")
-        columns, rows = (
-            [head for head in columns if head != "LRS %"],
-            [row[:position] + row[position + 1 :] for row in rows],
-        )
+    columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
     print_table(title, columns, rows, right_aligned_heads={*columns[3:]})
 
 

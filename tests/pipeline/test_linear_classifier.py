@@ -265,10 +265,9 @@ def test_with_few_samples_the_classifier_is_no_worse_than_the_class_mean(tmp_pat
         moments = compute_moments(features, labels, 5)
         classifier = train_classifier(stage_partition(tmp_path, features, labels), moments, CPU)
         assert classifier.converged
-        assert classifier.common_scale
         assert "one scale for all features" in classifier.solver_description
         # One sample per class: nothing is left to validate on, and nothing is drawn to the class means.
-        assert classifier.shrinks_to_class_means == (per_class > 1)
+        assert ("towards the nearest class mean" in classifier.solver_description) == (per_class > 1)
         found.append(measure_top1_and_top5(held, classifier)[0])
         mean = moments.mean.astype(np.float32)
         nearest.append(compute_top1_top5_accuracies(held, mean, -np.square(mean).sum(axis=1) / 2)[0])
@@ -283,8 +282,8 @@ def test_badly_scaled_features_are_standardised_even_with_few_samples(tmp_path):
     features[:, 4:] *= 1e4
     train = stage_partition(tmp_path, features.astype(np.float32), labels)
     classifier = train_classifier(train, compute_moments(features.astype(np.float32), labels, 4), CPU)
-    assert not classifier.common_scale
-    assert not classifier.shrinks_to_class_means
+    assert "standardised features" in classifier.solver_description
+    assert "towards the nearest class mean" not in classifier.solver_description
     assert measure_top1_and_top5(train, classifier)[0] > 0.9
 
 

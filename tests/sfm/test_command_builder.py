@@ -117,10 +117,11 @@ def test_untrusted_config_file_supplies_the_recipe_and_options_supply_the_paths(
     file = write_config_file(tmp_path, {**RECIPE, **PLACES})
     own = {"store": "mine", "out": tmp_path / "out", "classes": tmp_path / "classes.txt"}
     found = make_config_from_file_and_options(DistillConfig, "distill", file, dict(own))
-    assert found == DistillConfig(**RECIPE, **own)
+    recipe = DistillConfig.VALUES_OF_VERSION_0_1_0 | RECIPE
+    assert found == DistillConfig(**recipe, **own)
     assert make_config_from_file_and_options(
         DistillConfig, "distill", file, {}, is_file_trusted=True
-    ) == DistillConfig(**RECIPE, **PLACES)
+    ) == DistillConfig(**recipe, **PLACES)
 
 
 def test_paths_in_an_untrusted_config_file_are_refused_with_both_remedies(
@@ -215,7 +216,8 @@ def test_config_file_can_be_an_inherited_pipe(tmp_path: Path) -> None:
     found = make_config_from_file_and_options(DistillConfig, "distill", Path(f"/dev/fd/{readable}"), given)
     writer.join()
     os.close(readable)
-    assert found == DistillConfig(**RECIPE, store="mine", out=tmp_path)
+    recipe = DistillConfig.VALUES_OF_VERSION_0_1_0 | RECIPE
+    assert found == DistillConfig(**recipe, store="mine", out=tmp_path)
 
 
 def test_named_pipe_as_config_file_is_refused_without_blocking(tmp_path: Path) -> None:
