@@ -60,8 +60,12 @@ def test_images_of_a_run_have_the_accuracies_of_that_run(
     run = new_run(canvas=37)
     pixels = read_distilled_run(run).pixels
     file = save_tensors(tmp_path / "data.pth", pixels, list(range(10)))
-    expected = evaluate(make_config(run, fashion_store, backbone=["lite0", "lite1"]))
-    foreign = evaluate(make_config(file, fashion_store, backbone=["lite0", "lite1"], distilled_on=["lite0"]))
+    expected = evaluate(make_config(run, fashion_store, backbone=["lite1"], mode=["linear", "inherit"]))
+    foreign = evaluate(
+        make_config(
+            file, fashion_store, backbone=["lite1"], mode=["linear", "inherit"], distilled_on=["lite0"]
+        )
+    )
     assert foreign.rows == expected.rows
     assert foreign.provenance.images == expected.provenance.images
     assert foreign.provenance.image_source == str(file)
@@ -69,7 +73,7 @@ def test_images_of_a_run_have_the_accuracies_of_that_run(
 
 
 def test_an_unknown_backbone_is_marked_and_nothing_is_inherited(lgm_file: Path, fashion_store: str) -> None:
-    done = run_evaluate(lgm_file, "--store", fashion_store, "--backbone", "lite0", "--backbone", "lite1")
+    done = run_evaluate(lgm_file, "--store", fashion_store, "--backbone", "lite0")
     assert done.exit_code == 0, done.stderr
     assert "distilled on an unknown backbone" in done.stdout
     assert "resized to 37 x 37" in done.stdout

@@ -291,6 +291,10 @@ def test_decoding_processes_do_not_import_torch():
 def test_the_decoding_pool_is_shared_by_threads_and_ends_with_its_context():
     batches = [make_batch(CHUNK_IMAGES + 4, first=100 * i) for i in range(12)]
     with decoding_process_pool(decode_image, 2, 3) as decoding:
+        # A process is listed by its command line, which it has once it runs Python.
+        deadline = time.monotonic() + 60
+        while len(list_decoding_processes()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert len(list_decoding_processes()) == 2
 
         def means(batch):
