@@ -33,7 +33,7 @@ class WorkerConfig:
     source_spec : str
         Spec.
     client_split_listing_digests : tuple of str
-        `Split.listing` of both splits on the client.
+        `Split.listing_digest` of both splits on the client.
     backbone_specs_and_hashes : tuple of (str, str)
         Specs, and the backbones' hashes on the client.
     image_size : int or None
